@@ -1,0 +1,41 @@
+// SPDX-License-Identifier: Apache-2.0
+// args.c: see args.h.
+#include "client/lib/args.h"
+
+#include <string.h>
+
+int args_check(size_t known, const void *dst, const char *name, struct err *err) {
+    if (dst == NULL)
+        return err_set(err, KVPOOL_E_INVAL, "%s is NULL", name);
+    size_t size;
+    memcpy(&size, dst, sizeof size);
+    if (size < known)
+        return err_set(err, KVPOOL_E_INVAL, "%s.size is %zu, at least %zu is needed", name, size,
+                       known);
+    return 0;
+}
+
+int args_read(void *dst, size_t known, const void *src, const char *name, struct err *err) {
+    int rc = args_check(known, src, name, err);
+    if (rc == 0)
+        memcpy(dst, src, known);
+    return rc;
+}
+
+void args_write(void *dst, const void *src, size_t known) {
+    memcpy((char *)dst + sizeof(size_t), (const char *)src + sizeof(size_t),
+           known - sizeof(size_t));
+}
+
+int args_name(char *dst, const char *name, const char *what, struct err *err) {
+    if (name == NULL)
+        return err_set(err, KVPOOL_E_INVAL, "%s is NULL", what);
+    size_t len = strnlen(name, KVPOOL_NAME_MAX + 1);
+    if (len == 0)
+        return err_set(err, KVPOOL_E_INVAL, "%s is empty", what);
+    if (len > KVPOOL_NAME_MAX)
+        return err_set(err, KVPOOL_E_INVAL, "%s is longer than %d bytes", what, KVPOOL_NAME_MAX);
+    memset(dst, 0, KVPOOL_NAME_MAX + 1);
+    memcpy(dst, name, len);
+    return 0;
+}

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// args.h: public structs that grow: `size` says how much of one the caller knows.
+//
+// Invariants
+//  1. A struct smaller than the first version's is refused; of a larger one only what this library
+//     knows is read or written.
+//  2. `size` itself is never written.
+// Threads: any, no state.
+#ifndef KVPOOL_CLIENT_LIB_ARGS_H
+#define KVPOOL_CLIENT_LIB_ARGS_H
+
+#include "proto/err.h"
+
+// Copies the `known` bytes of *src, which begins with its size. Errors: INVAL.
+int args_read(void *dst, size_t known, const void *src, const char *name, struct err *err);
+
+// Checks a struct to be written later. Errors: INVAL.
+int args_check(size_t known, const void *dst, const char *name, struct err *err);
+
+// Writes all but the size.
+void args_write(void *dst, const void *src, size_t known);
+
+// Copies a name of 1..KVPOOL_NAME_MAX bytes into a zero-padded field of KVPOOL_NAME_MAX + 1.
+int args_name(char *dst, const char *name, const char *what, struct err *err);
+
+#endif

@@ -1,0 +1,139 @@
+// SPDX-License-Identifier: Apache-2.0
+// client.c: see client.h: connecting, reconnecting, and the frame of public calls.
+#include "client/lib/client.h"
+
+#include "client/lib/connect.h"
+#include "client/lib/last_error.h"
+#include "client/lib/sock.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+int client_enter(const kvpool_client *c, struct err *err) {
+    if (c == NULL)
+        return err_set(err, KVPOOL_E_INVAL, "client is NULL");
+    if (c->pid != getpid())
+        return err_set(err, KVPOOL_E_FORKED,
+                       "the client belongs to process %d: a child connects anew", (int)c->pid);
+    return 0;
+}
+
+kvpool_status client_leave(const kvpool_client *c, int status, const struct err *err) {
+    if (status != 0 && c != NULL)
+        last_error_keep(c->id, status, err);
+    return (kvpool_status)status;
+}
+
+int64_t client_deadline(const kvpool_client *c) {
+    return clock_deadline(c->timeout_ms);
+}
+
+// By the connecting thread, without the lock: makes a connection as the drawing in client.h says.
+static int reconnect(kvpool_client *c, int64_t deadline_ns, struct err *err) {
+    bool same = false;
+    struct connection next = {.identity = c->identity}; // changed by connecting threads only
+    if (c->session > 0 && fdsock_alive(c->fdsock)) {
+        int rc = connect_control(c->fdsock, c->dir, deadline_ns, &next, err);
+        same = rc == 0;
+        // What the daemon decides about the session (unknown, not ours) a new one may mend; that
+        // it cannot be reached or does not answer is for the caller.
+        if (rc == KVPOOL_E_TIMEOUT || (rc == KVPOOL_E_CONN && fdsock_alive(c->fdsock)))
+            return rc;
+    }
+    if (!same) {
+        int rc = connect_session(c->fdsock, c->dir, c->name, deadline_ns, &next, err);
+        if (rc != 0)
+            return rc;
+    }
+    transport_attach(c->transport, next.fd, &next.link);
+
+    pthread_mutex_lock(&c->lock);
+    c->info = next.info;
+    if (!same) {
+        c->identity = next.identity;
+        c->session++;
+        c->lost = c->lost || c->has_handles;
+        c->has_handles = false;
+        steptab_clear(&c->steps);
+        c->num_pools = 0;
+    }
+    pthread_mutex_unlock(&c->lock);
+    return 0;
+}
+
+int client_ensure(kvpool_client *c, enum client_need need, int64_t deadline_ns, uint64_t *ret_link,
+                  uint64_t *ret_session, struct err *err) {
+    int rc = 0;
+    uint64_t link;
+    pthread_mutex_lock(&c->lock);
+    while (!transport_up(c->transport, &link)) {
+        if (c->connecting) {
+            struct timespec ts = clock_timespec(deadline_ns);
+            if (pthread_cond_timedwait(&c->connected, &c->lock, &ts) != ETIMEDOUT)
+                continue;
+            rc = err_set(err, KVPOOL_E_TIMEOUT, "reconnecting to %s takes too long", c->dir);
+            goto unlock;
+        }
+        c->connecting = true;
+        pthread_mutex_unlock(&c->lock);
+        rc = reconnect(c, deadline_ns, err);
+        pthread_mutex_lock(&c->lock);
+        c->connecting = false;
+        pthread_cond_broadcast(&c->connected);
+        if (rc != 0)
+            goto unlock;
+    }
+    if (need == CLIENT_HANDLE && c->lost) {
+        c->lost = false;
+        rc = err_set(err, KVPOOL_E_LOST,
+                     "the session ended with the daemon's end or by its decision: pools must be "
+                     "opened, sequences and regions made anew");
+        goto unlock;
+    }
+    if (ret_link != NULL)
+        *ret_link = link;
+    if (ret_session != NULL)
+        *ret_session = c->session;
+
+unlock:
+    pthread_mutex_unlock(&c->lock);
+    return rc;
+}
+
+void client_gave_handle(kvpool_client *c) {
+    pthread_mutex_lock(&c->lock);
+    c->has_handles = true;
+    pthread_mutex_unlock(&c->lock);
+}
+
+uint64_t client_session(kvpool_client *c) {
+    pthread_mutex_lock(&c->lock);
+    uint64_t session = c->session;
+    pthread_mutex_unlock(&c->lock);
+    return session;
+}
+
+uint32_t client_max_batch(kvpool_client *c) {
+    pthread_mutex_lock(&c->lock);
+    uint32_t max = c->info.max_batch;
+    pthread_mutex_unlock(&c->lock);
+    return max < PROTO_MAX_BATCH ? max : PROTO_MAX_BATCH;
+}
+
+void client_pool_learn(kvpool_client *c, const struct pool_shape *shape) {
+    pthread_mutex_lock(&c->lock);
+    c->pools[c->num_pools++ % CLIENT_POOLS] = *shape;
+    pthread_mutex_unlock(&c->lock);
+}
+
+bool client_pool_known(kvpool_client *c, kvpool_pool pool, struct pool_shape *ret) {
+    bool known = false;
+    pthread_mutex_lock(&c->lock);
+    for (uint32_t i = 0; i < CLIENT_POOLS && i < c->num_pools && !known; i++) {
+        known = c->pools[i].pool == pool;
+        if (known)
+            *ret = c->pools[i];
+    }
+    pthread_mutex_unlock(&c->lock);
+    return known;
+}

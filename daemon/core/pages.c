@@ -1,0 +1,87 @@
+// SPDX-License-Identifier: Apache-2.0
+// pages.c: see pages.h.
+#include "daemon/core/pages.h"
+
+#include <stdlib.h>
+
+bool pages_init(struct pages *p, uint32_t num_pages) {
+    *p = (struct pages){0};
+    p->refs = calloc(num_pages, sizeof *p->refs);
+    if (p->refs == NULL) {
+        return false;
+    }
+    if (!ids_init(&p->free, num_pages)) {
+        free(p->refs);
+        p->refs = NULL;
+        return false;
+    }
+    return true;
+}
+
+void pages_fini(struct pages *p) {
+    free(p->refs);
+    ids_fini(&p->free);
+    *p = (struct pages){0};
+}
+
+void pages_count(struct pages *p, uint32_t page) {
+    ids_seen(&p->free, page);
+    if (p->refs[page]++ == 1) {
+        p->shared++;
+    }
+}
+
+static bool page_used(const void *arg, uint32_t page) {
+    const struct pages *p = arg;
+    return p->refs[page] > 0;
+}
+
+void pages_fill(struct pages *p) {
+    ids_fill(&p->free, page_used, p);
+}
+
+void pages_take_n(struct pages *p, uint32_t n, uint32_t *ret_pages) {
+    assert(n <= pages_free(p));
+    uint32_t *refs = p->refs;
+    uint32_t from_stack = n < p->free.top ? n : p->free.top;
+    const uint32_t *top = p->free.stack + p->free.top;
+    for (uint32_t i = 0; i < from_stack; i++) {
+        uint32_t page = *--top;
+        assert(refs[page] == 0);
+        refs[page] = 1;
+        ret_pages[i] = page;
+    }
+    p->free.top -= from_stack;
+    uint32_t fresh = p->free.fresh;
+    for (uint32_t i = from_stack; i < n; i++) {
+        refs[fresh] = 1;
+        ret_pages[i] = fresh++;
+    }
+    p->free.fresh = fresh;
+}
+
+void pages_ref_n(struct pages *p, uint32_t n, const uint32_t *pages) {
+    for (uint32_t i = 0; i < n; i++) {
+        pages_ref(p, pages[i]);
+    }
+}
+
+void pages_unref_n(struct pages *p, uint32_t n, const uint32_t *pages) {
+    uint32_t *refs = p->refs;
+    uint32_t *stack = p->free.stack;
+    uint32_t top = p->free.top;
+    uint32_t unshared = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t page = pages[i];
+        assert(refs[page] > 0);
+        uint32_t left = --refs[page];
+        if (left == 0) {
+            stack[top++] = page;
+        } else if (left == 1) {
+            unshared++;
+        }
+    }
+    assert(top <= p->free.fresh);
+    p->free.top = top;
+    p->shared -= unshared;
+}

@@ -1,0 +1,62 @@
+// SPDX-License-Identifier: Apache-2.0
+// pages.h: the pages of one pool as numbers: who is free, and how many page-table entries name each
+// of the others. Derived memory: rebuilt from the block, never part of it.
+//
+// Invariants
+//  1. refs[page] is 0 exactly when the page is free.
+//  2. `shared` is the number of pages with refs > 1.
+//  3. Every operation on one page is O(1) and allocates nothing.
+// Thread: the loop thread.
+#ifndef KVPOOL_DAEMON_CORE_PAGES_H
+#define KVPOOL_DAEMON_CORE_PAGES_H
+
+#include "daemon/core/ids.h"
+
+struct pages {
+    struct ids free;
+    uint32_t *refs; // [num_pages]
+    uint32_t shared;
+};
+
+bool pages_init(struct pages *p, uint32_t num_pages); // false: out of memory
+void pages_fini(struct pages *p);                     // a zeroed struct is fine
+
+// Rebuilding, after pages_init: pages_count() for every entry that names a page, then pages_fill().
+void pages_count(struct pages *p, uint32_t page);
+void pages_fill(struct pages *p);
+
+static inline uint32_t pages_free(const struct pages *p) {
+    return ids_free(&p->free);
+}
+
+// A free page, of which there must be one, with one reference.
+static inline uint32_t pages_take(struct pages *p) {
+    uint32_t page = ids_take(&p->free);
+    assert(p->refs[page] == 0);
+    p->refs[page] = 1;
+    return page;
+}
+
+static inline void pages_ref(struct pages *p, uint32_t page) {
+    assert(p->refs[page] > 0);
+    if (p->refs[page]++ == 1) {
+        p->shared++;
+    }
+}
+
+static inline void pages_unref(struct pages *p, uint32_t page) {
+    assert(p->refs[page] > 0);
+    uint32_t refs = --p->refs[page];
+    if (refs == 0) {
+        ids_give(&p->free, page);
+    } else if (refs == 1) {
+        p->shared--;
+    }
+}
+
+// The same for n pages. For taking, n must be at most pages_free().
+void pages_take_n(struct pages *p, uint32_t n, uint32_t *ret_pages);
+void pages_ref_n(struct pages *p, uint32_t n, const uint32_t *pages);
+void pages_unref_n(struct pages *p, uint32_t n, const uint32_t *pages);
+
+#endif

@@ -1,0 +1,411 @@
+// SPDX-License-Identifier: Apache-2.0
+// rebuild.c: the derived tables, made from the block alone. The block may hold anything: what is
+// read is checked before it is used as an index or a size, and what breaks an invariant of core.h
+// or layout.h is said and refused.
+//
+// Order: pools, sessions, sequences (rows), steps (items), then the page-table rows, which need all
+// of them.
+#include "daemon/core/geometry.h"
+
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+__attribute__((format(printf, 2, 3))) static int damaged(struct err *err, const char *fmt, ...) {
+    char text[128];
+    va_list ap;
+    va_start(ap, fmt);
+    vsnprintf(text, sizeof text, fmt, ap);
+    va_end(ap);
+    return err_set(err, KVPOOL_E_INVAL, "block damaged: %s", text);
+}
+
+// --- pools ------------------------------------------------------------------------------------
+
+static int check_pool(const struct core *c, uint32_t pool, struct err *err) {
+    const struct pool_rec *rec = &c->t.pools[pool];
+    if (rec->checksum != layout_pool_checksum(rec) || rec->generation == 0) {
+        return damaged(err, "pool %u", pool);
+    }
+    struct core_pool_config g = {
+        .layers = rec->layers,
+        .kv_heads = rec->kv_heads,
+        .head_dim = rec->head_dim,
+        .page_size = rec->page_size,
+        .dtype = rec->dtype,
+        .num_pages = rec->num_pages,
+        .max_seqs = rec->max_seqs,
+        .max_seq_len = rec->max_seq_len,
+    };
+    memcpy(g.name, rec->name, sizeof g.name);
+    if (rec->max_seqs == 0 || rec->max_seq_len == 0 || core_pool_config_check(&g, NULL) != 0 ||
+        rec->row_entries != ((uint64_t)rec->max_seq_len + rec->page_size - 1) / rec->page_size) {
+        return damaged(err, "configuration of pool %u", pool);
+    }
+    uint64_t span = (uint64_t)rec->max_seqs * rec->row_entries;
+    if (span > c->limits.max_table_entries ||
+        rec->first_entry > c->limits.max_table_entries - span) {
+        return damaged(err, "page table of pool %u leaves the block", pool);
+    }
+    for (uint32_t i = 0; i < pool; i++) {
+        const struct pool_rec *other = &c->t.pools[i];
+        if (other->state != RECORD_LIVE) {
+            continue;
+        }
+        uint64_t other_span = (uint64_t)other->max_seqs * other->row_entries;
+        if (rec->first_entry < other->first_entry + other_span &&
+            other->first_entry < rec->first_entry + span) {
+            return damaged(err, "page tables of pools %u and %u overlap", i, pool);
+        }
+        if (strncmp(other->name, rec->name, sizeof rec->name) == 0) {
+            return damaged(err, "pools %u and %u have one name", i, pool);
+        }
+    }
+    return 0;
+}
+
+static int rebuild_pools(struct core *c, struct err *err) {
+    for (uint32_t i = 0; i < c->limits.max_pools; i++) {
+        uint32_t state = c->t.pools[i].state;
+        if (state == RECORD_FREE) {
+            continue;
+        }
+        if (state != RECORD_LIVE) {
+            return damaged(err, "pool %u has state %u", i, state);
+        }
+        int rc = check_pool(c, i, err);
+        if (rc != 0) {
+            return rc;
+        }
+        if (!core_pool_live_init(c, i)) {
+            return err_set(err, KVPOOL_E_NOMEM, "out of memory for the tables of %u pages",
+                           c->t.pools[i].num_pages);
+        }
+        c->num_pools++;
+    }
+    return 0;
+}
+
+// --- sessions ---------------------------------------------------------------------------------
+
+static int check_session(const struct core *c, uint32_t session, struct err *err) {
+    const struct session_rec *rec = &c->t.sessions[session];
+    if (rec->generation == 0 || rec->next_finished >= CORE_FINISHED ||
+        memchr(rec->name, 0, sizeof rec->name) == NULL) {
+        return damaged(err, "session %u", session);
+    }
+    for (uint32_t i = 0; i < CORE_FINISHED; i++) {
+        uint32_t outcome = rec->finished[i].outcome;
+        if (rec->finished_ids[i] != 0 && outcome != OUTCOME_COMMITTED &&
+            outcome != OUTCOME_ABORTED) {
+            return damaged(err, "session %u has a finished step of outcome %u", session, outcome);
+        }
+    }
+    return 0;
+}
+
+static bool session_used(const void *arg, uint32_t id) {
+    const struct core *c = arg;
+    return c->t.sessions[id].state == RECORD_LIVE;
+}
+
+static int rebuild_sessions(struct core *c, struct err *err) {
+    for (uint32_t i = 0; i < c->limits.max_sessions; i++) {
+        uint32_t state = c->t.sessions[i].state;
+        if (state == RECORD_FREE) {
+            continue;
+        }
+        if (state != RECORD_LIVE) {
+            return damaged(err, "session %u has state %u", i, state);
+        }
+        int rc = check_session(c, i, err);
+        if (rc != 0) {
+            return rc;
+        }
+        ids_seen(&c->session_ids, i);
+    }
+    ids_fill(&c->session_ids, session_used, c);
+    return 0;
+}
+
+// --- sequences --------------------------------------------------------------------------------
+
+static int check_seq(const struct core *c, uint32_t seq, struct err *err) {
+    const struct seq_rec *rec = &c->t.seqs[seq];
+    if (rec->generation == 0 || rec->pool >= c->limits.max_pools ||
+        c->t.pools[rec->pool].state != RECORD_LIVE || rec->session >= c->limits.max_sessions ||
+        c->t.sessions[rec->session].state != RECORD_LIVE) {
+        return damaged(err, "sequence %u", seq);
+    }
+    const struct pool_rec *pool = &c->t.pools[rec->pool];
+    if (rec->length > pool->max_seq_len) {
+        return damaged(err, "sequence %u has %u tokens, more than its pool's %u", seq, rec->length,
+                       pool->max_seq_len);
+    }
+    if (rec->row >= pool->max_seqs || c->pools[rec->pool].row_seqs[rec->row] != 0) {
+        return damaged(err, "row %u of sequence %u", rec->row, seq);
+    }
+    if (rec->step != LAYOUT_NONE &&
+        (rec->step >= c->limits.max_steps || c->t.steps[rec->step].state != RECORD_LIVE)) {
+        return damaged(err, "step %u of sequence %u", rec->step, seq);
+    }
+    return 0;
+}
+
+static bool seq_used(const void *arg, uint32_t id) {
+    const struct core *c = arg;
+    return c->t.seqs[id].state == RECORD_LIVE;
+}
+
+static bool row_used(const void *arg, uint32_t id) {
+    const struct pool_live *pool = arg;
+    return pool->row_seqs[id] != 0;
+}
+
+static int rebuild_seqs(struct core *c, struct err *err) {
+    for (uint32_t i = 0; i < c->limits.max_seqs; i++) {
+        const struct seq_rec *rec = &c->t.seqs[i];
+        if (rec->state == RECORD_FREE) {
+            continue;
+        }
+        if (rec->state != RECORD_LIVE) {
+            return damaged(err, "sequence %u has state %u", i, rec->state);
+        }
+        int rc = check_seq(c, i, err);
+        if (rc != 0) {
+            return rc;
+        }
+        struct pool_live *pool = &c->pools[rec->pool];
+        pool->row_seqs[rec->row] = i + 1;
+        pool->seqs++;
+        ids_seen(&pool->rows, rec->row);
+        ids_seen(&c->seq_ids, i);
+        core_link_seq(c, i);
+    }
+    ids_fill(&c->seq_ids, seq_used, c);
+    for (uint32_t i = 0; i < c->limits.max_pools; i++) {
+        if (c->t.pools[i].state == RECORD_LIVE) {
+            ids_fill(&c->pools[i].rows, row_used, &c->pools[i]);
+        }
+    }
+    return 0;
+}
+
+// --- steps ------------------------------------------------------------------------------------
+
+// Item i of a step whose record is checked: the sequence is there, once, and the numbers agree.
+static bool item_is_sound(const struct core *c, uint32_t step, const struct step_items *items,
+                          uint32_t i) {
+    const struct step_rec *rec = &c->t.steps[step];
+    uint32_t seq = items->seqs[i];
+    if (seq >= c->limits.max_seqs || c->seen[seq] == c->stamp) {
+        return false;
+    }
+    const struct seq_rec *owner = &c->t.seqs[seq];
+    uint32_t kv_len = items->kv_len[i];
+    if (owner->state != RECORD_LIVE || owner->step != step || owner->session != rec->session ||
+        owner->pool != rec->pool || owner->row != items->rows[i] || kv_len < owner->length ||
+        kv_len > c->t.pools[rec->pool].max_seq_len ||
+        items->qo_indptr[i + 1] - items->qo_indptr[i] != kv_len - owner->length) {
+        return false;
+    }
+    c->seen[seq] = c->stamp;
+    uint32_t old_page = items->old_pages[i];
+    return old_page == LAYOUT_NONE ||
+           (old_page < c->t.pools[rec->pool].num_pages && kv_len > owner->length &&
+            (owner->length & c->pools[rec->pool].page_mask) != 0);
+}
+
+static int check_step(const struct core *c, uint32_t step, struct err *err) {
+    const struct step_rec *rec = &c->t.steps[step];
+    if (rec->id == 0 || rec->session >= c->limits.max_sessions ||
+        c->t.sessions[rec->session].state != RECORD_LIVE || rec->pool >= c->limits.max_pools ||
+        c->t.pools[rec->pool].state != RECORD_LIVE || rec->n < 1 || rec->n > c->limits.max_batch ||
+        rec->tokens > CORE_MAX_TOKENS ||
+        c->sessions[rec->session].steps >= c->limits.max_session_steps ||
+        core_open_step(c, rec->session, rec->id) != LAYOUT_NONE ||
+        core_finished_step(c, rec->session, rec->id) != LAYOUT_NONE) {
+        return damaged(err, "step %u", step);
+    }
+    const struct step_items items = tables_items(&c->t, step);
+    const struct pool_live *pool = &c->pools[rec->pool];
+    uint64_t tokens = 0;
+    uint64_t added = 0;
+    uint64_t copied = 0;
+    uint32_t max_q_len = 0;
+    for (uint32_t i = 0; i < rec->n; i++) {
+        if (items.qo_indptr[i] != tokens || !item_is_sound(c, step, &items, i)) {
+            return damaged(err, "item %u of step %u", i, step);
+        }
+        uint32_t length = c->t.seqs[items.seqs[i]].length;
+        uint32_t q_len = items.kv_len[i] - length;
+        tokens += q_len;
+        max_q_len = q_len > max_q_len ? q_len : max_q_len;
+        added += pool_pages(pool, items.kv_len[i]) - pool_pages(pool, length);
+        copied += items.old_pages[i] != LAYOUT_NONE;
+    }
+    uint32_t layers = c->t.pools[rec->pool].layers;
+    bool beyond = false; // layers that the pool does not have
+    for (uint32_t l = layers; l < KVPOOL_MAX_LAYERS; l++) {
+        beyond = beyond || (rec->written[l / 64] >> (l % 64) & 1) != 0;
+    }
+    if (beyond || rec->tokens != tokens || rec->max_q_len != max_q_len ||
+        rec->added_pages != added || rec->reserved_pages != added + copied) {
+        return damaged(err, "sums of step %u", step);
+    }
+    return 0;
+}
+
+static bool step_used(const void *arg, uint32_t id) {
+    const struct core *c = arg;
+    return c->t.steps[id].state == RECORD_LIVE;
+}
+
+static int rebuild_steps(struct core *c, struct err *err) {
+    c->stamp++;
+    for (uint32_t i = 0; i < c->limits.max_steps; i++) {
+        uint32_t state = c->t.steps[i].state;
+        if (state == RECORD_FREE) {
+            continue;
+        }
+        if (state != RECORD_LIVE) {
+            return damaged(err, "step %u has state %u", i, state);
+        }
+        int rc = check_step(c, i, err);
+        if (rc != 0) {
+            return rc;
+        }
+        ids_seen(&c->step_ids, i);
+        core_link_step(c, i);
+    }
+    ids_fill(&c->step_ids, step_used, c);
+    for (uint32_t i = 0; i < c->seq_ids.fresh; i++) {
+        const struct seq_rec *rec = &c->t.seqs[i];
+        if (rec->state == RECORD_LIVE && rec->step != LAYOUT_NONE && c->seen[i] != c->stamp) {
+            return damaged(err, "sequence %u is in step %u, which does not have it", i, rec->step);
+        }
+    }
+    return 0;
+}
+
+// --- pages ------------------------------------------------------------------------------------
+
+// Counts the pages of entries first..end of a sequence's row. last[page] is the sequence (index
+// + 1) that named the page last: none names one twice.
+static int count_row(struct core *c, uint32_t seq, uint32_t first, uint32_t end, uint32_t *last,
+                     struct err *err) {
+    const struct seq_rec *rec = &c->t.seqs[seq];
+    struct pool_live *live = &c->pools[rec->pool];
+    const uint32_t *row = pool_row(live, rec->row);
+    for (uint32_t i = first; i < end; i++) {
+        uint32_t page = row[i];
+        if (page >= c->t.pools[rec->pool].num_pages || last[page] == seq + 1) {
+            return damaged(err, "entry %u of sequence %u names page %u", i, seq, page);
+        }
+        last[page] = seq + 1;
+        pages_count(&live->pages, page);
+    }
+    return 0;
+}
+
+static int count_committed(struct core *c, uint32_t *last, struct err *err) {
+    int rc = 0;
+    for (uint32_t i = 0; rc == 0 && i < c->seq_ids.fresh; i++) {
+        const struct seq_rec *rec = &c->t.seqs[i];
+        if (rec->state == RECORD_LIVE) {
+            rc = count_row(c, i, 0, pool_pages(&c->pools[rec->pool], rec->length), last, err);
+        }
+    }
+    return rc;
+}
+
+static int count_reserved(struct core *c, uint32_t step, uint32_t *last, struct err *err) {
+    const struct step_rec *rec = &c->t.steps[step];
+    const struct step_items items = tables_items(&c->t, step);
+    struct pool_live *pool = &c->pools[rec->pool];
+    int rc = 0;
+    for (uint32_t i = 0; rc == 0 && i < rec->n; i++) {
+        uint32_t seq = items.seqs[i];
+        uint32_t committed = pool_pages(pool, c->t.seqs[seq].length);
+        uint32_t old_page = items.old_pages[i];
+        rc = count_row(c, seq, committed, pool_pages(pool, items.kv_len[i]), last, err);
+        if (rc != 0 || old_page == LAYOUT_NONE) {
+            continue;
+        }
+        // An abort puts it back into the row, which must not have it yet.
+        const uint32_t *row = pool_row(pool, items.rows[i]);
+        for (uint32_t p = 0; p < committed; p++) {
+            if (row[p] == old_page) {
+                return damaged(err, "old page %u of item %u of step %u", old_page, i, step);
+            }
+        }
+        pages_count(&pool->pages, old_page);
+    }
+    return rc;
+}
+
+// Invariants 4 and 5 of core.h: what a step writes to is named by nothing else.
+static int check_written_pages(const struct core *c, uint32_t step, struct err *err) {
+    const struct step_rec *rec = &c->t.steps[step];
+    const struct step_items items = tables_items(&c->t, step);
+    const struct pool_live *pool = &c->pools[rec->pool];
+    for (uint32_t i = 0; i < rec->n; i++) {
+        uint32_t length = c->t.seqs[items.seqs[i]].length;
+        if (items.kv_len[i] == length) {
+            continue;
+        }
+        const uint32_t *row = pool_row(pool, items.rows[i]);
+        for (uint32_t p = length >> pool->page_shift; p < pool_pages(pool, items.kv_len[i]); p++) {
+            if (pool->pages.refs[row[p]] != 1) {
+                return damaged(err, "page %u is written by step %u and has %u references", row[p],
+                               step, pool->pages.refs[row[p]]);
+            }
+        }
+    }
+    return 0;
+}
+
+static int rebuild_pages(struct core *c, struct err *err) {
+    uint32_t max_pages = 1;
+    for (uint32_t i = 0; i < c->limits.max_pools; i++) {
+        if (c->t.pools[i].state == RECORD_LIVE && c->t.pools[i].num_pages > max_pages) {
+            max_pages = c->t.pools[i].num_pages;
+        }
+    }
+    uint32_t *last = calloc(max_pages, sizeof *last);
+    if (last == NULL) {
+        return err_set(err, KVPOOL_E_NOMEM, "out of memory for the tables of %u pages", max_pages);
+    }
+    int rc = count_committed(c, last, err);
+    for (uint32_t s = 0; rc == 0 && s < c->step_ids.fresh; s++) {
+        rc = step_used(c, s) ? count_reserved(c, s, last, err) : 0;
+    }
+    for (uint32_t s = 0; rc == 0 && s < c->step_ids.fresh; s++) {
+        rc = step_used(c, s) ? check_written_pages(c, s, err) : 0;
+    }
+    for (uint32_t i = 0; rc == 0 && i < c->limits.max_pools; i++) {
+        if (c->t.pools[i].state == RECORD_LIVE) {
+            pages_fill(&c->pools[i].pages);
+        }
+    }
+    free(last);
+    return rc;
+}
+
+int core_rebuild(struct core *c, struct err *err) {
+    int rc = rebuild_pools(c, err);
+    if (rc == 0) {
+        rc = rebuild_sessions(c, err);
+    }
+    if (rc == 0) {
+        rc = rebuild_seqs(c, err);
+    }
+    if (rc == 0) {
+        rc = rebuild_steps(c, err);
+    }
+    if (rc == 0) {
+        rc = rebuild_pages(c, err);
+    }
+    return rc;
+}

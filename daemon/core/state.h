@@ -1,0 +1,141 @@
+// SPDX-License-Identifier: Apache-2.0
+// state.h: struct core: the mapped block, and beside it the derived tables that every part of core
+// shares. Internal to daemon/core.
+//
+//     session_live  -- first_seq -->  seq_live  <-> seq_live ...     (chains of what it owns)
+//                   -- first_step --> step_live <-> step_live ...
+//     (session, step id) -- bucket --> step_live -> step_live ...    (open steps only)
+//     pool_live     -- pages (free, references), rows (free, owner)
+//
+// Invariants
+//  1. Everything here follows from the block alone, but for pins and holds (work in flight), which
+//     are 0 after an attach.
+//  2. The arrays are allocated when core is opened, those of a pool when it is created: no
+//     operation on sequences or steps allocates.
+//  3. Chains are indices, LAYOUT_NONE ends them.
+// Thread: the loop thread.
+#ifndef KVPOOL_DAEMON_CORE_STATE_H
+#define KVPOOL_DAEMON_CORE_STATE_H
+
+#include "daemon/core/handle.h"
+#include "daemon/core/ids.h"
+#include "daemon/core/layout.h"
+#include "daemon/core/pages.h"
+
+#define CORE_MAX_TOKENS ((uint32_t)INT32_MAX) // of a sequence, and of a batch
+
+struct chain { // neighbours in the owner's chain
+    uint32_t prev, next;
+};
+
+struct session_live {
+    uint32_t first_seq, first_step;
+    uint32_t seqs, steps;
+    uint64_t busy; // pins and holds of all it owns
+};
+
+struct seq_live {
+    struct chain chain;
+    uint32_t pins;
+};
+
+struct step_live {
+    struct chain chain;
+    uint32_t bucket_next;
+    uint32_t holds;
+};
+
+struct pool_live {
+    struct pages pages;
+    struct ids rows;
+    uint32_t *row_seqs; // [max_seqs] index + 1 of the sequence that has the row, 0: free
+    uint32_t *table;    // its span in the block
+    uint32_t row_entries;
+    uint32_t page_shift, page_mask;
+    uint32_t seqs;
+};
+
+struct core {
+    struct tables t;
+    struct core_limits limits;
+    void *block;
+    size_t block_size;
+
+    struct ids session_ids, seq_ids, step_ids;
+    struct session_live *sessions;
+    struct seq_live *seqs;
+    struct step_live *steps;
+    struct pool_live *pools;
+    uint32_t num_pools;
+    uint32_t *buckets; // heads of open steps by (session, id)
+    uint32_t bucket_mask;
+
+    // Marks of "seen in this batch": seen[seq] == stamp. A new batch takes a new stamp.
+    uint64_t *seen;
+    uint64_t stamp;
+
+    // What operations hand out, each [max_batch] (qo_indptr: one more).
+    struct core_delta *deltas;
+    struct core_copy *copies;
+    uint32_t *rows, *kv_len, *qo_indptr;
+};
+
+static inline uint32_t pool_pages(const struct pool_live *pool, uint32_t tokens) {
+    return (tokens >> pool->page_shift) + ((tokens & pool->page_mask) != 0);
+}
+
+static inline uint32_t *pool_row(const struct pool_live *pool, uint32_t row) {
+    return pool->table + (size_t)row * pool->row_entries;
+}
+
+// Derived tables of one pool whose record is filled and checked. False: out of memory.
+bool core_pool_live_init(struct core *c, uint32_t pool);
+void core_pool_live_fini(struct core *c, uint32_t pool);
+
+// The index of the object that a handle names. Errors: STALE; for a sequence PERM when it is not
+// session's (an index).
+int core_find_session(const struct core *c, uint64_t handle, uint32_t *ret, struct err *err);
+int core_find_pool(const struct core *c, uint64_t handle, uint32_t *ret, struct err *err);
+int core_find_seq(const struct core *c, uint32_t session, uint64_t handle, uint32_t *ret,
+                  struct err *err);
+
+static inline uint64_t core_session_handle(const struct core *c, uint32_t session) {
+    return handle_make(c->t.sessions[session].generation, session);
+}
+static inline uint64_t core_pool_handle(const struct core *c, uint32_t pool) {
+    return handle_make(c->t.pools[pool].generation, pool);
+}
+static inline uint64_t core_seq_handle(const struct core *c, uint32_t seq) {
+    return handle_make(c->t.seqs[seq].generation, seq);
+}
+
+// A slot's generation when it is used: the first one of its kind if it never was.
+static inline uint32_t core_generation(const struct core *c, uint32_t recorded,
+                                       enum handle_kind kind) {
+    return recorded != 0 ? recorded : handle_first(c->t.header->epoch, kind);
+}
+
+// Puts a live sequence / open step at the head of its session's chain (and of its bucket).
+void core_link_seq(struct core *c, uint32_t seq);
+void core_unlink_seq(struct core *c, uint32_t seq);
+void core_link_step(struct core *c, uint32_t step);
+void core_unlink_step(struct core *c, uint32_t step);
+
+// The open step of that id, LAYOUT_NONE when there is none.
+uint32_t core_open_step(const struct core *c, uint32_t session, uint64_t id);
+
+// Ring slot of a finished step's id, LAYOUT_NONE when it is not remembered.
+uint32_t core_finished_step(const struct core *c, uint32_t session, uint64_t id);
+
+// Frees a sequence that is in no step and not pinned: its pages, row and slot.
+void core_release_seq(struct core *c, uint32_t seq);
+
+// Gives an open step's pages back, restores its rows and frees its slot; remembers nothing. With
+// deltas (room for n of the step), writes the restored entries there and returns how many.
+uint32_t core_drop_step(struct core *c, uint32_t step, struct core_delta *deltas);
+
+// Rebuilds every derived table of a newly opened core from its block, which may hold anything.
+// Errors: INVAL (damaged: says what), NOMEM.
+int core_rebuild(struct core *c, struct err *err);
+
+#endif

@@ -1,0 +1,170 @@
+// SPDX-License-Identifier: Apache-2.0
+// job.c: see job.h.
+#include "daemon/job.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+#define KEEP_IDS ((size_t)64 * 1024) // larger buffers are not kept
+
+struct jobs {
+    struct job *free;
+    uint32_t made, max, max_batch;
+};
+
+static void job_free(struct job *job) {
+    free(job->ids);
+    free(job->ops);
+    free(job->qo_indptr);
+    free(job->kv_len);
+    free(job->rows);
+    free(job->items);
+    free(job);
+}
+
+static struct job *job_make(uint32_t max_batch) {
+    struct job *job = calloc(1, sizeof *job);
+    if (job == NULL)
+        return NULL;
+    job->items = calloc(max_batch, sizeof *job->items);
+    job->rows = calloc(max_batch, sizeof *job->rows);
+    job->kv_len = calloc(max_batch, sizeof *job->kv_len);
+    job->qo_indptr = calloc((size_t)max_batch + 1, sizeof *job->qo_indptr);
+    if (job->items == NULL || job->rows == NULL || job->kv_len == NULL || job->qo_indptr == NULL) {
+        job_free(job);
+        return NULL;
+    }
+    return job;
+}
+
+int jobs_open(uint32_t ready, uint32_t max, uint32_t max_batch, struct jobs **ret,
+              struct err *err) {
+    struct jobs *js = calloc(1, sizeof *js);
+    if (js == NULL)
+        return err_set(err, KVPOOL_E_NOMEM, "jobs: no memory");
+    js->max = max;
+    js->max_batch = max_batch;
+    for (; js->made < ready; js->made++) {
+        struct job *job = job_make(max_batch);
+        if (job == NULL) {
+            jobs_close(js);
+            return err_set(err, KVPOOL_E_NOMEM, "jobs: no memory");
+        }
+        job->next_free = js->free;
+        js->free = job;
+    }
+    *ret = js;
+    return 0;
+}
+
+void jobs_close(struct jobs *js) {
+    if (js == NULL)
+        return;
+    while (js->free != NULL) {
+        struct job *job = js->free;
+        js->free = job->next_free;
+        job_free(job);
+    }
+    free(js);
+}
+
+int job_get(struct jobs *js, struct job **ret, struct err *err) {
+    struct job *job = js->free;
+    if (job == NULL) {
+        if (js->made == js->max)
+            return err_set(err, KVPOOL_E_AGAIN, "the daemon has %u jobs in flight, its limit",
+                           js->max);
+        job = job_make(js->max_batch);
+        if (job == NULL)
+            return err_set(err, KVPOOL_E_NOMEM, "job: no memory");
+        js->made++;
+    } else {
+        js->free = job->next_free;
+    }
+    struct job blank = {.items = job->items,
+                        .rows = job->rows,
+                        .kv_len = job->kv_len,
+                        .qo_indptr = job->qo_indptr,
+                        .ops = job->ops,
+                        .ids = job->ids,
+                        .ops_cap = job->ops_cap,
+                        .ids_cap = job->ids_cap};
+    *job = blank;
+    *ret = job;
+    return 0;
+}
+
+void job_put(struct jobs *js, struct job *job) {
+    if (job->ids_cap > KEEP_IDS) {
+        free(job->ids);
+        job->ids = NULL;
+        job->ids_cap = 0;
+    }
+    job->next_free = js->free;
+    js->free = job;
+}
+
+void job_set_batch(struct job *job, const struct core_batch *batch, struct backend_batch *ret) {
+    memcpy(job->rows, batch->rows, batch->n * sizeof *job->rows);
+    memcpy(job->kv_len, batch->kv_len, batch->n * sizeof *job->kv_len);
+    memcpy(job->qo_indptr, batch->qo_indptr, ((size_t)batch->n + 1) * sizeof *job->qo_indptr);
+    *ret = (struct backend_batch){
+        .n = batch->n, .rows = job->rows, .kv_len = job->kv_len, .qo_indptr = job->qo_indptr};
+}
+
+int job_reserve(struct job *job, size_t n, size_t num_ids, struct err *err) {
+    size_t ops = n + 1;           // and the copy
+    size_t ids = num_ids + 2 * n; // and its sources and destinations
+    if (ops > job->ops_cap) {
+        struct backend_op *grown = reallocarray(job->ops, ops, sizeof *grown);
+        if (grown == NULL)
+            return err_set(err, KVPOOL_E_NOMEM, "effects of %zu sequences: no memory", n);
+        job->ops = grown;
+        job->ops_cap = ops;
+    }
+    if (ids > job->ids_cap) {
+        uint32_t *grown = reallocarray(job->ids, ids, sizeof *grown);
+        if (grown == NULL)
+            return err_set(err, KVPOOL_E_NOMEM, "effects on %zu pages: no memory", num_ids);
+        job->ids = grown;
+        job->ids_cap = ids;
+    }
+    return 0;
+}
+
+int job_set_effects(struct job *job, const struct core *core, const struct core_effects *effects,
+                    struct err *err) {
+    size_t num_ids = 0;
+    for (uint32_t i = 0; i < effects->num_deltas; i++)
+        num_ids += effects->deltas[i].count;
+    size_t n =
+        effects->num_deltas > effects->num_copies ? effects->num_deltas : effects->num_copies;
+    int status = job_reserve(job, n, num_ids, err);
+    if (status != 0)
+        return status;
+    uint32_t *at = job->ids, num_ops = 0;
+    for (uint32_t i = 0; i < effects->num_deltas; i++) {
+        const struct core_delta *delta = &effects->deltas[i];
+        if (delta->count == 0)
+            continue;
+        memcpy(at, core_row(core, effects->pool, delta->row) + delta->first,
+               delta->count * sizeof *at);
+        job->ops[num_ops++] = (struct backend_op){
+            .kind = BACKEND_TABLE,
+            .u.table = {
+                .row = delta->row, .first = delta->first, .count = delta->count, .ids = at}};
+        at += delta->count;
+    }
+    if (effects->num_copies > 0) {
+        uint32_t *src = at, *dst = at + effects->num_copies;
+        for (uint32_t i = 0; i < effects->num_copies; i++) {
+            src[i] = effects->copies[i].src;
+            dst[i] = effects->copies[i].dst;
+        }
+        job->ops[num_ops++] = (struct backend_op){
+            .kind = BACKEND_COPY, .u.copy = {.count = effects->num_copies, .src = src, .dst = dst}};
+    }
+    job->engine.program.ops = job->ops;
+    job->engine.program.n = num_ops;
+    return 0;
+}

@@ -1,0 +1,210 @@
+// SPDX-License-Identifier: Apache-2.0
+// ops_attn.c: APPEND, PREFILL, DECODE: one layer of one batch becomes one job.
+//
+//   resolve the batch -> check numbers -> resolve and check tensors     nothing has changed yet
+//   -> hold step or sequences, regions -> submit [APPEND][ATTEND]
+//
+// Invariants
+//  1. Every refusal comes before any hold.
+//  2. The job's arrays are copies: core may change while it runs.
+// Thread: loop thread.
+#include "daemon/dispatch_impl.h"
+#include "daemon/tensor.h"
+
+#include <inttypes.h>
+#include <math.h>
+
+enum { Q, K, V, OUT, LSE, NUM_TENSORS };
+_Static_assert((int)NUM_TENSORS == JOB_MAX_REGIONS, "one region a tensor");
+
+static const char *const tensor_names[NUM_TENSORS] = {"q", "k", "v", "out", "lse"};
+
+struct tensors {
+    struct region *regions[NUM_TENSORS]; // NULL: no tensor
+    struct backend_tensor backend[NUM_TENSORS];
+};
+
+static int find_batch(struct dispatch *d, struct request *r, struct job *job,
+                      struct core_batch *ret, struct err *err) {
+    const struct proto_attn *a = &r->msg.body.attn;
+    struct session *s = r->session;
+    if (a->step != 0) {
+        if (r->msg.count != 0 || a->pool != 0)
+            return err_set(err, KVPOOL_E_INVAL, "a step has its own batch and pool");
+        if (session_step_ends(s, a->step))
+            return err_set(err, KVPOOL_E_STATE, "step %" PRIu64 " is being finished", a->step);
+        return core_step_batch(d->core, s->handle, a->step, ret, err);
+    }
+    if (r->msg.header.op == PROTO_APPEND)
+        return err_set(err, KVPOOL_E_INVAL, "append needs a step");
+    if (a->k.region != 0 || a->v.region != 0)
+        return err_set(err, KVPOOL_E_INVAL, "k and v need a step");
+    if (r->msg.count == 0)
+        return err_set(err, KVPOOL_E_INVAL, "empty batch");
+    if (r->msg.count > d->max_batch)
+        return err_set(err, KVPOOL_E_TOOBIG, "%u sequences, at most %u in one batch", r->msg.count,
+                       d->max_batch);
+    for (uint32_t i = 0; i < r->msg.count; i++) {
+        struct proto_batch_item item;
+        proto_record(&r->msg, i, &item);
+        job->items[i] = (struct core_item){.seq = item.seq, .tokens = item.tokens};
+    }
+    return core_batch_make(d->core, s->handle, a->pool, r->msg.count, job->items, ret, err);
+}
+
+// Everything but tensors. ret_scale: with the default filled in.
+static int check_numbers(const struct proto_attn *a, uint16_t op, const struct pool *pool,
+                         const struct core_batch *batch, float *ret_scale, struct err *err) {
+    const struct kv_geometry *g = &pool->geometry;
+    if ((a->flags & ~KVPOOL_ATTN_CAUSAL) != 0)
+        return err_set(err, KVPOOL_E_INVAL, "unknown flags 0x%x", a->flags & ~KVPOOL_ATTN_CAUSAL);
+    if (a->layer >= g->layers)
+        return err_set(err, KVPOOL_E_INVAL, "layer %u: the pool has %u", a->layer, g->layers);
+    if ((a->k.region != 0) != (a->v.region != 0))
+        return err_set(err, KVPOOL_E_INVAL, "k and v must be given together");
+    if (op == PROTO_APPEND) {
+        if (a->k.region == 0)
+            return err_set(err, KVPOOL_E_INVAL, "append needs k and v");
+        if (a->q.region != 0 || a->out.region != 0 || a->lse.region != 0)
+            return err_set(err, KVPOOL_E_INVAL, "append takes no q, out or lse");
+        if (a->qo_heads != 0)
+            return err_set(err, KVPOOL_E_INVAL, "qo_heads: append has none");
+        return 0;
+    }
+    if (a->q.region == 0 || a->out.region == 0)
+        return err_set(err, KVPOOL_E_INVAL, "attention needs q and out");
+    if (a->qo_heads == 0 || a->qo_heads > KVPOOL_MAX_QO_HEADS || a->qo_heads % g->kv_heads != 0)
+        return err_set(err, KVPOOL_E_INVAL,
+                       "qo_heads %u: must be a multiple of kv_heads %u, at most %u", a->qo_heads,
+                       g->kv_heads, KVPOOL_MAX_QO_HEADS);
+    if (!isfinite(a->sm_scale) || a->sm_scale < 0)
+        return err_set(err, KVPOOL_E_INVAL,
+                       "sm_scale: must be finite and > 0, or 0 for the default");
+    if (!isfinite(a->soft_cap) || a->soft_cap < 0)
+        return err_set(err, KVPOOL_E_INVAL, "soft_cap: must be finite and > 0, or 0 for none");
+    if (a->window_left < -1)
+        return err_set(err, KVPOOL_E_INVAL, "window_left %d: must be >= 0, or -1 for all",
+                       a->window_left);
+    if (op == PROTO_DECODE && batch->max_q_len > PROTO_DECODE_MAX_Q)
+        return err_set(err, KVPOOL_E_INVAL,
+                       "decode: %u query tokens of one sequence, at most %u: use prefill",
+                       batch->max_q_len, PROTO_DECODE_MAX_Q);
+    *ret_scale = a->sm_scale > 0 ? a->sm_scale : 1.0F / sqrtf((float)g->head_dim);
+    return 0;
+}
+
+static int check_tensors(struct dispatch *d, const struct session *s, const struct proto_attn *a,
+                         const struct kv_geometry *g, uint32_t tokens, struct tensors *ret,
+                         struct err *err) {
+    const struct proto_tensor *given[NUM_TENSORS] = {&a->q, &a->k, &a->v, &a->out, &a->lse};
+    struct tensor checked[NUM_TENSORS];
+    uint32_t elem = (uint32_t)kv_dtype_size(g->dtype);
+    *ret = (struct tensors){0};
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        if (given[i]->region == 0)
+            continue;
+        struct region *region;
+        int status = region_find(d->regions, s->handle, given[i]->region, &region, err);
+        if (status != 0)
+            return status;
+        checked[i] = (struct tensor){.region = region->handle,
+                                     .region_bytes = region->bytes,
+                                     .offset = given[i]->offset,
+                                     .token_stride = given[i]->token_stride,
+                                     .head_stride = given[i]->head_stride,
+                                     .tokens = tokens,
+                                     .heads = i == K || i == V ? g->kv_heads : a->qo_heads,
+                                     .head_dim = i == LSE ? 1 : g->head_dim,
+                                     .elem = i == LSE ? (uint32_t)sizeof(float) : elem};
+        status = tensor_check(&checked[i], tensor_names[i], i == OUT || i == LSE, err);
+        if (status != 0)
+            return status;
+        ret->regions[i] = region;
+        ret->backend[i] = (struct backend_tensor){.mem = region->mem,
+                                                  .offset = given[i]->offset,
+                                                  .token_stride = given[i]->token_stride,
+                                                  .head_stride = given[i]->head_stride};
+    }
+    for (int output = OUT; output <= LSE; output++)
+        for (int i = 0; i < output && ret->regions[output] != NULL; i++)
+            if (ret->regions[i] != NULL && tensor_overlap(&checked[output], &checked[i]))
+                return err_set(err, KVPOOL_E_INVAL, "%s overlaps %s", tensor_names[output],
+                               tensor_names[i]);
+    return 0;
+}
+
+static void make_program(struct job *job, const struct proto_attn *a, float sm_scale,
+                         const struct backend_batch *batch, const struct tensors *t) {
+    uint32_t n = 0;
+    if (t->regions[K] != NULL)
+        job->attention[n++] = (struct backend_op){
+            .kind = BACKEND_APPEND,
+            .u.append = {
+                .layer = a->layer, .batch = *batch, .k = t->backend[K], .v = t->backend[V]}};
+    if (t->regions[Q] != NULL)
+        job->attention[n++] =
+            (struct backend_op){.kind = BACKEND_ATTEND,
+                                .u.attend = {.layer = a->layer,
+                                             .qo_heads = a->qo_heads,
+                                             .causal = (a->flags & KVPOOL_ATTN_CAUSAL) != 0,
+                                             .sm_scale = sm_scale,
+                                             .soft_cap = a->soft_cap,
+                                             .window_left = a->window_left,
+                                             .batch = *batch,
+                                             .q = t->backend[Q],
+                                             .out = t->backend[OUT],
+                                             .lse = t->backend[LSE]}};
+    job->engine.program.ops = job->attention;
+    job->engine.program.n = n;
+}
+
+int op_attention(struct dispatch *d, struct request *r, struct err *err) {
+    const struct proto_attn *a = &r->msg.body.attn;
+    struct session *s = r->session;
+    struct core_batch batch;
+    struct backend_batch backend_batch;
+    struct tensors tensors;
+    struct job *job;
+    float sm_scale = 0;
+    int status = job_get(d->jobs, &job, err);
+    if (status != 0)
+        return status;
+    status = find_batch(d, r, job, &batch, err);
+    if (status != 0)
+        goto put_job;
+    struct pool *pool = pools_find(d->pools, batch.pool);
+    assert(pool != NULL); // pools.h, invariant 1
+    status = check_numbers(a, r->msg.header.op, pool, &batch, &sm_scale, err);
+    if (status == 0)
+        status = check_tensors(d, s, a, &pool->geometry, batch.tokens, &tensors, err);
+    if (status != 0)
+        goto put_job;
+    job_set_batch(job, &batch, &backend_batch);
+    make_program(job, a, sm_scale, &backend_batch, &tensors);
+    if (a->step != 0)
+        status = core_step_hold(d->core, s->handle, a->step, err);
+    else
+        status = core_seq_pin(d->core, s->handle, r->msg.count, job->items, err);
+    if (status != 0)
+        goto put_job;
+    job->kind = JOB_ATTENTION;
+    job->d = d;
+    job->session = s;
+    job->request = r;
+    job->pool = pool;
+    job->step = a->step;
+    job->num_items = a->step != 0 ? 0 : r->msg.count;
+    job->appends = tensors.regions[K] != NULL;
+    job->layer = a->layer;
+    for (int i = 0; i < NUM_TENSORS; i++) {
+        if (tensors.regions[i] == NULL)
+            continue;
+        region_hold(tensors.regions[i]);
+        job->regions[job->num_regions++] = tensors.regions[i];
+    }
+    job_submit(job);
+    return 0;
+put_job:
+    job_put(d->jobs, job);
+    return status;
+}

@@ -1,0 +1,127 @@
+// SPDX-License-Identifier: Apache-2.0
+// ops_fd.c: the operations of the fd socket: FD_HELLO, regions, BYE. All are answered at once.
+// Thread: loop thread.
+#include "daemon/dispatch_impl.h"
+#include "daemon/log.h"
+
+#include <inttypes.h>
+#include <unistd.h>
+
+static void reply_packet(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg,
+                         const void *body, size_t body_len, int fd) {
+    struct proto_header header = proto_reply_header(&msg->header, KVPOOL_OK, d->epoch);
+    size_t len = proto_write(d->reply, sizeof d->reply, &header, body, body_len, NULL, 0);
+    stats_answered(&d->stats, true, uv_hrtime());
+    fdsock_send(conn, d->reply, len, fd);
+}
+
+static int open_session(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg,
+                        struct err *err) {
+    const struct proto_fd_hello *hello = &msg->body.fd_hello;
+    struct session *s;
+    uint32_t version;
+    if (conn->user != NULL)
+        return err_set(err, KVPOOL_E_STATE, "this connection has a session");
+    int status = negotiate(hello->version_min, hello->version_max, &version, err);
+    if (status == 0)
+        status = session_open(d, conn, hello->name, &s, err);
+    if (status != 0)
+        return status;
+    conn->user = s;
+    fdsock_admit(conn);
+    struct proto_fd_hello_reply reply = {.version = version,
+                                         .pid = (uint32_t)getpid(),
+                                         .features = hello->features & PROTO_FEATURES,
+                                         .session = s->handle,
+                                         .epoch = d->epoch};
+    memcpy(reply.token, s->token, sizeof reply.token);
+    reply_packet(d, conn, msg, &reply, sizeof reply, -1);
+    return 0;
+}
+
+static int create_region(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg,
+                         struct err *err) {
+    struct session *s = conn->user;
+    struct region_limits limits = {.count = d->config->max_regions,
+                                   .bytes = d->config->max_region_bytes};
+    struct region *region;
+    int status = region_create(d->regions, s->handle, &s->quota, &limits,
+                               msg->body.region_create.bytes, &region, err);
+    if (status != 0)
+        return status;
+    struct proto_region_reply reply = {.region = region->handle, .bytes = region->bytes};
+    reply_packet(d, conn, msg, &reply, sizeof reply, engine_ops(d->engine)->mem_fd(region->mem));
+    return 0;
+}
+
+static int free_region(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg,
+                       struct err *err) {
+    struct session *s = conn->user;
+    struct region *region;
+    int status = region_find(d->regions, s->handle, msg->body.handle.handle, &region, err);
+    if (status != 0)
+        return status;
+    region_free(d->regions, region);
+    reply_packet(d, conn, msg, NULL, 0, -1);
+    return 0;
+}
+
+static int bye(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg,
+               struct err *err) {
+    (void)err;
+    reply_packet(d, conn, msg, NULL, 0, -1);
+    session_end(conn->user, SESSION_BYE, uv_hrtime());
+    return 0;
+}
+
+static int run(struct dispatch *d, struct fdsock_conn *conn, const struct fdsock_packet *packet,
+               struct proto_msg *msg, bool *ret_header_ok, struct err *err) {
+    int status =
+        proto_parse_request(PROTO_ON_FD, packet->bytes, packet->len, msg, ret_header_ok, err);
+    if (packet->truncated)
+        return err_set(err, KVPOOL_E_TOOBIG, "a message has at most %u bytes", PROTO_MAX_MESSAGE);
+    if (packet->had_fds)
+        return err_set(err, KVPOOL_E_PROTO, "file descriptors are not accepted");
+    if (status != 0)
+        return status;
+    if (msg->header.epoch != 0 && msg->header.epoch != d->epoch)
+        return err_set(err, KVPOOL_E_LOST, "the daemon was restarted since");
+    if (msg->header.op == PROTO_FD_HELLO)
+        return open_session(d, conn, msg, err);
+    struct session *s = conn->user;
+    if (s == NULL)
+        return err_set(err, KVPOOL_E_STATE, "this connection has no session: say FD_HELLO");
+    s->requests++;
+    switch (msg->header.op) {
+    case PROTO_REGION_CREATE:
+        return create_region(d, conn, msg, err);
+    case PROTO_REGION_FREE:
+        return free_region(d, conn, msg, err);
+    case PROTO_BYE:
+        return bye(d, conn, msg, err);
+    default:
+        return err_set(err, KVPOOL_E_UNSUPPORTED, "operation %u", msg->header.op);
+    }
+}
+
+void fd_packet(void *arg_dispatch, struct fdsock_conn *conn, const struct fdsock_packet *packet) {
+    struct dispatch *d = arg_dispatch;
+    struct proto_msg msg;
+    bool header_ok = false;
+    struct err err = {0};
+    if (run(d, conn, packet, &msg, &header_ok, &err) == 0)
+        return;
+    const struct proto_header *header = header_ok ? &msg.header : NULL;
+    log_debug("fdsock.error", "op=%s pid=%u status=%s error=\"%s\"",
+              header != NULL ? proto_op_name(header->op) : "?", conn->pid,
+              kvpool_status_name((kvpool_status)err.status), err.text);
+    size_t len = proto_write_error(d->reply, sizeof d->reply, header, d->epoch, &err);
+    stats_answered(&d->stats, false, uv_hrtime());
+    fdsock_send(conn, d->reply, len, -1);
+}
+
+void fd_gone(void *arg_dispatch, struct fdsock_conn *conn) {
+    (void)arg_dispatch;
+    if (conn->user != NULL)
+        session_end(conn->user, SESSION_HANGUP, uv_hrtime());
+}

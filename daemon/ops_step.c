@@ -1,0 +1,129 @@
+// SPDX-License-Identifier: Apache-2.0
+// ops_step.c: begin, commit and abort of steps.
+//
+//   begin   core reserves pages -> effects job (holds the step) -> reply at once
+//   commit  core, or parked until the step's last job is done
+//   abort   as commit, then an effects job that undoes copy-on-write in the page table
+//
+// Later work of the session runs behind an effects job on the same stream, so nobody waits for it.
+// Thread: loop thread.
+#include "daemon/dispatch_impl.h"
+
+static void reply_step(struct dispatch *d, struct request *r, const struct core_step_info *info) {
+    struct proto_step_reply reply = {
+        .step = info->step, .tokens = info->tokens, .pages = info->pages};
+    request_reply(d, r, &reply, sizeof reply, NULL, 0);
+}
+
+static void submit_effects(struct dispatch *d, struct job *job, struct session *s, uint64_t pool) {
+    if (job->engine.program.n == 0) {
+        job_put(d->jobs, job);
+        return;
+    }
+    job->kind = JOB_EFFECTS;
+    job->d = d;
+    job->session = s;
+    job->pool = pools_find(d->pools, pool);
+    job_submit(job);
+}
+
+int op_step_begin(struct dispatch *d, struct request *r, struct err *err) {
+    const struct proto_step_begin *b = &r->msg.body.step_begin;
+    struct session *s = r->session;
+    if (d->draining)
+        return err_set(err, KVPOOL_E_SHUTDOWN, "no new steps");
+    if (r->msg.count > d->max_batch)
+        return err_set(err, KVPOOL_E_TOOBIG, "%u sequences, at most %u in one step", r->msg.count,
+                       d->max_batch);
+    for (uint32_t i = 0; i < r->msg.count; i++) {
+        struct proto_batch_item item;
+        proto_record(&r->msg, i, &item);
+        d->items[i] = (struct core_item){.seq = item.seq, .tokens = item.tokens};
+    }
+    struct job *job;
+    int status = job_get(d->jobs, &job, err);
+    if (status != 0)
+        return status;
+    struct core_step_info info;
+    struct core_effects effects = {0};
+    status = core_step_begin(d->core, s->handle, b->step, b->pool, r->msg.count, d->items, &info,
+                             &effects, err);
+    if (status != 0)
+        goto put_job;
+    if (info.repeated) {
+        job_put(d->jobs, job);
+        reply_step(d, r, &info);
+        return 0;
+    }
+    uint64_t pool = effects.pool;
+    status = job_set_effects(job, d->core, &effects, err);
+    if (status != 0)
+        goto abort_step;
+    if (job->engine.program.n > 0) {
+        status = core_step_hold(d->core, s->handle, b->step, err);
+        if (status != 0)
+            goto abort_step;
+        job->step = b->step;
+    }
+    dispatch_verify(d);
+    submit_effects(d, job, s, pool);
+    reply_step(d, r, &info);
+    return 0;
+abort_step: // the backend has heard nothing of the step: its effects need no undoing there
+    core_step_abort(d->core, s->handle, b->step, &effects, NULL);
+put_job:
+    job_put(d->jobs, job);
+    return status;
+}
+
+int op_step_commit(struct dispatch *d, struct request *r, struct err *err) {
+    uint64_t step = r->msg.body.handle.handle;
+    struct core_step_info info;
+    int status = core_step_commit(d->core, r->session->handle, step, &info, err);
+    if (status == KVPOOL_E_BUSY) {
+        session_park(r->session, r);
+        return 0;
+    }
+    if (status != 0)
+        return status;
+    dispatch_verify(d);
+    if (!info.repeated) {
+        d->stats.commits++;
+        d->stats.tokens += info.tokens;
+    }
+    reply_step(d, r, &info);
+    return 0;
+}
+
+int op_step_abort(struct dispatch *d, struct request *r, struct err *err) {
+    uint64_t step = r->msg.body.handle.handle;
+    struct session *s = r->session;
+    struct job *job;
+    int status = job_get(d->jobs, &job, err);
+    if (status != 0)
+        return status;
+    // What undoing may need at most, so that nothing can fail once core has aborted: one page id
+    // for each sequence, whose last page had been copied.
+    struct core_batch batch;
+    struct core_effects effects = {0};
+    bool open = core_step_batch(d->core, s->handle, step, &batch, NULL) == 0;
+    if (open)
+        status = job_reserve(job, batch.n, batch.n, err);
+    if (status == 0)
+        status = core_step_abort(d->core, s->handle, step, &effects, err);
+    if (status != 0) {
+        job_put(d->jobs, job);
+        if (status != KVPOOL_E_BUSY)
+            return status;
+        session_park(s, r);
+        return 0;
+    }
+    d->stats.aborts += open;
+    status = job_set_effects(job, d->core, &effects, err);
+    assert(status == 0); // reserved
+    dispatch_verify(d);
+    job->writes_rows = true;
+    submit_effects(d, job, s, effects.pool);
+    request_reply(d, r, NULL, 0, NULL, 0);
+    return 0;
+}

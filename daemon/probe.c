@@ -1,0 +1,244 @@
+// SPDX-License-Identifier: Apache-2.0
+// probe.c: see probe.h.
+#include "daemon/probe.h"
+
+#include "proto/proto.h"
+
+#include <errno.h>
+#include <stdlib.h>
+#include <sys/socket.h>
+#include <sys/un.h>
+#include <unistd.h>
+
+enum {
+    TIMEOUT_MS = 800, // a dead listener is known within this
+    LATE_MS = 100,    // a timer later than this says that this thread was the slow one
+    EXTENSION_MS = 600,
+    RETRY_MS = 50,   // after a connect that found the backlog full
+    HANDSHAKE = 8,   // "\0SP\0", protocol, 0
+    FRAME_HEAD = 13, // type 1, length (8, big-endian), request id (4, big-endian)
+};
+
+// One connection: a poll handle lives as long as its descriptor.
+struct attempt {
+    uv_poll_t poll;
+    struct probe *probe;
+    int fd;
+};
+
+struct probe {
+    uv_loop_t *loop;
+    probe_fn fn;
+    void *arg;
+    struct sockaddr_un addr;
+    uv_timer_t timer;
+    struct attempt *attempt; // NULL: not connected
+    bool running, extended;
+    uint64_t deadline; // uv_now
+    uint32_t id;       // of the request; the top bit is set as REQ demands
+    size_t got;
+    uint8_t buf[HANDSHAKE + FRAME_HEAD + 512];
+};
+
+static const uint8_t handshake_req[HANDSHAKE] = {0, 'S', 'P', 0, 0, 0x30, 0, 0};
+static const uint8_t handshake_rep[HANDSHAKE] = {0, 'S', 'P', 0, 0, 0x31, 0, 0};
+
+static void put_be32(uint8_t *at, uint32_t value) {
+    for (int i = 0; i < 4; i++) {
+        at[i] = (uint8_t)(value >> (24 - 8 * i));
+    }
+}
+
+static void on_attempt_closed(uv_handle_t *handle) {
+    struct attempt *a = handle->data;
+    close(a->fd);
+    free(a);
+}
+
+static void disconnect(struct probe *p) {
+    if (p->attempt != NULL) {
+        uv_poll_stop(&p->attempt->poll);
+        uv_close((uv_handle_t *)&p->attempt->poll, on_attempt_closed);
+        p->attempt = NULL;
+    }
+}
+
+static void finish(struct probe *p, enum probe_result result) {
+    disconnect(p);
+    uv_timer_stop(&p->timer);
+    p->running = false;
+    p->fn(p->arg, result);
+}
+
+// What the bytes so far say. False: not enough yet.
+static bool verdict(const struct probe *p, enum probe_result *ret) {
+    uint8_t id[4];
+    if (p->got >= HANDSHAKE && memcmp(p->buf, handshake_rep, HANDSHAKE) != 0) {
+        *ret = PROBE_DEAD; // something else listens there
+        return true;
+    }
+    if (p->got < HANDSHAKE + FRAME_HEAD) {
+        return false;
+    }
+    put_be32(id, p->id);
+    *ret = p->buf[HANDSHAKE] == 1 && memcmp(p->buf + HANDSHAKE + 9, id, 4) == 0 ? PROBE_OK
+                                                                                : PROBE_DEAD;
+    return true;
+}
+
+// Reads what is there. True when the probe is decided.
+static bool take(struct probe *p, enum probe_result *ret) {
+    ssize_t n = recv(p->attempt->fd, p->buf + p->got, sizeof p->buf - p->got, MSG_DONTWAIT);
+    if (n > 0) {
+        p->got += (size_t)n;
+        return verdict(p, ret);
+    }
+    if (n < 0 && (errno == EAGAIN || errno == EINTR)) {
+        return false;
+    }
+    *ret = PROBE_DEAD;
+    return true;
+}
+
+static void on_readable(uv_poll_t *poll, int status, int events) {
+    struct attempt *a = poll->data;
+    enum probe_result result;
+    (void)events; // an error shows when reading
+    (void)status;
+    if (take(a->probe, &result)) {
+        finish(a->probe, result);
+    }
+}
+
+// The handshake and the request in one write: 61 bytes always fit into a fresh socket's buffer.
+static bool send_request(struct probe *p, int fd) {
+    uint8_t message[64];
+    uint8_t out[HANDSHAKE + FRAME_HEAD + sizeof message];
+    const struct proto_header header = {.version = PROTO_VERSION_MIN, .op = PROTO_PING};
+    const struct proto_ping ping = {.payload = p->id};
+    const size_t len = proto_write(message, sizeof message, &header, &ping, sizeof ping, NULL, 0);
+    const size_t total = HANDSHAKE + FRAME_HEAD + len;
+    memcpy(out, handshake_req, HANDSHAKE);
+    memset(out + HANDSHAKE, 0, FRAME_HEAD);
+    out[HANDSHAKE] = 1;
+    put_be32(out + HANDSHAKE + 5, (uint32_t)len + 4);
+    put_be32(out + HANDSHAKE + 9, p->id);
+    memcpy(out + HANDSHAKE + FRAME_HEAD, message, len);
+    return send(fd, out, total, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)total;
+}
+
+// 0: connected; -EAGAIN: the backlog is full; else another negative errno.
+static int connect_once(struct probe *p) {
+    struct attempt *a = calloc(1, sizeof *a);
+    int rc;
+    if (a == NULL) {
+        return -ENOMEM;
+    }
+    a->probe = p;
+    a->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
+    if (a->fd < 0) {
+        rc = -errno;
+        goto free_attempt;
+    }
+    if (connect(a->fd, (struct sockaddr *)&p->addr, sizeof p->addr) != 0) {
+        rc = -errno;
+        goto close_fd;
+    }
+    if (!send_request(p, a->fd)) {
+        rc = -EPIPE;
+        goto close_fd;
+    }
+    rc = uv_poll_init(p->loop, &a->poll, a->fd);
+    if (rc != 0) {
+        goto close_fd;
+    }
+    a->poll.data = a;
+    uv_poll_start(&a->poll, UV_READABLE | UV_DISCONNECT, on_readable);
+    p->attempt = a;
+    return 0;
+
+close_fd:
+    close(a->fd);
+free_attempt:
+    free(a);
+    return rc;
+}
+
+static void on_timer(uv_timer_t *timer);
+
+// Connects, or arranges the next try.
+static void try_connect(struct probe *p) {
+    const uint64_t now = uv_now(p->loop);
+    const int rc = connect_once(p);
+    if (rc == 0) {
+        uv_timer_start(&p->timer, on_timer, p->deadline > now ? p->deadline - now : 0, 0);
+    } else if ((rc == -EAGAIN || rc == -ENOMEM || rc == -EMFILE) && now < p->deadline) {
+        uv_timer_start(&p->timer, on_timer, RETRY_MS, 0);
+    } else {
+        finish(p, PROBE_DEAD);
+    }
+}
+
+static void on_timer(uv_timer_t *timer) {
+    struct probe *p = timer->data;
+    enum probe_result result;
+    if (p->attempt == NULL) {
+        try_connect(p);
+        return;
+    }
+    if (take(p, &result)) {
+        finish(p, result);
+        return;
+    }
+    if (!p->extended && uv_now(p->loop) > p->deadline + LATE_MS) {
+        p->extended = true;
+        uv_timer_start(&p->timer, on_timer, EXTENSION_MS, 0);
+        return;
+    }
+    finish(p, p->got >= HANDSHAKE ? PROBE_NO_REPLY : PROBE_DEAD);
+}
+
+int probe_open(uv_loop_t *loop, const char *path, probe_fn fn, void *arg, struct probe **ret,
+               struct err *err) {
+    struct probe *p = calloc(1, sizeof *p);
+    if (p == NULL) {
+        return err_set(err, KVPOOL_E_NOMEM, "out of memory");
+    }
+    p->loop = loop;
+    p->fn = fn;
+    p->arg = arg;
+    p->addr.sun_family = AF_UNIX;
+    if (strlen(path) >= sizeof p->addr.sun_path) {
+        free(p);
+        return err_set(err, KVPOOL_E_INVAL, "socket path is too long");
+    }
+    memcpy(p->addr.sun_path, path, strlen(path));
+    p->id = 0x80000000u;
+    uv_timer_init(loop, &p->timer);
+    p->timer.data = p;
+    *ret = p;
+    return 0;
+}
+
+bool probe_start(struct probe *p) {
+    if (p->running) {
+        return false;
+    }
+    p->running = true;
+    p->extended = false;
+    p->got = 0;
+    p->id = 0x80000000u | (p->id + 1);
+    uv_update_time(p->loop);
+    p->deadline = uv_now(p->loop) + TIMEOUT_MS;
+    try_connect(p);
+    return true;
+}
+
+static void on_timer_closed(uv_handle_t *handle) {
+    free(handle->data);
+}
+
+void probe_close(struct probe *p) {
+    disconnect(p);
+    uv_close((uv_handle_t *)&p->timer, on_timer_closed);
+}

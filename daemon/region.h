@@ -1,0 +1,55 @@
+// SPDX-License-Identifier: Apache-2.0
+// region.h: memory that the daemon allocates and shares with one client: tensors live in it.
+//
+//   handle = generation << 32 | slot         slot -> region { memory, owner, holds }
+//
+// Invariants
+//  1. A handle names a region from region_create to region_free, and never another one: the
+//     generation of a slot changes at every free, and starts from the daemon's epoch.
+//  2. The memory is freed when the handle is gone and holds is 0: never under a job.
+//  3. A quota counts regions and bytes until their memory is freed.
+// Thread: loop thread.
+#ifndef KVPOOL_DAEMON_REGION_H
+#define KVPOOL_DAEMON_REGION_H
+
+#include "kernels/backend.h"
+
+struct regions;
+
+struct region_quota { // of one client, in the client's record
+    uint32_t count;   // regions whose memory exists
+    uint64_t bytes;
+};
+
+struct region { // read only
+    uint64_t handle, session;
+    uint64_t bytes;
+    struct backend_mem *mem;
+    struct region_quota *quota;
+    uint32_t holds;
+    bool freed; // the handle is gone
+};
+
+struct region_limits { // of one client
+    uint32_t count;
+    uint64_t bytes;
+};
+
+int regions_open(struct backend *backend, const struct backend_ops *ops, uint64_t epoch,
+                 struct regions **ret, struct err *err);
+void regions_close(struct regions *rs); // NULL is ignored; frees what is left
+uint32_t regions_count(const struct regions *rs);
+
+// Errors: INVAL (0 bytes), LIMIT, NOMEM.
+int region_create(struct regions *rs, uint64_t session, struct region_quota *quota,
+                  const struct region_limits *limits, uint64_t bytes, struct region **ret,
+                  struct err *err);
+// Errors: STALE, PERM (another session's).
+int region_find(const struct regions *rs, uint64_t session, uint64_t handle, struct region **ret,
+                struct err *err);
+void region_hold(struct region *r);
+void region_put(struct regions *rs, struct region *r);
+void region_free(struct regions *rs, struct region *r); // the handle, at once
+void region_free_all(struct regions *rs, uint64_t session);
+
+#endif

@@ -1,0 +1,616 @@
+// SPDX-License-Identifier: Apache-2.0
+// server.c: see server.h. NNG's REP protocol with one context and one aio a slot; written for NNG
+// 1.5 as it is, and correct on every 1.x.
+//
+//              nng_ctx_recv            on_request            server_reply          sent
+//   IDLE ----------------> RECEIVING ------------> HANDLING -------------> SENDING ----.
+//    ^ ^      error, drain     |                                                       |
+//    | `-----------------------'                      next receive, or IDLE in a drain |
+//    `---------------------------------------------------------------------------------'
+//
+// Invariants (beside server.h's)
+//  5. `state`, the peers and every counter belong to the loop thread; NNG's threads see a slot only
+//     as an item to push and a pipe only as an event to push.
+//  6. Pipe events and requests go through the one inbox: a pipe is known before its first request.
+//  7. A reply that its peer does not take within a second costs the peer its connection, never the
+//     daemon a slot for longer.
+//  8. Nothing of NNG is called from NNG's callbacks except reading the peer of a new pipe and
+//     closing (refusing) it.
+// Thread: loop thread, except the two functions marked.
+#include "daemon/server.h"
+
+#include "daemon/inbox.h"
+#include "daemon/peers.h"
+#include "daemon/probe.h"
+#include "proto/proto.h"
+
+#include <nng/nng.h>
+#include <nng/protocol/reqrep0/rep.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/un.h>
+#include <time.h>
+#include <unistd.h>
+
+enum {
+    SEND_TIMEOUT_MS = 1000, // invariant 7
+    CLOSE_TIMEOUT_S = 3,    // for NNG to end
+    TICK_MS = 1000,         // the longest sleep of the timer
+    RELISTEN_MS = 100,      // after a listen that failed
+    MAX_PEERS = 4096,       // connections at once; more are refused
+    PROBE_PEERS = 8,        // of which the self-probe may have more
+    MAX_EVENTS = 8192,      // pipe events waiting for the loop; further ones are lost (hints)
+    REQ_HEADER = 4,         // NNG counts the request id into the message size
+    SILENT_PROBES = 2,      // probes without a reply before the listener is re-created
+};
+
+enum slot_state { SLOT_IDLE, SLOT_RECEIVING, SLOT_HANDLING, SLOT_SENDING };
+enum { ITEM_SLOT, ITEM_PIPE };
+
+struct slot {
+    struct server_req req; // first: server_reply finds the slot by it
+    struct inbox_item item;
+    struct server *server;
+    enum slot_state state;
+    nng_ctx ctx;
+    nng_aio *aio;
+    nng_msg *msg; // the request while HANDLING
+};
+
+struct pipe_event { // on its way through the inbox; that of a new pipe becomes the peer's entry
+    struct peer peer;
+    struct inbox_item item;
+    bool gone;
+};
+
+struct server {
+    uv_loop_t *loop;
+    const struct config *config;
+    server_request_fn on_request;
+    server_pipe_fn on_pipe;
+    void *arg;
+    char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
+    nng_socket socket;
+    nng_listener listener;
+    bool listening;
+    bool draining;
+    bool closing;
+    struct slot *slots;
+    uint32_t num_slots; // opened
+    uint32_t count[4];  // slots in each state
+    struct inbox *inbox;
+    struct probe *probe;
+    uv_timer_t timer;   // probes, and what did not work the first time
+    uint64_t probed_at; // uv_now of the last probe's start
+    uint32_t own_pipes; // made for this process since then
+    uint32_t silent;    // probes without a reply in a row
+    uint64_t relistens;
+    struct peers peers;
+    atomic_uint live;   // pipes accepted and not known to be gone
+    atomic_uint events; // pipe events in the inbox
+};
+
+static void set_state(struct slot *slot, enum slot_state state) {
+    slot->server->count[slot->state]--;
+    slot->server->count[state]++;
+    slot->state = state;
+}
+
+// --- NNG's threads ------------------------------------------------------------------------------
+
+static void on_aio(void *arg) { // any NNG thread
+    struct slot *slot = arg;
+    inbox_push(slot->server->inbox, &slot->item);
+}
+
+static uint32_t peer_number(nng_pipe pipe, const char *option) {
+    uint64_t value;
+    return nng_pipe_get_uint64(pipe, option, &value) == 0 ? (uint32_t)value : UINT32_MAX;
+}
+
+static void on_pipe_event(nng_pipe pipe, nng_pipe_ev what, void *arg) { // any NNG thread
+    struct server *s = arg;
+    const bool gone = what == NNG_PIPE_EV_REM_POST;
+    const uint32_t pid = gone ? 0 : peer_number(pipe, NNG_OPT_IPC_PEER_PID);
+    const unsigned limit = MAX_PEERS + (pid == (uint32_t)getpid() ? PROBE_PEERS : 0);
+    struct pipe_event *event;
+    if (atomic_fetch_add(&s->events, 1) >= (gone ? 2u * MAX_EVENTS : 1u * MAX_EVENTS)) {
+        goto refuse;
+    }
+    if (!gone && atomic_fetch_add(&s->live, 1) >= limit) {
+        atomic_fetch_sub(&s->live, 1);
+        goto refuse;
+    }
+    event = calloc(1, sizeof *event);
+    if (event == NULL) {
+        goto forget;
+    }
+    event->item.kind = ITEM_PIPE;
+    event->gone = gone;
+    event->peer.pipe = (uint32_t)nng_pipe_id(pipe);
+    if (!gone) {
+        event->peer.pid = pid;
+        event->peer.uid = peer_number(pipe, NNG_OPT_IPC_PEER_UID);
+    }
+    if (inbox_push(s->inbox, &event->item)) {
+        return;
+    }
+    free(event);
+
+forget:
+    if (!gone) {
+        atomic_fetch_sub(&s->live, 1);
+    }
+refuse:
+    atomic_fetch_sub(&s->events, 1);
+    if (!gone) {
+        nng_pipe_close(pipe);
+    }
+}
+
+// --- slots --------------------------------------------------------------------------------------
+
+static void receive(struct slot *slot) {
+    struct server *s = slot->server;
+    if (s->draining || s->closing) {
+        set_state(slot, SLOT_IDLE);
+        return;
+    }
+    set_state(slot, SLOT_RECEIVING);
+    nng_aio_set_timeout(slot->aio, NNG_DURATION_INFINITE);
+    nng_ctx_recv(slot->ctx, slot->aio);
+}
+
+static void on_received(struct slot *slot) {
+    struct server *s = slot->server;
+    const int rv = nng_aio_result(slot->aio);
+    const struct peer *peer;
+    nng_pipe pipe;
+    if (rv != 0) {
+        set_state(slot, SLOT_IDLE); // the timer tries again unless we are draining
+        if (rv != NNG_ECANCELED && rv != NNG_ECLOSED) {
+            log_warn("server.receive", "error=\"%s\"", nng_strerror(rv));
+        }
+        return;
+    }
+    slot->msg = nng_aio_get_msg(slot->aio);
+    set_state(slot, SLOT_HANDLING);
+    pipe = nng_msg_get_pipe(slot->msg);
+    slot->req.pipe = (uint32_t)nng_pipe_id(pipe);
+    peer = peers_find(&s->peers, slot->req.pipe);
+    slot->req.pid = peer != NULL ? peer->pid : peer_number(pipe, NNG_OPT_IPC_PEER_PID);
+    slot->req.uid = peer != NULL ? peer->uid : peer_number(pipe, NNG_OPT_IPC_PEER_UID);
+    slot->req.bytes = nng_msg_body(slot->msg);
+    slot->req.len = nng_msg_len(slot->msg);
+    slot->req.received_ns = uv_hrtime();
+    slot->req.user = NULL;
+    s->on_request(s->arg, &slot->req);
+}
+
+static void close_pipe(uint32_t id) {
+    const nng_pipe pipe = {.id = id};
+    nng_pipe_close(pipe);
+}
+
+static void on_sent(struct slot *slot) {
+    const int rv = nng_aio_result(slot->aio);
+    if (rv != 0) {
+        nng_msg_free(nng_aio_get_msg(slot->aio));
+        nng_aio_set_msg(slot->aio, NULL);
+        if (rv == NNG_ETIMEDOUT) {
+            log_warn("server.slow_peer", "pid=%u pipe=%u action=disconnect", slot->req.pid,
+                     slot->req.pipe);
+            close_pipe(slot->req.pipe);
+        }
+    }
+    receive(slot);
+}
+
+void server_reply(struct server *s, struct server_req *req, const void *bytes, size_t len) {
+    struct slot *slot = (struct slot *)req;
+    nng_msg *reply = NULL;
+    int rv;
+    if (slot->state != SLOT_HANDLING) { // a second reply would corrupt another request
+        log_error("server.reply", "error=\"reply without a request\" pipe=%u", req->pipe);
+        abort();
+    }
+    rv = nng_msg_alloc(&reply, len);
+    if (rv == 0 && len > 0) {
+        memcpy(nng_msg_body(reply), bytes, len);
+    }
+    nng_msg_free(slot->msg); // after the copy: bytes may lie in it
+    slot->msg = NULL;
+    req->bytes = NULL;
+    req->len = 0;
+    if (rv != 0) { // the peer must not wait for ever
+        log_error("server.reply", "error=\"%s\" pid=%u action=disconnect", nng_strerror(rv),
+                  req->pid);
+        close_pipe(req->pipe);
+        receive(slot);
+        return;
+    }
+    (void)s;
+    set_state(slot, SLOT_SENDING);
+    nng_aio_set_msg(slot->aio, reply);
+    nng_aio_set_timeout(slot->aio, SEND_TIMEOUT_MS);
+    nng_ctx_send(slot->ctx, slot->aio);
+}
+
+// --- pipes --------------------------------------------------------------------------------------
+
+static void forget_peer(struct server *s, struct peer *peer) {
+    struct pipe_event *entry = (struct pipe_event *)peer; // peer is its first member
+    if (!s->closing) {
+        s->on_pipe(s->arg, peer->pipe, peer->pid, true);
+    }
+    atomic_fetch_sub(&s->live, 1);
+    free(entry);
+}
+
+static void on_pipe_item(struct server *s, struct pipe_event *event) {
+    const uint32_t pipe = event->peer.pipe, pid = event->peer.pid;
+    const bool gone = event->gone;
+    struct peer *old;
+    atomic_fetch_sub(&s->events, 1);
+    if (gone) {
+        old = peers_take(&s->peers, pipe);
+        free(event);
+    } else {
+        old = peers_add(&s->peers, &event->peer);
+        s->own_pipes += pid == (uint32_t)getpid();
+    }
+    if (old != NULL) {
+        forget_peer(s, old);
+    }
+    if (!gone && !s->closing) {
+        s->on_pipe(s->arg, pipe, pid, false);
+    }
+}
+
+static void forget_all_peers(struct server *s) {
+    struct peer *peer;
+    while ((peer = peers_take_any(&s->peers)) != NULL) {
+        forget_peer(s, peer);
+    }
+}
+
+static void on_item(void *arg, struct inbox_item *item) {
+    struct server *s = arg;
+    struct slot *slot;
+    if (item->kind == ITEM_PIPE) {
+        on_pipe_item(s, (struct pipe_event *)((char *)item - offsetof(struct pipe_event, item)));
+        return;
+    }
+    slot = (struct slot *)((char *)item - offsetof(struct slot, item));
+    if (s->closing) {
+        return; // close frees what the slot holds
+    }
+    if (slot->state == SLOT_RECEIVING) {
+        on_received(slot);
+    } else {
+        on_sent(slot);
+    }
+}
+
+// --- listener -----------------------------------------------------------------------------------
+
+static int listen_now(struct server *s, struct err *err) {
+    char url[sizeof s->path + 8];
+    int rv;
+    snprintf(url, sizeof url, "ipc://%s", s->path);
+    rv = nng_listener_create(&s->listener, s->socket, url);
+    if (rv != 0) {
+        return err_set(err, KVPOOL_E_SYSTEM, "cannot listen at %s: %s", s->path, nng_strerror(rv));
+    }
+    rv = nng_listener_set_int(s->listener, NNG_OPT_IPC_PERMISSIONS, (int)s->config->socket_mode);
+    if (rv == 0) {
+        rv = nng_listener_start(s->listener, 0);
+    }
+    if (rv != 0) {
+        nng_listener_close(s->listener);
+        return err_set(err, KVPOOL_E_SYSTEM, "cannot listen at %s: %s", s->path, nng_strerror(rv));
+    }
+    s->listening = true;
+    return 0;
+}
+
+static void on_timer(uv_timer_t *timer);
+
+// Closing a listener disconnects its clients; they connect again by themselves.
+static void relisten(struct server *s) {
+    struct err err;
+    if (s->listening) {
+        s->relistens++;
+        log_warn("server.relisten", "path=\"%s\" count=%llu", s->path,
+                 (unsigned long long)s->relistens);
+        nng_listener_close(s->listener);
+        s->listening = false;
+        forget_all_peers(s);
+    }
+    s->silent = 0;
+    if (listen_now(s, &err) != 0) {
+        log_error("server.listen", "error=\"%s\"", err.text);
+        uv_timer_start(&s->timer, on_timer, RELISTEN_MS, 0);
+    }
+}
+
+static void on_probe(void *arg, enum probe_result result) {
+    struct server *s = arg;
+    if (s->draining || s->closing || result == PROBE_OK) {
+        s->silent = 0;
+        return;
+    }
+    // A listener of NNG 1.5 that is lost may still accept and shake hands, but makes no pipe. One
+    // that made a pipe for the probe lives: with every slot busy the request just waits its turn.
+    if (result == PROBE_NO_REPLY && s->own_pipes > 0) {
+        s->silent = s->count[SLOT_RECEIVING] > 0 ? s->silent + 1 : 0;
+        if (s->silent < SILENT_PROBES) {
+            return;
+        }
+    }
+    relisten(s);
+}
+
+static void on_timer(uv_timer_t *timer) {
+    struct server *s = timer->data;
+    const uint64_t interval = s->config->probe_interval_ms;
+    const uint64_t now = uv_now(s->loop);
+    uint64_t wait = TICK_MS;
+    if (s->draining) {
+        return;
+    }
+    for (uint32_t i = 0; i < s->num_slots && s->count[SLOT_IDLE] > 0; i++) {
+        if (s->slots[i].state == SLOT_IDLE) {
+            receive(&s->slots[i]);
+        }
+    }
+    uv_timer_start(&s->timer, on_timer, TICK_MS, 0);
+    if (!s->listening) {
+        relisten(s); // sets the timer when it fails again
+        return;
+    }
+    if (interval == 0) {
+        return;
+    }
+    if (now >= s->probed_at + interval) {
+        s->probed_at = now;
+        s->own_pipes = 0;
+        probe_start(s->probe);
+    }
+    wait = s->probed_at + interval > now ? s->probed_at + interval - now : 1;
+    uv_timer_start(&s->timer, on_timer, wait < TICK_MS ? wait : TICK_MS, 0);
+}
+
+// --- open, drain, close
+// ---------------------------------------------------------------------------
+
+static int open_slots(struct server *s, struct err *err) {
+    s->slots = calloc(s->config->slots, sizeof *s->slots);
+    if (s->slots == NULL) {
+        return err_set(err, KVPOOL_E_NOMEM, "out of memory");
+    }
+    for (uint32_t i = 0; i < s->config->slots; i++) {
+        struct slot *slot = &s->slots[i];
+        int rv = nng_aio_alloc(&slot->aio, on_aio, slot);
+        if (rv == 0) {
+            rv = nng_ctx_open(&slot->ctx, s->socket);
+            if (rv != 0) {
+                nng_aio_free(slot->aio);
+            }
+        }
+        if (rv != 0) {
+            return err_set(err, KVPOOL_E_NOMEM, "cannot open slot %u: %s", i, nng_strerror(rv));
+        }
+        slot->server = s;
+        slot->item.kind = ITEM_SLOT;
+        s->num_slots++;
+        s->count[SLOT_IDLE]++;
+    }
+    return 0;
+}
+
+static void free_slots(struct server *s) {
+    for (uint32_t i = 0; i < s->num_slots; i++) {
+        struct slot *slot = &s->slots[i];
+        // What a finished aio still carries: a request nobody took, or a reply that did not leave.
+        if ((slot->state == SLOT_RECEIVING && nng_aio_result(slot->aio) == 0) ||
+            (slot->state == SLOT_SENDING && nng_aio_result(slot->aio) != 0)) {
+            nng_msg_free(nng_aio_get_msg(slot->aio));
+        }
+        if (slot->msg != NULL) {
+            nng_msg_free(slot->msg);
+        }
+        nng_aio_free(slot->aio);
+    }
+    free(s->slots);
+}
+
+static int open_socket(struct server *s, struct err *err) {
+    int rv = nng_rep0_open(&s->socket);
+    if (rv != 0) {
+        return err_set(err, KVPOOL_E_SYSTEM, "cannot open a REP socket: %s", nng_strerror(rv));
+    }
+    rv = nng_socket_set_size(s->socket, NNG_OPT_RECVMAXSZ, PROTO_MAX_MESSAGE + REQ_HEADER);
+    if (rv == 0) {
+        rv = nng_pipe_notify(s->socket, NNG_PIPE_EV_ADD_PRE, on_pipe_event, s);
+    }
+    if (rv == 0) {
+        rv = nng_pipe_notify(s->socket, NNG_PIPE_EV_REM_POST, on_pipe_event, s);
+    }
+    if (rv != 0) {
+        nng_close(s->socket);
+        return err_set(err, KVPOOL_E_SYSTEM, "cannot set up the REP socket: %s", nng_strerror(rv));
+    }
+    return 0;
+}
+
+static void on_timer_closed(uv_handle_t *handle) {
+    free(handle->data);
+}
+
+int server_open(uv_loop_t *loop, const struct config *config, server_request_fn on_request,
+                server_pipe_fn on_pipe, void *arg, struct server **ret, struct err *err) {
+    struct server *s = calloc(1, sizeof *s);
+    int rc, len;
+    if (s == NULL) {
+        return err_set(err, KVPOOL_E_NOMEM, "out of memory");
+    }
+    s->loop = loop;
+    s->config = config;
+    s->on_request = on_request;
+    s->on_pipe = on_pipe;
+    s->arg = arg;
+    len = snprintf(s->path, sizeof s->path, "%s/" PROTO_CONTROL_SOCKET, config->dir);
+    if (len < 0 || (size_t)len >= sizeof s->path) {
+        rc = err_set(err, KVPOOL_E_INVAL, "socket path %.60s.../%s is %d bytes, the limit is %zu",
+                     config->dir, PROTO_CONTROL_SOCKET, len, sizeof s->path - 1);
+        free(s);
+        return rc;
+    }
+    uv_timer_init(loop, &s->timer);
+    s->timer.data = s;
+    rc = inbox_open(loop, on_item, s, &s->inbox, err);
+    if (rc != 0) {
+        goto close_timer;
+    }
+    rc = probe_open(loop, s->path, on_probe, s, &s->probe, err);
+    if (rc != 0) {
+        goto close_inbox;
+    }
+    rc = open_socket(s, err);
+    if (rc != 0) {
+        goto close_probe;
+    }
+    rc = open_slots(s, err);
+    if (rc == 0) {
+        rc = listen_now(s, err);
+    }
+    if (rc != 0) {
+        goto close_socket;
+    }
+    for (uint32_t i = 0; i < s->num_slots; i++) {
+        receive(&s->slots[i]);
+    }
+    s->probed_at = uv_now(loop);
+    on_timer(&s->timer);
+    *ret = s;
+    return 0;
+
+close_socket:
+    nng_close(s->socket);
+    free_slots(s);
+close_probe:
+    probe_close(s->probe);
+close_inbox:
+    inbox_close(s->inbox);
+close_timer:
+    uv_close((uv_handle_t *)&s->timer, on_timer_closed);
+    return rc;
+}
+
+uint32_t server_busy(const struct server *s) {
+    return s->num_slots - s->count[SLOT_RECEIVING];
+}
+
+uint64_t server_relistens(const struct server *s) {
+    return s->relistens;
+}
+
+void server_drain(struct server *s) {
+    if (s->draining) {
+        return;
+    }
+    s->draining = true;
+    uv_timer_stop(&s->timer);
+    for (uint32_t i = 0; i < s->num_slots; i++) {
+        if (s->slots[i].state == SLOT_RECEIVING) {
+            nng_aio_cancel(s->slots[i].aio); // its callback brings the slot to IDLE
+        }
+    }
+}
+
+bool server_drained(const struct server *s) {
+    return s->draining && s->count[SLOT_IDLE] == s->num_slots;
+}
+
+// NNG's end, on a thread of its own because nng_close of NNG before 1.10 may hang.
+struct teardown {
+    struct server *server;
+    pthread_mutex_t lock;
+    pthread_cond_t ended;
+    bool done;
+};
+
+static void *tear_down(void *arg) { // its own thread
+    struct teardown *t = arg;
+    struct server *s = t->server;
+    if (s->listening) {
+        nng_listener_close(s->listener);
+    }
+    for (uint32_t i = 0; i < s->num_slots; i++) {
+        nng_aio_stop(s->slots[i].aio);
+    }
+    nng_close(s->socket);
+    pthread_mutex_lock(&t->lock);
+    t->done = true;
+    pthread_cond_signal(&t->ended);
+    pthread_mutex_unlock(&t->lock);
+    return NULL;
+}
+
+// True when NNG has ended; false when it hangs (the thread and `t` stay).
+static bool run_teardown(struct teardown *t) {
+    struct timespec until;
+    pthread_t thread;
+    bool done;
+    int rc = 0;
+    if (pthread_create(&thread, NULL, tear_down, t) != 0) {
+        tear_down(t);
+        return true;
+    }
+    clock_gettime(CLOCK_REALTIME, &until);
+    until.tv_sec += CLOSE_TIMEOUT_S;
+    pthread_mutex_lock(&t->lock);
+    while (!t->done && rc == 0) {
+        rc = pthread_cond_timedwait(&t->ended, &t->lock, &until);
+    }
+    done = t->done;
+    pthread_mutex_unlock(&t->lock);
+    if (done) {
+        pthread_join(thread, NULL);
+    } else {
+        pthread_detach(thread);
+    }
+    return done;
+}
+
+bool server_close(struct server *s) {
+    struct teardown *t = calloc(1, sizeof *t);
+    s->draining = true;
+    s->closing = true;
+    uv_timer_stop(&s->timer);
+    probe_close(s->probe);
+    if (t != NULL) {
+        t->server = s;
+        pthread_mutex_init(&t->lock, NULL);
+        pthread_cond_init(&t->ended, NULL);
+    }
+    if (t == NULL || !run_teardown(t)) {
+        log_error("server.close", "error=\"NNG does not end\" waited_s=%d", CLOSE_TIMEOUT_S);
+        inbox_abandon(s->inbox);
+        uv_close((uv_handle_t *)&s->timer, NULL);
+        return false;
+    }
+    pthread_cond_destroy(&t->ended);
+    pthread_mutex_destroy(&t->lock);
+    free(t);
+    inbox_drain(s->inbox); // pipe events own memory
+    forget_all_peers(s);
+    inbox_close(s->inbox);
+    free_slots(s);
+    uv_close((uv_handle_t *)&s->timer, on_timer_closed);
+    return true;
+}

@@ -1,0 +1,18 @@
+# cmake -DREADME=.. -DSOURCE=.. -P compare_readme.cmake
+# Fails unless README's first C block is SOURCE without its opening comment.
+file(READ ${README} readme)
+file(READ ${SOURCE} source)
+string(FIND "${readme}" "```c\n" start)
+if(start EQUAL -1)
+    message(FATAL_ERROR "${README} has no C block")
+endif()
+math(EXPR start "${start} + 5")
+string(SUBSTRING "${readme}" ${start} -1 block)
+string(FIND "${block}" "```" end)
+string(SUBSTRING "${block}" 0 ${end} block)
+string(FIND "${source}" "\n\n" start)
+math(EXPR start "${start} + 2")
+string(SUBSTRING "${source}" ${start} -1 body)
+if(NOT "${block}" STREQUAL "${body}")
+    message(FATAL_ERROR "the C client in ${README} and ${SOURCE} differ")
+endif()

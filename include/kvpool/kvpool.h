@@ -1,0 +1,476 @@
+// SPDX-License-Identifier: Apache-2.0
+// kvpool.h: the whole C API of libkvpool, the client library of kvpoold.
+//
+// kvpoold owns a paged KV cache. A worker process connects, opens a pool (the pages of one KV
+// geometry), creates sequences in it, and for each forward pass of its model runs one *step*:
+//
+//     kvpool_step_begin      reserve pages for the new tokens of a batch of sequences
+//     kvpool_prefill/decode  once per layer: append K and V of the new tokens, then attend
+//     kvpool_step_commit     the new tokens are now part of the sequences
+//     (kvpool_step_abort     ... or nothing happened)
+//
+// Tensors (q, k, v, out, lse) never travel in messages: they live in *regions*, memory shared by
+// the worker and the daemon, and a request names {region, offset, strides}.
+//
+// Conventions, true of every function here unless it says otherwise
+//   Result    `kvpool_status`: KVPOOL_OK (0) or a negative KVPOOL_E_*. Outputs (`ret_*`) are
+//             written only on KVPOOL_OK. A request that fails has changed nothing.
+//   Message   `kvpool_last_error()` has one line of text for the calling thread's last failure.
+//   Threads   Every function may be called from any thread at any time, except that an object must
+//             not be used after, or while, it is being freed. Calls on one client from several
+//             threads run at the same time. A call blocks until its reply or the time-out.
+//   Order     Requests of one client are *started* by the daemon in the order in which the library
+//             accepted them (kvpool_submit included); requests of one step also run in that order.
+//   Time      A call that gets no reply within `timeout_ms` returns KVPOOL_E_TIMEOUT; the daemon
+//             may still carry it out. begin and commit may be repeated safely (see there).
+//   Fork      After fork() the child must not use the parent's objects: every call answers
+//             KVPOOL_E_FORKED and changes nothing. The child may kvpool_connect() anew and should
+//             not free inherited objects; their memory goes with the process.
+//   Restart   When the daemon went away, calls fail with KVPOOL_E_CONN. When it is back, the
+//   library
+//             reconnects by itself on the next call. If the daemon is a new instance, sequences,
+//             steps, regions and pool handles are gone: the next call that could need one of them
+//             answers KVPOOL_E_LOST, once, and later uses of an old handle KVPOOL_E_STALE.
+//   Growth    Every public struct begins with `size`; set it to sizeof the struct (the *_INIT
+//   macros
+//             do) so that older programs work with newer libraries. Zero means "default" in every
+//             field unless it says otherwise.
+//   Handles   kvpool_pool, kvpool_seq are values: index and generation. 0 is never valid. A stale
+//             one is an error (KVPOOL_E_STALE), never another object; one of another client is
+//             KVPOOL_E_PERM.
+//
+// Units: lengths and strides count *elements* or *tokens* as said; offsets and sizes count bytes.
+#ifndef KVPOOL_KVPOOL_H
+#define KVPOOL_KVPOOL_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define KVPOOL_VERSION_MAJOR 0
+#define KVPOOL_VERSION_MINOR 1
+#define KVPOOL_VERSION_PATCH 0
+
+#if defined(__GNUC__)
+#define KVPOOL_API __attribute__((visibility("default")))
+#else
+#define KVPOOL_API
+#endif
+
+// ---------------------------------------------------------------------------------------------
+// Status
+
+// X(name, value, text): the one list of errors. Values are part of the wire protocol: never
+// renumbered, only added to.
+#define KVPOOL_STATUS_MAP(X)                                         \
+    X(OK, 0, "success")                                              \
+    X(E_INVAL, -1, "invalid argument")                               \
+    X(E_PROTO, -2, "malformed message")                              \
+    X(E_VERSION, -3, "no common protocol version")                   \
+    X(E_NOSPACE, -4, "out of pages")                                 \
+    X(E_NOMEM, -5, "out of memory")                                  \
+    X(E_LIMIT, -6, "a configured limit is reached")                  \
+    X(E_STALE, -7, "stale handle")                                   \
+    X(E_PERM, -8, "belongs to another client, or not permitted")     \
+    X(E_NOTFOUND, -9, "no such object")                              \
+    X(E_EXISTS, -10, "already exists with other properties")         \
+    X(E_BUSY, -11, "in use by a step or by work in flight")          \
+    X(E_STATE, -12, "not possible in this state")                    \
+    X(E_ABORTED, -13, "the step was aborted")                        \
+    X(E_LOST, -14, "the daemon restarted, earlier handles are gone") \
+    X(E_CONN, -15, "cannot reach the daemon")                        \
+    X(E_TIMEOUT, -16, "no reply in time")                            \
+    X(E_AGAIN, -17, "queue full, try again")                         \
+    X(E_TOOBIG, -18, "message or batch over the size limit")         \
+    X(E_BACKEND, -19, "the compute backend is missing or failed")    \
+    X(E_FORKED, -20, "object belongs to the parent process")         \
+    X(E_SHUTDOWN, -21, "the daemon is shutting down")                \
+    X(E_UNSUPPORTED, -22, "not supported by this build or daemon")   \
+    X(E_SYSTEM, -23, "a system call failed")                         \
+    X(E_INTERNAL, -24, "internal error")
+
+typedef enum kvpool_status {
+#define KVPOOL_STATUS_ENUM(name, value, text) KVPOOL_##name = value,
+    KVPOOL_STATUS_MAP(KVPOOL_STATUS_ENUM)
+#undef KVPOOL_STATUS_ENUM
+} kvpool_status;
+
+// Static English text of a status, "unknown status" for a value not in the list. Never NULL.
+KVPOOL_API const char *kvpool_strerror(kvpool_status status);
+
+// Static name, e.g. "KVPOOL_E_NOSPACE"; "KVPOOL_E_?" for a value not in the list. Never NULL.
+KVPOOL_API const char *kvpool_status_name(kvpool_status status);
+
+// Version of the library in use, "major.minor.patch". Static.
+KVPOOL_API const char *kvpool_version(void);
+
+// ---------------------------------------------------------------------------------------------
+// Connection
+
+typedef struct kvpool_client kvpool_client; // a connection; thread-safe
+typedef struct kvpool_region kvpool_region; // shared memory of one client
+typedef struct kvpool_op kvpool_op;         // one submitted request
+typedef uint64_t kvpool_pool;               // handle, 0 never valid
+typedef uint64_t kvpool_seq;                // handle, 0 never valid
+typedef uint64_t kvpool_step;               // step id, unique within the client, 0 never valid
+
+// Socket directory used when neither `dir` nor the environment variable KVPOOL_DIR names one.
+#define KVPOOL_DEFAULT_DIR "/run/kvpool/0"
+
+typedef struct kvpool_connect_args {
+    size_t size;
+    const char *dir;     // directory of the daemon's sockets; NULL: $KVPOOL_DIR, else the default
+    const char *name;    // shown by `kvpool status`, at most 31 bytes; NULL: the program's name
+    uint32_t timeout_ms; // limit of every call; 0: 10,000
+    uint32_t flags;      // 0
+} kvpool_connect_args;
+#define KVPOOL_CONNECT_ARGS_INIT \
+    { sizeof(kvpool_connect_args), NULL, NULL, 0, 0 }
+
+// Connects to a daemon. `args` may be NULL (all defaults). The client is owned by the caller:
+// kvpool_close().
+// Errors: CONN (no daemon there, or no permission: the message says which), VERSION, LIMIT (too
+// many clients), INVAL (a path too long for a socket, a name too long, unknown flags), TIMEOUT,
+// SHUTDOWN.
+KVPOOL_API kvpool_status kvpool_connect(const kvpool_connect_args *args,
+                                        kvpool_client **ret_client);
+
+// Ends the session: open steps abort, sequences are freed, regions unmapped, outstanding ops are
+// finished with KVPOOL_E_CONN (and must still be released by kvpool_wait before this call returns
+// to be useful: release ops first). NULL is ignored. No other call on the client may be running.
+KVPOOL_API void kvpool_close(kvpool_client *client);
+
+// Copies the message of the calling thread's last failed call on `client` into buf (always
+// terminated). With client NULL: that of the thread's last failed kvpool_connect(). Returns buf.
+KVPOOL_API const char *kvpool_last_error(const kvpool_client *client, char *buf, size_t buf_size);
+
+// One round trip. ret_ns (may be NULL): its duration in nanoseconds.
+KVPOOL_API kvpool_status kvpool_ping(kvpool_client *client, uint64_t *ret_ns);
+
+typedef struct kvpool_daemon_info {
+    size_t size;
+    char version[32];      // of the daemon
+    char backend[16];      // "cpu", "cuda"
+    uint64_t epoch;        // changes with every instance of the daemon
+    uint32_t protocol;     // version in use on this connection
+    uint32_t pid;          // of the daemon
+    uint32_t max_batch;    // sequences in one step or batch
+    uint32_t max_inflight; // requests of one client in flight
+    uint64_t max_message;  // bytes
+} kvpool_daemon_info;
+
+// What the connection learned from the daemon. ret->size must be set by the caller.
+KVPOOL_API kvpool_status kvpool_daemon(kvpool_client *client, kvpool_daemon_info *ret);
+
+// ---------------------------------------------------------------------------------------------
+// Pools
+
+typedef enum kvpool_dtype {
+    KVPOOL_FP16 = 1,
+    KVPOOL_BF16 = 2,
+    KVPOOL_FP32 = 3,
+} kvpool_dtype;
+
+#define KVPOOL_MAX_LAYERS 512
+#define KVPOOL_MAX_KV_HEADS 256
+#define KVPOOL_MAX_HEAD_DIM 576
+#define KVPOOL_MIN_PAGE_SIZE 8
+#define KVPOOL_MAX_PAGE_SIZE 256
+#define KVPOOL_MAX_QO_HEADS 4096
+#define KVPOOL_NAME_MAX 31
+
+typedef struct kvpool_pool_config {
+    size_t size;
+    const char *name;     // 1..31 bytes of [A-Za-z0-9_.-]; unique in the daemon
+    uint32_t layers;      // 1..512
+    uint32_t kv_heads;    // 1..256
+    uint32_t head_dim;    // a multiple of 8 up to 576
+    uint32_t page_size;   // tokens a page: a power of two, 8..256
+    uint32_t dtype;       // kvpool_dtype, of K, V, q and out
+    uint32_t num_pages;   // one page holds page_size tokens of K and V in every layer
+    uint32_t max_seqs;    // 0: the daemon's default
+    uint32_t max_seq_len; // tokens; 0: num_pages * page_size
+} kvpool_pool_config;
+#define KVPOOL_POOL_CONFIG_INIT \
+    { sizeof(kvpool_pool_config), NULL, 0, 0, 0, 0, 0, 0, 0, 0 }
+
+// Creates a pool, or opens it if one of that name and the same geometry, pages and limits exists
+// (so that several workers can all "create"). A pool outlives its creator's connection.
+// Errors: INVAL (the message names the field and the limit), EXISTS (same name, other properties),
+// NOMEM (larger than the memory available; says how many bytes), LIMIT.
+KVPOOL_API kvpool_status kvpool_pool_create(kvpool_client *client, const kvpool_pool_config *config,
+                                            kvpool_pool *ret_pool);
+
+// Opens an existing pool by name. Errors: NOTFOUND, INVAL.
+KVPOOL_API kvpool_status kvpool_pool_open(kvpool_client *client, const char *name,
+                                          kvpool_pool *ret_pool);
+
+// Removes a pool and gives its memory back. Errors: BUSY (sequences of any client exist), STALE.
+KVPOOL_API kvpool_status kvpool_pool_destroy(kvpool_client *client, kvpool_pool pool);
+
+typedef struct kvpool_pool_info {
+    size_t size;
+    kvpool_pool pool;
+    char name[KVPOOL_NAME_MAX + 1];
+    uint32_t layers, kv_heads, head_dim, page_size, dtype;
+    uint32_t num_pages;
+    uint32_t max_seqs;
+    uint32_t max_seq_len; // tokens
+    uint32_t free_pages;
+    uint32_t shared_pages; // pages that more than one sequence refers to
+    uint32_t seqs;         // live sequences
+    uint64_t bytes;        // of K and V memory, all layers
+} kvpool_pool_info;
+
+// Properties and occupancy of a pool. ret->size must be set. Errors: STALE, INVAL.
+KVPOOL_API kvpool_status kvpool_pool_stat(kvpool_client *client, kvpool_pool pool,
+                                          kvpool_pool_info *ret);
+
+// ---------------------------------------------------------------------------------------------
+// Regions and tensors
+
+// Allocates `bytes` (rounded up to the system's page size) of memory shared with the daemon,
+// zeroed. Owned by the caller: kvpool_region_free(). Errors: INVAL (0), NOMEM, LIMIT (per-client
+// limits).
+KVPOOL_API kvpool_status kvpool_region_create(kvpool_client *client, uint64_t bytes,
+                                              kvpool_region **ret_region);
+
+// Address in this process (page aligned), and size in bytes. Valid until kvpool_region_free().
+KVPOOL_API void *kvpool_region_data(const kvpool_region *region);
+KVPOOL_API uint64_t kvpool_region_size(const kvpool_region *region);
+
+// Unmaps and frees. Requests in flight that name it finish first in the daemon. NULL is ignored.
+// Must precede kvpool_close() of its client.
+KVPOOL_API void kvpool_region_free(kvpool_region *region);
+
+// A tensor [tokens][heads][head_dim] inside a region. Element (t, h, d) is at
+//     offset + ((t * token_stride) + (h * head_stride) + d) * element size
+// Both strides count elements. 0 means dense: head_stride = head_dim, token_stride = heads *
+// head_stride. For `lse`, an fp32 tensor [tokens][qo_heads], dense is head_stride = 1, token_stride
+// = qo_heads. `offset` must be a multiple of the element size.
+typedef struct kvpool_tensor {
+    kvpool_region *region; // NULL: no tensor
+    uint64_t offset;       // bytes
+    uint64_t token_stride; // elements
+    uint64_t head_stride;  // elements
+} kvpool_tensor;
+
+// ---------------------------------------------------------------------------------------------
+// Sequences
+
+// Creates n empty sequences in a pool, owned by this client: all or none. n in 1..max_batch.
+// Errors: STALE, LIMIT (max_seqs), INVAL.
+KVPOOL_API kvpool_status kvpool_seq_create(kvpool_client *client, kvpool_pool pool, uint32_t n,
+                                           kvpool_seq *ret_seqs);
+
+// Makes n copies of a sequence's committed tokens: all or none. No data is copied: all pages are
+// shared by reference count, and a partial last page is copied when either side first appends.
+// Errors: STALE, PERM, BUSY (in an open step), LIMIT, INVAL.
+KVPOOL_API kvpool_status kvpool_seq_fork(kvpool_client *client, kvpool_seq seq, uint32_t n,
+                                         kvpool_seq *ret_seqs);
+
+// Takes tokens back: the sequence then has `length` tokens (0..its length). Pages that no other
+// sequence shares are free at once.
+// Errors: INVAL (longer than the sequence), STALE, PERM, BUSY (in an open step, or a batch in
+// flight).
+KVPOOL_API kvpool_status kvpool_seq_truncate(kvpool_client *client, kvpool_seq seq,
+                                             uint32_t length);
+
+// Frees n sequences: all or none. Errors: STALE, PERM, BUSY, INVAL (a duplicate in the list).
+KVPOOL_API kvpool_status kvpool_seq_free(kvpool_client *client, uint32_t n, const kvpool_seq *seqs);
+
+typedef struct kvpool_seq_info {
+    size_t size;
+    kvpool_seq seq;
+    kvpool_pool pool;
+    uint32_t length;       // committed tokens
+    uint32_t pages;        // of the committed tokens
+    uint32_t shared_pages; // of those, shared with other sequences
+    uint32_t in_step;      // 1 while an open step has it
+    uint32_t owner_pid;
+    uint32_t reserved;
+} kvpool_seq_info;
+
+// Properties of one's own sequence. ret->size must be set. Errors: STALE, PERM.
+KVPOOL_API kvpool_status kvpool_seq_stat(kvpool_client *client, kvpool_seq seq,
+                                         kvpool_seq_info *ret);
+
+// ---------------------------------------------------------------------------------------------
+// Steps
+
+typedef struct kvpool_step_args {
+    size_t size;
+    kvpool_pool pool;
+    uint32_t n;                 // sequences, 1..max_batch
+    uint32_t flags;             // 0
+    const kvpool_seq *seqs;     // [n], each once
+    const uint32_t *new_tokens; // [n], 0 or more each; their prefix sums are the step's qo_indptr
+    kvpool_step step; // 0: the library chooses; else repeats a begin by its id (idempotent)
+} kvpool_step_args;
+#define KVPOOL_STEP_ARGS_INIT \
+    { sizeof(kvpool_step_args), 0, 0, 0, NULL, NULL, 0 }
+
+// Opens a step: reserves every page that the new tokens need, or none. A sequence is in at most one
+// open step. ret_missing_pages (may be NULL) is written on KVPOOL_E_NOSPACE only: how many more
+// free pages the step needs. Errors: NOSPACE, STALE, PERM, BUSY (a sequence is in another step),
+// INVAL (empty batch, duplicate sequence, sequence of another pool, longer than max_seq_len), LIMIT
+// (open steps), TOOBIG, EXISTS (the id is open with another batch), STATE (the id is already
+// finished).
+KVPOOL_API kvpool_status kvpool_step_begin(kvpool_client *client, const kvpool_step_args *args,
+                                           kvpool_step *ret_step, uint64_t *ret_missing_pages);
+
+// Makes the step's tokens part of its sequences. Waits in the daemon for the step's own requests in
+// flight. Every layer must have been appended to. Committing a committed step again is KVPOOL_OK.
+// Errors: STATE (a layer was not appended, or one of its appends failed: the step stays open),
+// ABORTED, NOTFOUND.
+KVPOOL_API kvpool_status kvpool_step_commit(kvpool_client *client, kvpool_step step);
+
+// Gives the reserved pages back; the sequences are as before begin. Aborting an aborted step again
+// is KVPOOL_OK. Errors: STATE (already committed), NOTFOUND.
+KVPOOL_API kvpool_status kvpool_step_abort(kvpool_client *client, kvpool_step step);
+
+// ---------------------------------------------------------------------------------------------
+// Attention
+//
+// One layer of one batch. Of sequence i, let q_len be its number of query tokens and kv_len its
+// length including the new tokens of an open step. Query j (0..q_len-1) stands at position
+// p = kv_len - q_len + j; it sees key position s when
+//     s < kv_len,  s <= p if causal,  s >= p - window_left if window_left >= 0
+// and, for query head h with key head h / (qo_heads / kv_heads),
+//     logit = sm_scale * (q . k);  if soft_cap > 0: logit = soft_cap * tanh(logit / soft_cap)
+//     out = sum(softmax(logit) * v);  lse = ln(sum(exp(logit)))
+// A query that sees nothing (kv_len 0, or p < 0 when causal) gives out = 0 and lse = -infinity.
+// Softmax is computed online (Milakov & Gimelshein, "Online normalizer calculation for softmax",
+// 2018), accumulated in fp32; the KV pages are read in place ("paged attention", Kwon et al.,
+// 2023).
+
+#define KVPOOL_ATTN_CAUSAL 1u // flag: causal mask
+
+typedef struct kvpool_attn_args {
+    size_t size;
+    kvpool_step step;       // an open step: its batch, its new tokens as queries; or 0:
+    kvpool_pool pool;       //   attention alone over a batch of committed sequences of this pool,
+    uint32_t n;             //   n of them (1..max_batch),
+    uint32_t layer;         // (0..layers-1)
+    const kvpool_seq *seqs; //   [n], each once,
+    const uint32_t *q_len;  //   [n] query tokens each; their prefix sums are qo_indptr
+    uint32_t qo_heads;      // query heads, a multiple of kv_heads, at most 4096
+    uint32_t flags;         // KVPOOL_ATTN_*
+    float sm_scale;         // > 0 and finite; 0: 1/sqrt(head_dim)
+    float soft_cap;         // 0: none; else > 0 and finite
+    int32_t window_left;    // tokens to the left that are seen besides the own; -1: all
+    uint32_t reserved;      // 0
+    kvpool_tensor q;        // in, [tokens][qo_heads][head_dim]
+    kvpool_tensor k;        // in, [tokens][kv_heads][head_dim]; region NULL: no append
+    kvpool_tensor v;        // in, as k; given or not given together with it
+    kvpool_tensor out;      // out, as q; must overlap none of the others
+    kvpool_tensor lse;      // out, fp32 [tokens][qo_heads]; region NULL: not wanted
+} kvpool_attn_args;
+#define KVPOOL_ATTN_ARGS_INIT \
+    { .size = sizeof(kvpool_attn_args), .flags = KVPOOL_ATTN_CAUSAL, .window_left = -1 }
+
+// Appends K and V of one layer's new tokens of an open step, without attention. Uses step, layer,
+// k and v; q, out and lse must be absent. Repeating a layer overwrites it.
+// Errors: as kvpool_prefill.
+KVPOOL_API kvpool_status kvpool_append(kvpool_client *client, const kvpool_attn_args *args);
+
+// Append (when k and v are given, which needs a step) and attention of one layer; any q_len.
+// kvpool_decode is the same for at most 8 query tokens per sequence (its kernels are made for it).
+// Errors, all decided before any work: INVAL (sm_scale NaN or negative, head counts that do not
+// divide, a layer out of range, a tensor that leaves its region, is misaligned or overlaps an
+// output, unknown flags, empty batch, duplicate sequence), STALE, PERM (another client's sequence,
+// region), NOTFOUND (no such step), BUSY (a sequence without this step while in one), AGAIN,
+// TOOBIG, BACKEND.
+KVPOOL_API kvpool_status kvpool_prefill(kvpool_client *client, const kvpool_attn_args *args);
+KVPOOL_API kvpool_status kvpool_decode(kvpool_client *client, const kvpool_attn_args *args);
+
+// ---------------------------------------------------------------------------------------------
+// Many requests in flight
+
+typedef enum kvpool_op_kind {
+    KVPOOL_OP_APPEND = 1,  // attn
+    KVPOOL_OP_PREFILL = 2, // attn
+    KVPOOL_OP_DECODE = 3,  // attn
+    KVPOOL_OP_BEGIN = 4,   // begin, whose `step` must not be 0: use kvpool_step_id()
+    KVPOOL_OP_COMMIT = 5,  // step
+    KVPOOL_OP_ABORT = 6,   // step
+} kvpool_op_kind;
+
+typedef struct kvpool_request {
+    size_t size;
+    uint32_t kind;  // kvpool_op_kind
+    uint32_t flags; // 0
+    const kvpool_attn_args *attn;
+    const kvpool_step_args *begin;
+    kvpool_step step;
+} kvpool_request;
+
+// A step id never used before by this client, so that a whole step can be submitted without
+// waiting.
+KVPOOL_API kvpool_step kvpool_step_id(kvpool_client *client);
+
+// Sends a request and returns at once; its arguments may be reused, its tensors must stay until it
+// is done. A whole step (begin, every layer, commit) may be in flight; what follows a failed begin
+// fails with NOTFOUND. The op is owned by the caller until kvpool_wait() returns something other
+// than KVPOOL_E_TIMEOUT for it. Errors: those that can be decided here (INVAL, TOOBIG), AGAIN
+// (max_inflight reached), CONN, LOST.
+KVPOOL_API kvpool_status kvpool_submit(kvpool_client *client, const kvpool_request *request,
+                                       kvpool_op **ret_op);
+
+// Waits for one op at most timeout_ms (0: just look; UINT32_MAX: the client's time-out), and
+// returns the request's own status, after which the op is gone. KVPOOL_E_TIMEOUT: not done yet, the
+// op is still the caller's. One thread at a time may wait for one op.
+KVPOOL_API kvpool_status kvpool_wait(kvpool_client *client, kvpool_op *op, uint32_t timeout_ms);
+
+// ---------------------------------------------------------------------------------------------
+// Observation (what `kvpool status` shows). None of it can fail a step or block other clients.
+
+typedef struct kvpool_stats {
+    size_t size;
+    uint64_t uptime_ns;
+    uint64_t epoch;
+    uint32_t pid;
+    uint32_t pools, seqs, steps, clients, regions; // live objects
+    uint32_t queue_depth;                          // requests accepted and not yet answered
+    uint64_t requests;                             // answered since the start
+    uint64_t errors;                               // of those, answered with an error
+    uint64_t appends, prefills, decodes, commits, aborts;
+    uint64_t tokens;          // committed since the start
+    uint64_t sessions_died;   // clients that ended without saying so
+    uint64_t relistens;       // listener re-created by the self-probe
+    uint64_t leaked_pipes;    // deaths whose connection NNG never reported as removed
+    double requests_per_s;    // over the last second
+    uint64_t reclaim_last_ns; // death of the last died client to its pages being free
+    uint64_t reclaim_max_ns;
+} kvpool_stats;
+
+typedef struct kvpool_client_info {
+    size_t size;
+    uint32_t pid, uid;
+    uint32_t seqs, steps, regions, inflight;
+    uint64_t region_bytes;
+    uint64_t requests;
+    char name[KVPOOL_NAME_MAX + 1];
+} kvpool_client_info;
+
+// Counters of the daemon. ret->size must be set.
+KVPOOL_API kvpool_status kvpool_get_stats(kvpool_client *client, kvpool_stats *ret);
+
+// Lists. The caller gives an array of `cap` structs, each with `size` set; ret_n is how many were
+// written. `cursor` starts as 0 and is advanced; the list is complete when *ret_n < cap. Objects
+// made or freed between calls may be missed or shown; no object is shown twice.
+KVPOOL_API kvpool_status kvpool_list_pools(kvpool_client *client, uint32_t *cursor, uint32_t cap,
+                                           kvpool_pool_info *ret, uint32_t *ret_n);
+KVPOOL_API kvpool_status kvpool_list_seqs(kvpool_client *client, uint32_t *cursor, uint32_t cap,
+                                          kvpool_seq_info *ret, uint32_t *ret_n);
+KVPOOL_API kvpool_status kvpool_list_clients(kvpool_client *client, uint32_t *cursor, uint32_t cap,
+                                             kvpool_client_info *ret, uint32_t *ret_n);
+
+#ifdef __cplusplus
+}
+#endif
+#endif // KVPOOL_KVPOOL_H

@@ -1,0 +1,169 @@
+// SPDX-License-Identifier: Apache-2.0
+// backend.h: the one interface between the daemon's engine and the kernels (cpu, cuda).
+//
+// A backend owns memory (regions, the planes of a pool), a device-resident copy of each pool's page
+// tables, and streams. Work reaches it as *programs*: short lists of ops, executed in order on one
+// stream. Programs of one stream run in the order of submission; those of different streams may
+// run side by side.
+//
+//   plane of layer l:  [num_pages][2][kv_heads][page_size][head_dim]   (HND, K then V)
+//   page table:        [rows][row_entries] of page ids (u32), updated by BACKEND_TABLE ops
+//
+// Invariants
+//  1. Arguments are checked by the daemon before they come here: handles are live, tensors are
+//  inside
+//     their memory, layers and rows in range. Page ids are NOT dereferenced past a sequence's
+//     kv_len: table entries there may hold anything.
+//  2. Positions >= kv_len inside a page hold garbage (another sequence's data, NaN): they never
+//  reach
+//     a result.
+//  3. `done` is called exactly once for every accepted program, from any thread, possibly before
+//     submit returns. A program refused by submit is not `done`.
+//  4. Equal inputs give equal bits (fixed order of every reduction), whatever the number of
+//  threads.
+//  5. Arrays a program points to are copied or used only until `done`.
+// Threads: open/close/mem_*/pool_*/stream_* and submit are called by one thread at a time (the
+// engine thread, or the loop thread while no program is running on the object); `done` comes from
+// anywhere.
+#ifndef KVPOOL_KERNELS_BACKEND_H
+#define KVPOOL_KERNELS_BACKEND_H
+
+#include "proto/err.h"
+
+#define BACKEND_API_VERSION 1u
+
+struct backend;        // one opened device
+struct backend_mem;    // exportable memory (a region)
+struct backend_pool;   // planes and page tables of one pool
+struct backend_stream; // order of execution
+
+struct kv_geometry {
+    uint32_t layers, kv_heads, head_dim, page_size;
+    kvpool_dtype dtype;
+};
+
+// Bytes of one element, of one page in one layer (K and V, all heads), of one plane.
+static inline size_t kv_dtype_size(kvpool_dtype dtype) {
+    return dtype == KVPOOL_FP32 ? 4 : 2;
+}
+static inline size_t kv_page_bytes(const struct kv_geometry *g) {
+    return (size_t)2 * g->kv_heads * g->page_size * g->head_dim * kv_dtype_size(g->dtype);
+}
+
+struct backend_config {
+    uint32_t threads; // cpu: compute threads, 0 = one per available core
+    int device;       // cuda: ordinal
+};
+
+// A tensor [tokens][heads][head_dim] in exportable memory; strides in elements.
+struct backend_tensor {
+    struct backend_mem *mem; // NULL: no tensor
+    uint64_t offset;         // bytes
+    uint64_t token_stride, head_stride;
+};
+
+enum backend_op_kind {
+    BACKEND_TABLE,  // write page ids into one row of the page table
+    BACKEND_COPY,   // copy whole pages, all layers
+    BACKEND_APPEND, // write K and V of new tokens of one layer into pages
+    BACKEND_ATTEND, // attention of one layer
+};
+
+struct backend_table_op { // rows[row][first .. first + count) = ids
+    uint32_t row, first, count;
+    const uint32_t *ids;
+};
+struct backend_copy_op { // pages dst[i] = src[i], every layer, i < count; no dst is also a src
+    uint32_t count;
+    const uint32_t *src, *dst;
+};
+
+// The batch of an append or attention. Sequence i has page-table row rows[i], kv_len[i] tokens with
+// the new ones included, and queries / new tokens qo_indptr[i] .. qo_indptr[i+1] of the tensors.
+struct backend_batch {
+    uint32_t n;
+    const uint32_t *rows;      // [n]
+    const uint32_t *kv_len;    // [n]
+    const uint32_t *qo_indptr; // [n+1], starts at 0
+};
+struct backend_append_op { // token j of i goes to position kv_len[i] - q_len[i] + j
+    uint32_t layer;
+    struct backend_batch batch;
+    struct backend_tensor k, v; // [nnz][kv_heads][head_dim]
+};
+struct backend_attend_op { // semantics: "Attention" in include/kvpool/kvpool.h
+    uint32_t layer;
+    uint32_t qo_heads;
+    bool causal;
+    float sm_scale;      // > 0
+    float soft_cap;      // 0: none
+    int32_t window_left; // -1: none
+    struct backend_batch batch;
+    struct backend_tensor q, out; // [nnz][qo_heads][head_dim]
+    struct backend_tensor lse;    // fp32 [nnz][qo_heads], mem NULL: none
+};
+
+struct backend_op {
+    enum backend_op_kind kind;
+    union {
+        struct backend_table_op table;
+        struct backend_copy_op copy;
+        struct backend_append_op append;
+        struct backend_attend_op attend;
+    } u;
+};
+
+struct backend_program {
+    struct backend_pool *pool; // of all ops
+    const struct backend_op *ops;
+    uint32_t n;
+};
+
+// status 0 or KVPOOL_E_BACKEND (sticky: the backend is unusable from then on).
+typedef void (*backend_done_fn)(void *arg, int status);
+
+struct backend_ops {
+    const char *name;     // "cpu", "cuda"
+    uint32_t api_version; // BACKEND_API_VERSION
+
+    // Errors: BACKEND (no such device, driver or build; the text says which), NOMEM.
+    int (*open)(const struct backend_config *config, struct backend **ret, struct err *err);
+    void (*close)(struct backend *b); // no object of it remains
+    // One line for logs and `kvpool status`: e.g. "cpu: 2 threads, avx512".
+    const char *(*describe)(const struct backend *b);
+
+    // Zeroed memory that another process can map. bytes > 0, rounded up. Errors: NOMEM.
+    int (*mem_alloc)(struct backend *b, uint64_t bytes, struct backend_mem **ret, struct err *err);
+    void (*mem_free)(struct backend *b, struct backend_mem *mem);
+    uint64_t (*mem_bytes)(const struct backend_mem *mem);
+    // The fd stays the backend's; dup it to keep it.
+    int (*mem_fd)(const struct backend_mem *mem);
+    // Address in this process, or NULL when the CPU cannot reach it (cuda).
+    void *(*mem_host)(const struct backend_mem *mem);
+
+    // Planes of num_pages pages, and a page table of rows x row_entries. Errors: NOMEM (names the
+    // bytes wanted and available).
+    int (*pool_open)(struct backend *b, const struct kv_geometry *geometry, uint32_t num_pages,
+                     uint32_t rows, uint32_t row_entries, struct backend_pool **ret,
+                     struct err *err);
+    void (*pool_close)(struct backend *b, struct backend_pool *pool);
+    uint64_t (*pool_bytes)(const struct backend_pool *pool); // K and V, all layers
+    // Host address of one plane (tests, tools), NULL when the CPU cannot reach it.
+    void *(*pool_plane)(const struct backend_pool *pool, uint32_t layer);
+
+    int (*stream_open)(struct backend *b, struct backend_stream **ret, struct err *err);
+    void (*stream_close)(struct backend *b, struct backend_stream *s); // idle
+
+    // Runs the program on the stream; see invariants 3 and 5. Errors: BACKEND.
+    int (*submit)(struct backend *b, struct backend_stream *s,
+                  const struct backend_program *program, backend_done_fn done, void *arg,
+                  struct err *err);
+};
+
+// Backend by name: "cpu", "cuda", or "auto" (cuda when this build and machine have it, else cpu).
+// Errors: BACKEND ("cuda": says plainly whether the build or the machine has none), INVAL.
+int backend_find(const char *name, const struct backend_ops **ret, struct err *err);
+
+extern const struct backend_ops backend_cpu;
+
+#endif

@@ -1,0 +1,180 @@
+// SPDX-License-Identifier: Apache-2.0
+// layout.c: see layout.h. The table of fields, the table of ops, and the rules between fields.
+#include "proto/layout.h"
+
+#define FIELD(s, f, kind) \
+    { #f, offsetof(struct proto_##s, f), sizeof(((struct proto_##s *)0)->f), kind, 0, 0 }
+#define UINT(s, f) FIELD(s, f, FIELD_UINT)
+#define INT(s, f) FIELD(s, f, FIELD_INT)
+#define FLOAT(s, f) FIELD(s, f, FIELD_FLOAT)
+#define HANDLE(s, f) FIELD(s, f, FIELD_HANDLE)
+#define TEXT(s, f) FIELD(s, f, FIELD_TEXT)
+#define SECRET(s, f) FIELD(s, f, FIELD_SECRET)
+#define ZERO(s, f) FIELD(s, f, FIELD_ZERO)
+#define COUNT(s, f, min, max) \
+    { #f, offsetof(struct proto_##s, f), 4, FIELD_COUNT, min, max }
+#define FLAGS(s, f, known) \
+    { #f, offsetof(struct proto_##s, f), 4, FIELD_FLAGS, 0, known }
+#define TENSOR(s, f) \
+    HANDLE(s, f.region), UINT(s, f.offset), UINT(s, f.token_stride), UINT(s, f.head_stride)
+
+// Defines fields_<s> and layout_<s> of struct proto_<s>.
+#define LAYOUT_AS(linkage, ident, s, bytes, ...)                  \
+    static const struct proto_field fields_##s[] = {__VA_ARGS__}; \
+    linkage const struct proto_layout ident = {                   \
+        #s, bytes, sizeof fields_##s / sizeof fields_##s[0], fields_##s}
+#define LAYOUT(s, ...) LAYOUT_AS(static, layout_##s, s, sizeof(struct proto_##s), __VA_ARGS__)
+
+LAYOUT_AS(, proto_layout_header, header, sizeof(struct proto_header), HANDLE(header, magic),
+          UINT(header, version), ZERO(header, flags), UINT(header, op), UINT(header, len),
+          INT(header, status), UINT(header, seq), UINT(header, epoch));
+LAYOUT_AS(, proto_layout_error, error, sizeof(struct proto_error), UINT(error, detail),
+          TEXT(error, text));
+LAYOUT(fd_hello, UINT(fd_hello, version_min), UINT(fd_hello, version_max),
+       HANDLE(fd_hello, features), TEXT(fd_hello, name));
+LAYOUT(fd_hello_reply, UINT(fd_hello_reply, version), UINT(fd_hello_reply, pid),
+       HANDLE(fd_hello_reply, features), HANDLE(fd_hello_reply, session),
+       SECRET(fd_hello_reply, token), UINT(fd_hello_reply, epoch));
+LAYOUT(hello, UINT(hello, version_min), UINT(hello, version_max), HANDLE(hello, features),
+       HANDLE(hello, session), SECRET(hello, token));
+LAYOUT(hello_reply, UINT(hello_reply, version), UINT(hello_reply, pid),
+       HANDLE(hello_reply, features), UINT(hello_reply, max_message), UINT(hello_reply, max_batch),
+       UINT(hello_reply, max_inflight), TEXT(hello_reply, daemon_version),
+       TEXT(hello_reply, backend));
+LAYOUT(ping, UINT(ping, payload));
+LAYOUT(handle, HANDLE(handle, handle)); // also the u64 records of SEQ_CREATE, SEQ_FORK, SEQ_FREE
+LAYOUT(name, TEXT(name, name));
+LAYOUT(count, COUNT(count, count, 1, PROTO_MAX_BATCH), ZERO(count, reserved));
+LAYOUT(list, UINT(list, cursor), COUNT(list, max, 1, PROTO_MAX_LIST));
+LAYOUT(list_reply, COUNT(list_reply, count, 0, PROTO_MAX_LIST), UINT(list_reply, cursor));
+LAYOUT(pool_create, TEXT(pool_create, name), UINT(pool_create, layers), UINT(pool_create, kv_heads),
+       UINT(pool_create, head_dim), UINT(pool_create, page_size), UINT(pool_create, dtype),
+       UINT(pool_create, num_pages), UINT(pool_create, max_seqs), UINT(pool_create, max_seq_len));
+LAYOUT(pool_info, HANDLE(pool_info, pool), TEXT(pool_info, name), UINT(pool_info, layers),
+       UINT(pool_info, kv_heads), UINT(pool_info, head_dim), UINT(pool_info, page_size),
+       UINT(pool_info, dtype), UINT(pool_info, num_pages), UINT(pool_info, max_seqs),
+       UINT(pool_info, max_seq_len), UINT(pool_info, free_pages), UINT(pool_info, shared_pages),
+       UINT(pool_info, seqs), ZERO(pool_info, reserved), UINT(pool_info, bytes));
+// n is no record count of its request, but of the reply: 0 is left to the daemon (INVAL).
+LAYOUT(seq_create, HANDLE(seq_create, pool), COUNT(seq_create, n, 0, PROTO_MAX_BATCH),
+       ZERO(seq_create, reserved));
+LAYOUT(seq_fork, HANDLE(seq_fork, seq), COUNT(seq_fork, n, 0, PROTO_MAX_BATCH),
+       ZERO(seq_fork, reserved));
+LAYOUT(seq_truncate, HANDLE(seq_truncate, seq), UINT(seq_truncate, length),
+       ZERO(seq_truncate, reserved));
+LAYOUT(seq_info, HANDLE(seq_info, seq), HANDLE(seq_info, pool), UINT(seq_info, length),
+       UINT(seq_info, pages), UINT(seq_info, shared_pages), UINT(seq_info, in_step),
+       UINT(seq_info, owner_pid), ZERO(seq_info, reserved));
+LAYOUT(batch_item, HANDLE(batch_item, seq), UINT(batch_item, tokens), ZERO(batch_item, reserved));
+LAYOUT(step_begin, HANDLE(step_begin, pool), UINT(step_begin, step),
+       COUNT(step_begin, count, 1, PROTO_MAX_BATCH), ZERO(step_begin, flags));
+LAYOUT(step_reply, UINT(step_reply, step), UINT(step_reply, tokens), UINT(step_reply, pages));
+LAYOUT(attn, UINT(attn, step), HANDLE(attn, pool), COUNT(attn, count, 0, PROTO_MAX_BATCH),
+       UINT(attn, layer), UINT(attn, qo_heads), FLAGS(attn, flags, KVPOOL_ATTN_CAUSAL),
+       FLOAT(attn, sm_scale), FLOAT(attn, soft_cap), INT(attn, window_left), ZERO(attn, reserved),
+       TENSOR(attn, q), TENSOR(attn, k), TENSOR(attn, v), TENSOR(attn, out), TENSOR(attn, lse));
+LAYOUT(region_create, UINT(region_create, bytes));
+LAYOUT(region_reply, HANDLE(region_reply, region), UINT(region_reply, bytes));
+LAYOUT(stats, UINT(stats, uptime_ns), UINT(stats, pid), UINT(stats, pools), UINT(stats, seqs),
+       UINT(stats, steps), UINT(stats, clients), UINT(stats, regions), UINT(stats, queue_depth),
+       ZERO(stats, reserved), UINT(stats, requests), UINT(stats, errors), UINT(stats, appends),
+       UINT(stats, prefills), UINT(stats, decodes), UINT(stats, commits), UINT(stats, aborts),
+       UINT(stats, tokens), UINT(stats, sessions_died), UINT(stats, relistens),
+       UINT(stats, leaked_pipes), FLOAT(stats, requests_per_s), UINT(stats, reclaim_last_ns),
+       UINT(stats, reclaim_max_ns));
+LAYOUT(client_info, UINT(client_info, pid), UINT(client_info, uid), UINT(client_info, seqs),
+       UINT(client_info, steps), UINT(client_info, regions), UINT(client_info, inflight),
+       UINT(client_info, region_bytes), UINT(client_info, requests), TEXT(client_info, name));
+
+static int check_begin(const struct proto_msg *request, struct err *err) {
+    if (request->body.step_begin.step == 0)
+        return err_set(err, KVPOOL_E_PROTO, "step_begin.step is 0");
+    return 0;
+}
+
+static int check_tensor(const struct proto_tensor *t, const char *name, struct err *err) {
+    if (t->region == 0 && (t->offset != 0 || t->token_stride != 0 || t->head_stride != 0))
+        return err_set(err, KVPOOL_E_PROTO, "tensor %s has no region, but other fields", name);
+    return 0;
+}
+
+static int check_tensors(const struct proto_attn *a, struct err *err) {
+    int rc = check_tensor(&a->q, "q", err);
+    if (rc == 0)
+        rc = check_tensor(&a->k, "k", err);
+    if (rc == 0)
+        rc = check_tensor(&a->v, "v", err);
+    if (rc == 0)
+        rc = check_tensor(&a->out, "out", err);
+    if (rc == 0)
+        rc = check_tensor(&a->lse, "lse", err);
+    return rc;
+}
+
+// Floats as their bits: any other bits than those of +0 are "given".
+static bool float_given(float f) {
+    uint32_t bits;
+    memcpy(&bits, &f, sizeof bits);
+    return bits != 0;
+}
+
+static int check_append(const struct proto_msg *request, struct err *err) {
+    const struct proto_attn *a = &request->body.attn;
+    if (a->step == 0)
+        return err_set(err, KVPOOL_E_PROTO, "append without a step");
+    if (a->pool != 0 || a->count != 0)
+        return err_set(err, KVPOOL_E_PROTO, "append with a %s", a->pool != 0 ? "pool" : "batch");
+    if (a->qo_heads != 0 || float_given(a->sm_scale) || float_given(a->soft_cap) ||
+        a->window_left != 0)
+        return err_set(err, KVPOOL_E_PROTO, "append with options of attention");
+    if (a->q.region != 0 || a->out.region != 0 || a->lse.region != 0)
+        return err_set(err, KVPOOL_E_PROTO, "append with a tensor of attention");
+    return check_tensors(a, err);
+}
+
+static int check_attend(const struct proto_msg *request, struct err *err) {
+    const struct proto_attn *a = &request->body.attn;
+    if (a->step != 0 && (a->pool != 0 || a->count != 0))
+        return err_set(err, KVPOOL_E_PROTO, "both a step and a %s",
+                       a->pool != 0 ? "pool" : "batch");
+    if (a->step == 0 && a->count == 0)
+        return err_set(err, KVPOOL_E_PROTO, "neither a step nor a batch");
+    return check_tensors(a, err);
+}
+
+// clang-format off
+#define NONE {NULL, NULL}
+#define BODY(s) {&layout_##s, NULL}
+#define LIST(s, record) {&layout_##s, &layout_##record}
+static const struct proto_op_info ops[PROTO_NUM_OPS] = {
+    [PROTO_HELLO] = {"HELLO", PROTO_ON_CONTROL, BODY(hello), BODY(hello_reply), NULL},
+    [PROTO_PING] = {"PING", PROTO_ON_CONTROL, BODY(ping), BODY(ping), NULL},
+    [PROTO_STATS] = {"STATS", PROTO_ON_CONTROL, NONE, BODY(stats), NULL},
+    [PROTO_POOL_CREATE] = {"POOL_CREATE", PROTO_ON_CONTROL, BODY(pool_create), BODY(handle), NULL},
+    [PROTO_POOL_OPEN] = {"POOL_OPEN", PROTO_ON_CONTROL, BODY(name), BODY(handle), NULL},
+    [PROTO_POOL_DESTROY] = {"POOL_DESTROY", PROTO_ON_CONTROL, BODY(handle), NONE, NULL},
+    [PROTO_POOL_STAT] = {"POOL_STAT", PROTO_ON_CONTROL, BODY(handle), BODY(pool_info), NULL},
+    [PROTO_POOL_LIST] = {"POOL_LIST", PROTO_ON_CONTROL, BODY(list), LIST(list_reply, pool_info), NULL},
+    [PROTO_SEQ_CREATE] = {"SEQ_CREATE", PROTO_ON_CONTROL, BODY(seq_create), LIST(count, handle), NULL},
+    [PROTO_SEQ_FORK] = {"SEQ_FORK", PROTO_ON_CONTROL, BODY(seq_fork), LIST(count, handle), NULL},
+    [PROTO_SEQ_TRUNCATE] = {"SEQ_TRUNCATE", PROTO_ON_CONTROL, BODY(seq_truncate), NONE, NULL},
+    [PROTO_SEQ_FREE] = {"SEQ_FREE", PROTO_ON_CONTROL, LIST(count, handle), NONE, NULL},
+    [PROTO_SEQ_STAT] = {"SEQ_STAT", PROTO_ON_CONTROL, BODY(handle), BODY(seq_info), NULL},
+    [PROTO_SEQ_LIST] = {"SEQ_LIST", PROTO_ON_CONTROL, BODY(list), LIST(list_reply, seq_info), NULL},
+    [PROTO_STEP_BEGIN] = {"STEP_BEGIN", PROTO_ON_CONTROL, LIST(step_begin, batch_item), BODY(step_reply), check_begin},
+    [PROTO_STEP_COMMIT] = {"STEP_COMMIT", PROTO_ON_CONTROL, BODY(handle), BODY(step_reply), NULL},
+    [PROTO_STEP_ABORT] = {"STEP_ABORT", PROTO_ON_CONTROL, BODY(handle), NONE, NULL},
+    [PROTO_APPEND] = {"APPEND", PROTO_ON_CONTROL, BODY(attn), NONE, check_append},
+    [PROTO_PREFILL] = {"PREFILL", PROTO_ON_CONTROL, LIST(attn, batch_item), NONE, check_attend},
+    [PROTO_DECODE] = {"DECODE", PROTO_ON_CONTROL, LIST(attn, batch_item), NONE, check_attend},
+    [PROTO_CLIENT_LIST] = {"CLIENT_LIST", PROTO_ON_CONTROL, BODY(list), LIST(list_reply, client_info), NULL},
+    [PROTO_FD_HELLO] = {"FD_HELLO", PROTO_ON_FD, BODY(fd_hello), BODY(fd_hello_reply), NULL},
+    [PROTO_REGION_CREATE] = {"REGION_CREATE", PROTO_ON_FD, BODY(region_create), BODY(region_reply), NULL},
+    [PROTO_REGION_FREE] = {"REGION_FREE", PROTO_ON_FD, BODY(handle), NONE, NULL},
+    [PROTO_BYE] = {"BYE", PROTO_ON_FD, NONE, NONE, NULL},
+};
+// clang-format on
+
+const struct proto_op_info *proto_op(uint16_t op) {
+    return op < PROTO_NUM_OPS && ops[op].name != NULL ? &ops[op] : NULL;
+}

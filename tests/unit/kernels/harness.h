@@ -1,0 +1,78 @@
+// SPDX-License-Identifier: Apache-2.0
+// harness.h: what the tests of the kernels share: random numbers, backends through the vtable, and
+// an attention case that is built, run and compared with the reference.
+//
+// KVPOOL_TEST_BACKEND names the backend (default cpu), KVPOOL_SEED the seed of the random cases. On
+// the cpu backend every kernel that this CPU can run is tested.
+#ifndef KVPOOL_TESTS_HARNESS_H
+#define KVPOOL_TESTS_HARNESS_H
+
+#include "kernels/backend.h"
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+// splitmix64
+uint64_t random_bits(uint64_t *state);
+uint32_t random_below(uint64_t *state, uint32_t n);
+double random_normal(uint64_t *state);
+void random_permutation(uint64_t *state, uint32_t *ret, uint32_t n);
+uint64_t seed_from_env(uint64_t otherwise); // prints it
+
+const struct backend_ops *harness_ops(void);
+// A backend of `threads` threads with the kernel `isa` (NULL: the default); NULL when this CPU has
+// not got the kernel. Fails the test on other errors.
+struct backend *harness_open(const char *isa, uint32_t threads);
+enum { HARNESS_MAX_ISAS = 4 };
+extern const char *const harness_isas[HARNESS_MAX_ISAS];
+// Runs ops on a pool and waits. Fails the test on an error.
+void harness_run(struct backend *b, struct backend_pool *pool, const struct backend_op *ops,
+                 uint32_t n);
+struct backend_mem *harness_alloc(struct backend *b, size_t bytes);
+
+enum { CASE_MAX_SEQUENCES = 24 };
+
+struct attention_case {
+    const char *name;
+    kvpool_dtype dtype;
+    uint32_t qo_heads, kv_heads, head_dim, page_size;
+    uint32_t n;
+    uint32_t q_len[CASE_MAX_SEQUENCES], kv_len[CASE_MAX_SEQUENCES];
+    bool causal;
+    int32_t window_left;
+    float soft_cap;
+    float sm_scale;       // 0: 1/sqrt(head_dim)
+    uint32_t extra_heads; // unused heads between a tensor's tokens (a fused qkv tensor)
+    uint32_t extra_dims;  // unused elements between heads, a multiple of 1
+    bool no_lse;
+    bool ones;         // V is 1 everywhere
+    uint32_t nan_from; // K and V of positions from here on are NaN; 0: none
+    uint64_t seed;
+};
+
+// The data of a case: K, V and q rounded to the dtype, what the reference makes of them.
+struct attention_data {
+    struct attention_case c;
+    uint32_t tokens_q, tokens_kv; // sums
+    double *k, *v;                // [tokens_kv][kv_heads][head_dim]
+    double *q;                    // [tokens_q][qo_heads][head_dim]
+    double *out, *lse;            // expected
+};
+struct attention_data *attention_data_new(const struct attention_case *c);
+void attention_data_free(struct attention_data *d);
+
+// Runs the sequences `first .. first+n` of the data on a backend: a pool three times too big, pages
+// in random order, all else poisoned with NaN. Checks the guard bytes around out and lse. Returns
+// out (elements of the dtype, dense) followed by lse; free() it.
+unsigned char *attention_run(struct backend *b, const struct attention_data *d, uint32_t first,
+                             uint32_t n, uint64_t page_seed, size_t *ret_bytes);
+
+// Compares with the reference, within the dtype's tolerance. Fails the test with a message.
+void attention_compare(const struct attention_data *d, const unsigned char *result,
+                       const char *what);
+
+// All of it: on every kernel of the CPU.
+void attention_check(struct backend *const *backends, const struct attention_case *c);
+
+#endif

@@ -1,0 +1,330 @@
+// SPDX-License-Identifier: Apache-2.0
+// Attention through the backend's vtable against the fp64 reference, on every kernel of this CPU.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "harness.h"
+
+#include "kernels/dtype.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+static struct backend *backends[HARNESS_MAX_ISAS];
+static const kvpool_dtype DTYPES[] = {KVPOOL_FP16, KVPOOL_BF16, KVPOOL_FP32};
+
+static int open_all(void **state) {
+    (void)state;
+    const char *name = getenv("KVPOOL_TEST_BACKEND");
+    if (name != NULL && strcmp(name, "cpu") != 0) {
+        backends[0] = harness_open(NULL, 0);
+        return 0;
+    }
+    for (uint32_t i = 0; i < HARNESS_MAX_ISAS; i++)
+        backends[i] = harness_open(harness_isas[i], 2);
+    return 0;
+}
+static int close_all(void **state) {
+    (void)state;
+    for (uint32_t i = 0; i < HARNESS_MAX_ISAS; i++)
+        if (backends[i] != NULL)
+            harness_ops()->close(backends[i]);
+    return 0;
+}
+
+static struct attention_case base(const char *name, kvpool_dtype dtype) {
+    return (struct attention_case){
+        .name = name,
+        .dtype = dtype,
+        .qo_heads = 4,
+        .kv_heads = 2,
+        .head_dim = 64,
+        .page_size = 16,
+        .causal = true,
+        .window_left = -1,
+        .seed = 1,
+    };
+}
+static void add(struct attention_case *c, uint32_t q_len, uint32_t kv_len) {
+    assert_true(c->n < CASE_MAX_SEQUENCES);
+    c->q_len[c->n] = q_len;
+    c->kv_len[c->n++] = kv_len;
+}
+
+static void test_decode_at_every_page_edge(void **state) {
+    (void)state;
+    for (uint32_t p = 8; p <= 256; p *= 2)
+        for (size_t i = 0; i < 3; i++) {
+            struct attention_case c = base("decode", DTYPES[i]);
+            c.page_size = p;
+            const uint32_t lens[] = {0, 1, p - 1, p, p + 1, 15, 16, 17, 63, 64, 65, 127, 129, 1000};
+            for (size_t j = 0; j < sizeof lens / sizeof *lens; j++)
+                add(&c, 1, lens[j]);
+            attention_check(backends, &c);
+        }
+}
+
+static void test_decode_of_long_sequences_is_merged_from_chunks(void **state) {
+    (void)state;
+    for (size_t i = 0; i < 3; i++) {
+        struct attention_case c = base("long decode", DTYPES[i]);
+        c.head_dim = 128;
+        add(&c, 1, 4096);
+        add(&c, 1, 1024);
+        add(&c, 1, 1025);
+        add(&c, 3, 2049);
+        add(&c, 13, 5000); // many rows, chunks as well
+        attention_check(backends, &c);
+    }
+}
+
+static void test_every_group_size(void **state) {
+    (void)state;
+    const uint32_t groups[] = {1, 2, 3, 4, 5, 6, 7, 8, 12, 16, 17, 32};
+    for (size_t i = 0; i < sizeof groups / sizeof *groups; i++)
+        for (size_t j = 0; j < 3; j++) {
+            struct attention_case c = base("group", DTYPES[j]);
+            c.qo_heads = groups[i] * c.kv_heads;
+            add(&c, 1, 100);
+            add(&c, 1, 3);
+            add(&c, 2, 77);
+            add(&c, 5, 70);
+            attention_check(backends, &c);
+        }
+}
+
+static void test_every_head_dim(void **state) {
+    (void)state;
+    const uint32_t dims[] = {8, 16, 24, 40, 64, 72, 80, 96, 112, 128, 192, 256, 576};
+    for (size_t i = 0; i < sizeof dims / sizeof *dims; i++)
+        for (size_t j = 0; j < 3; j++) {
+            struct attention_case c = base("head_dim", DTYPES[j]);
+            c.head_dim = dims[i];
+            c.extra_dims = 3;
+            add(&c, 1, 1);
+            add(&c, 1, 16);
+            add(&c, 1, 65);
+            add(&c, 9, 90);
+            add(&c, 40, 90);
+            attention_check(backends, &c);
+        }
+}
+
+static void test_prefill_lengths_and_prefixes(void **state) {
+    (void)state;
+    const uint32_t lens[] = {1, 2, 7, 63, 64, 65, 130};
+    for (size_t j = 0; j < 3; j++) {
+        const uint32_t p = 16;
+        const uint32_t prefixes[] = {0, 1, p - 1, 1000};
+        for (size_t i = 0; i < sizeof prefixes / sizeof *prefixes; i++) {
+            struct attention_case c = base("prefill", DTYPES[j]);
+            for (size_t k = 0; k < sizeof lens / sizeof *lens; k++)
+                if (prefixes[i] < 1000 || k % 2 == 0)
+                    add(&c, lens[k], lens[k] + prefixes[i]);
+            attention_check(backends, &c);
+        }
+    }
+}
+
+static void test_prefill_with_many_heads_per_key_head(void **state) {
+    (void)state;
+    for (size_t j = 0; j < 3; j++) {
+        struct attention_case c = base("wide group", DTYPES[j]);
+        c.kv_heads = 1;
+        c.qo_heads = 130; // a block of rows ends inside a token
+        c.head_dim = 32;
+        add(&c, 1, 50);
+        add(&c, 4, 70);
+        attention_check(backends, &c);
+    }
+}
+
+static void test_more_queries_than_keys(void **state) {
+    (void)state;
+    for (size_t j = 0; j < 3; j++)
+        for (int causal = 0; causal < 2; causal++) {
+            struct attention_case c = base("q_len > kv_len", DTYPES[j]);
+            c.causal = causal != 0;
+            add(&c, 5, 2);
+            add(&c, 3, 0);
+            add(&c, 70, 30);
+            add(&c, 1, 0);
+            add(&c, 0, 17);
+            attention_check(backends, &c);
+        }
+}
+
+static void test_sliding_windows(void **state) {
+    (void)state;
+    const int32_t windows[] = {0, 1, 15, 16, 17, 63, 64, 100, 2000, INT32_MAX};
+    for (size_t i = 0; i < sizeof windows / sizeof *windows; i++)
+        for (size_t j = 0; j < 3; j++)
+            for (int causal = 0; causal < 2; causal++) {
+                struct attention_case c = base("window", DTYPES[j]);
+                c.causal = causal != 0;
+                c.window_left = windows[i];
+                add(&c, 1, 1);
+                add(&c, 1, 300);
+                add(&c, 4, 130);
+                add(&c, 70, 200);
+                add(&c, 6, 3);
+                attention_check(backends, &c);
+            }
+}
+
+static void test_window_over_chunks(void **state) {
+    (void)state;
+    struct attention_case c = base("window over chunks", KVPOOL_BF16);
+    c.window_left = 1500;
+    add(&c, 1, 4000);
+    add(&c, 2, 3072);
+    attention_check(backends, &c);
+    c = base("window over one chunk edge", KVPOOL_BF16);
+    c.window_left = 176;
+    add(&c, 1, 1150);
+    attention_check(backends, &c);
+}
+
+static void test_soft_cap(void **state) {
+    (void)state;
+    const float caps[] = {0.5f, 30.0f, 50.0f};
+    for (size_t i = 0; i < 3; i++)
+        for (size_t j = 0; j < 3; j++) {
+            struct attention_case c = base("soft cap", DTYPES[j]);
+            c.soft_cap = caps[i];
+            c.sm_scale = i == 2 ? 1.0f : 0;
+            add(&c, 1, 100);
+            add(&c, 33, 133);
+            attention_check(backends, &c);
+        }
+}
+
+static void test_not_causal(void **state) {
+    (void)state;
+    for (size_t j = 0; j < 3; j++) {
+        struct attention_case c = base("not causal", DTYPES[j]);
+        c.causal = false;
+        add(&c, 1, 100);
+        add(&c, 2, 65);
+        add(&c, 33, 133);
+        add(&c, 64, 64);
+        attention_check(backends, &c);
+    }
+}
+
+static void test_interleaved_tensors_and_no_lse(void **state) {
+    (void)state;
+    for (size_t j = 0; j < 3; j++) {
+        struct attention_case c = base("interleaved", DTYPES[j]);
+        c.extra_heads = 5;
+        c.extra_dims = 1;
+        c.no_lse = true;
+        add(&c, 1, 100);
+        add(&c, 30, 61);
+        attention_check(backends, &c);
+    }
+}
+
+// Keys that a query does not see may be NaN although its sequence owns them.
+static void test_nan_of_unseen_keys_stays_away(void **state) {
+    (void)state;
+    for (size_t j = 0; j < 3; j++)
+        for (uint32_t from = 30; from < 70; from += 13) {
+            struct attention_case c = base("NaN in the future", DTYPES[j]);
+            c.nan_from = from;
+            add(&c, 2, from + 1);
+            add(&c, 4, from + 2);
+            add(&c, 40, from + 9);
+            add(&c, 64, 130);
+            attention_check(backends, &c);
+        }
+}
+
+// The weights of a row sum to 1.
+static void test_uniform_values_come_back(void **state) {
+    (void)state;
+    for (size_t j = 0; j < 3; j++)
+        for (uint32_t i = 0; i < HARNESS_MAX_ISAS; i++) {
+            if (backends[i] == NULL)
+                continue;
+            struct attention_case c = base("ones", DTYPES[j]);
+            c.ones = true;
+            c.head_dim = 128;
+            c.no_lse = true;
+            add(&c, 1, 1);
+            add(&c, 1, 2);
+            add(&c, 1, 17);
+            add(&c, 1, 3000);
+            add(&c, 50, 333);
+            struct attention_data *d = attention_data_new(&c);
+            size_t bytes;
+            unsigned char *result = attention_run(backends[i], d, 0, c.n, 5, &bytes);
+            double ulp = c.dtype == KVPOOL_BF16   ? 0x1p-8
+                         : c.dtype == KVPOOL_FP16 ? 0x1p-11
+                                                  : 0x1p-20; // the order of two long sums
+            for (size_t e = 0; e < (size_t)d->tokens_q * c.qo_heads * c.head_dim; e++) {
+                double x = (double)dtype_load(c.dtype, result, e);
+                if (fabs(x - 1) > 2 * ulp || (x < 1 && 1 - x > ulp))
+                    fail_msg("%s: out is %.9g, not 1", harness_isas[i], x);
+            }
+            free(result);
+            attention_data_free(d);
+        }
+}
+
+static void test_random_cases(void **state) {
+    (void)state;
+    uint64_t seed = seed_from_env(20240717);
+    const uint32_t dims[] = {8, 24, 64, 72, 80, 96, 128, 256};
+    for (uint32_t round = 0; round < 300; round++) {
+        uint64_t s = seed + round;
+        struct attention_case c = base("random", DTYPES[random_below(&s, 3)]);
+        c.seed = seed + round;
+        c.kv_heads = 1 + random_below(&s, 3);
+        c.qo_heads = c.kv_heads * (1 + random_below(&s, 9));
+        c.head_dim = dims[random_below(&s, 8)];
+        c.page_size = 8u << random_below(&s, 6);
+        c.causal = random_below(&s, 4) != 0;
+        c.window_left = random_below(&s, 3) == 0 ? (int32_t)random_below(&s, 200) : -1;
+        c.soft_cap = random_below(&s, 4) == 0 ? 20.0f : 0;
+        c.extra_heads = random_below(&s, 3);
+        c.extra_dims = random_below(&s, 2) * 8;
+        c.no_lse = random_below(&s, 5) == 0;
+        uint32_t n = 1 + random_below(&s, 4);
+        for (uint32_t i = 0; i < n; i++) {
+            uint32_t kv_len = random_below(&s, random_below(&s, 8) == 0 ? 1500 : 150);
+            uint32_t q_len = random_below(&s, 3) != 0 ? 1 : random_below(&s, 100);
+            if (random_below(&s, 10) != 0 && q_len > kv_len)
+                q_len = kv_len;
+            add(&c, q_len, kv_len);
+        }
+        attention_check(backends, &c);
+    }
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_decode_at_every_page_edge),
+        cmocka_unit_test(test_decode_of_long_sequences_is_merged_from_chunks),
+        cmocka_unit_test(test_every_group_size),
+        cmocka_unit_test(test_every_head_dim),
+        cmocka_unit_test(test_prefill_lengths_and_prefixes),
+        cmocka_unit_test(test_prefill_with_many_heads_per_key_head),
+        cmocka_unit_test(test_more_queries_than_keys),
+        cmocka_unit_test(test_sliding_windows),
+        cmocka_unit_test(test_window_over_chunks),
+        cmocka_unit_test(test_soft_cap),
+        cmocka_unit_test(test_not_causal),
+        cmocka_unit_test(test_interleaved_tensors_and_no_lse),
+        cmocka_unit_test(test_nan_of_unseen_keys_stays_away),
+        cmocka_unit_test(test_uniform_values_come_back),
+        cmocka_unit_test(test_random_cases),
+    };
+    return cmocka_run_group_tests_name("attention", tests, open_all, close_all);
+}
