@@ -19,6 +19,7 @@
 #define STUCK_NS 30000000000ull // a job in the engine for longer than this: not healthy
 #define EXTRA_CONNS 16          // fd connections beside those of the sessions
 #define EXTRA_JOBS 256
+#define READY_EFFECTS 64 // effects jobs made at start
 #define VERIFY_MAX_PAGES 4096
 
 struct op {
@@ -320,6 +321,7 @@ static int open_tables(struct dispatch *d, struct err *err) {
     d->num_requests = config->slots;
     d->requests = calloc(d->num_requests, sizeof *d->requests);
     d->sessions.max = config->limits.max_sessions;
+    // NOLINTNEXTLINE(bugprone-sizeof-expression): an array of pointers
     d->sessions.slots = calloc(d->sessions.max, sizeof *d->sessions.slots);
     if (d->requests == NULL || d->sessions.slots == NULL)
         return err_set(err, KVPOOL_E_NOMEM, "requests and sessions: no memory");
@@ -331,7 +333,9 @@ static int open_tables(struct dispatch *d, struct err *err) {
     if (status != 0)
         return status;
     uint32_t max_jobs = config->slots + 2 * config->limits.max_steps + EXTRA_JOBS;
-    return jobs_open(config->slots, max_jobs, d->max_batch, &d->jobs, err);
+    const uint32_t ready[JOB_KINDS] = {
+        [JOB_ATTENTION] = config->slots, [JOB_EFFECTS] = READY_EFFECTS};
+    return jobs_open(ready, max_jobs, d->max_batch, &d->jobs, err);
 }
 
 static int open_backend(struct dispatch *d, const struct backend_ops *backend, struct err *err) {

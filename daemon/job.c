@@ -5,10 +5,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#define FIRST_OPS ((size_t)64)
+#define FIRST_IDS ((size_t)1024)
 #define KEEP_IDS ((size_t)64 * 1024) // larger buffers are not kept
 
 struct jobs {
-    struct job *free;
+    struct job *free[JOB_KINDS];
     uint32_t made, max, max_batch;
 };
 
@@ -22,36 +24,49 @@ static void job_free(struct job *job) {
     free(job);
 }
 
-static struct job *job_make(uint32_t max_batch) {
+static struct job *job_make(enum job_kind kind, uint32_t max_batch) {
     struct job *job = calloc(1, sizeof *job);
     if (job == NULL)
         return NULL;
-    job->items = calloc(max_batch, sizeof *job->items);
-    job->rows = calloc(max_batch, sizeof *job->rows);
-    job->kv_len = calloc(max_batch, sizeof *job->kv_len);
-    job->qo_indptr = calloc((size_t)max_batch + 1, sizeof *job->qo_indptr);
-    if (job->items == NULL || job->rows == NULL || job->kv_len == NULL || job->qo_indptr == NULL) {
-        job_free(job);
-        return NULL;
+    job->kind = kind;
+    bool made;
+    if (kind == JOB_ATTENTION) {
+        job->items = calloc(max_batch, sizeof *job->items);
+        job->rows = calloc(max_batch, sizeof *job->rows);
+        job->kv_len = calloc(max_batch, sizeof *job->kv_len);
+        job->qo_indptr = calloc((size_t)max_batch + 1, sizeof *job->qo_indptr);
+        made = job->items != NULL && job->rows != NULL && job->kv_len != NULL &&
+               job->qo_indptr != NULL;
+    } else {
+        job->ops_cap = FIRST_OPS;
+        job->ids_cap = FIRST_IDS;
+        job->ops = calloc(job->ops_cap, sizeof *job->ops);
+        job->ids = calloc(job->ids_cap, sizeof *job->ids);
+        made = job->ops != NULL && job->ids != NULL;
     }
-    return job;
+    if (made)
+        return job;
+    job_free(job);
+    return NULL;
 }
 
-int jobs_open(uint32_t ready, uint32_t max, uint32_t max_batch, struct jobs **ret,
+int jobs_open(const uint32_t ready[JOB_KINDS], uint32_t max, uint32_t max_batch, struct jobs **ret,
               struct err *err) {
     struct jobs *js = calloc(1, sizeof *js);
     if (js == NULL)
         return err_set(err, KVPOOL_E_NOMEM, "jobs: no memory");
     js->max = max;
     js->max_batch = max_batch;
-    for (; js->made < ready; js->made++) {
-        struct job *job = job_make(max_batch);
-        if (job == NULL) {
-            jobs_close(js);
-            return err_set(err, KVPOOL_E_NOMEM, "jobs: no memory");
+    for (int kind = 0; kind < JOB_KINDS; kind++) {
+        for (uint32_t i = 0; i < ready[kind]; i++) {
+            struct job *job = job_make((enum job_kind)kind, max_batch);
+            if (job == NULL) {
+                jobs_close(js);
+                return err_set(err, KVPOOL_E_NOMEM, "jobs: no memory");
+            }
+            js->made++;
+            job_put(js, job);
         }
-        job->next_free = js->free;
-        js->free = job;
     }
     *ret = js;
     return 0;
@@ -60,28 +75,31 @@ int jobs_open(uint32_t ready, uint32_t max, uint32_t max_batch, struct jobs **re
 void jobs_close(struct jobs *js) {
     if (js == NULL)
         return;
-    while (js->free != NULL) {
-        struct job *job = js->free;
-        js->free = job->next_free;
-        job_free(job);
+    for (int kind = 0; kind < JOB_KINDS; kind++) {
+        while (js->free[kind] != NULL) {
+            struct job *job = js->free[kind];
+            js->free[kind] = job->next_free;
+            job_free(job);
+        }
     }
     free(js);
 }
 
-int job_get(struct jobs *js, struct job **ret, struct err *err) {
-    struct job *job = js->free;
+int job_get(struct jobs *js, enum job_kind kind, struct job **ret, struct err *err) {
+    struct job *job = js->free[kind];
     if (job == NULL) {
-        if (js->made == js->max)
+        if (js->made >= js->max)
             return err_set(err, KVPOOL_E_AGAIN, "the daemon has %u jobs in flight, its limit",
                            js->max);
-        job = job_make(js->max_batch);
+        job = job_make(kind, js->max_batch);
         if (job == NULL)
             return err_set(err, KVPOOL_E_NOMEM, "job: no memory");
         js->made++;
     } else {
-        js->free = job->next_free;
+        js->free[kind] = job->next_free;
     }
-    struct job blank = {.items = job->items,
+    struct job blank = {.kind = kind,
+                        .items = job->items,
                         .rows = job->rows,
                         .kv_len = job->kv_len,
                         .qo_indptr = job->qo_indptr,
@@ -100,8 +118,8 @@ void job_put(struct jobs *js, struct job *job) {
         job->ids = NULL;
         job->ids_cap = 0;
     }
-    job->next_free = js->free;
-    js->free = job;
+    job->next_free = js->free[job->kind];
+    js->free[job->kind] = job;
 }
 
 void job_set_batch(struct job *job, const struct core_batch *batch, struct backend_batch *ret) {
@@ -116,6 +134,7 @@ int job_reserve(struct job *job, size_t n, size_t num_ids, struct err *err) {
     size_t ops = n + 1;           // and the copy
     size_t ids = num_ids + 2 * n; // and its sources and destinations
     if (ops > job->ops_cap) {
+        ops += ops / 2;
         struct backend_op *grown = reallocarray(job->ops, ops, sizeof *grown);
         if (grown == NULL)
             return err_set(err, KVPOOL_E_NOMEM, "effects of %zu sequences: no memory", n);
@@ -123,6 +142,7 @@ int job_reserve(struct job *job, size_t n, size_t num_ids, struct err *err) {
         job->ops_cap = ops;
     }
     if (ids > job->ids_cap) {
+        ids += ids / 2;
         uint32_t *grown = reallocarray(job->ids, ids, sizeof *grown);
         if (grown == NULL)
             return err_set(err, KVPOOL_E_NOMEM, "effects on %zu pages: no memory", num_ids);

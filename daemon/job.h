@@ -25,7 +25,7 @@ struct dispatch;
 struct request;
 struct session;
 
-enum job_kind { JOB_ATTENTION, JOB_EFFECTS };
+enum job_kind { JOB_ATTENTION, JOB_EFFECTS, JOB_KINDS };
 
 struct job {
     struct engine_job engine; // first
@@ -42,11 +42,11 @@ struct job {
     uint32_t num_items; // pinned
     uint32_t num_regions;
     struct region *regions[JOB_MAX_REGIONS];
-    // [max_batch] each, qo_indptr one more
+    // Of an attention job: [max_batch] each, qo_indptr one more.
     struct core_item *items;
     uint32_t *rows, *kv_len, *qo_indptr;
     struct backend_op attention[2];
-    // of effects; grown on demand
+    // Of an effects job: grown on demand.
     struct backend_op *ops;
     uint32_t *ids;
     size_t ops_cap, ids_cap;
@@ -54,12 +54,13 @@ struct job {
 
 struct jobs;
 
-// `ready` jobs are made at once, at most `max` exist. max_batch: of the arrays.
-int jobs_open(uint32_t ready, uint32_t max, uint32_t max_batch, struct jobs **ret, struct err *err);
+// Makes `ready[kind]` jobs at once; at most `max` exist. max_batch: of the arrays.
+int jobs_open(const uint32_t ready[JOB_KINDS], uint32_t max, uint32_t max_batch, struct jobs **ret,
+              struct err *err);
 void jobs_close(struct jobs *js); // NULL is ignored; all jobs are back
 
-// A blank job with its buffers. Errors: AGAIN (all in use), NOMEM.
-int job_get(struct jobs *js, struct job **ret, struct err *err);
+// A blank job of the kind, with its buffers. Errors: AGAIN (all in use), NOMEM.
+int job_get(struct jobs *js, enum job_kind kind, struct job **ret, struct err *err);
 void job_put(struct jobs *js, struct job *job);
 
 // Copies a batch of core's and points `ret` at the copy. batch->n <= max_batch.

@@ -161,12 +161,12 @@ static void make_program(struct job *job, const struct proto_attn *a, float sm_s
 int op_attention(struct dispatch *d, struct request *r, struct err *err) {
     const struct proto_attn *a = &r->msg.body.attn;
     struct session *s = r->session;
-    struct core_batch batch;
+    struct core_batch batch = {0};
     struct backend_batch backend_batch;
-    struct tensors tensors;
+    struct tensors tensors = {0};
     struct job *job;
     float sm_scale = 0;
-    int status = job_get(d->jobs, &job, err);
+    int status = job_get(d->jobs, JOB_ATTENTION, &job, err);
     if (status != 0)
         return status;
     status = find_batch(d, r, job, &batch, err);
@@ -187,7 +187,6 @@ int op_attention(struct dispatch *d, struct request *r, struct err *err) {
         status = core_seq_pin(d->core, s->handle, r->msg.count, job->items, err);
     if (status != 0)
         goto put_job;
-    job->kind = JOB_ATTENTION;
     job->d = d;
     job->session = s;
     job->request = r;

@@ -37,7 +37,7 @@ int op_seq_fork(struct dispatch *d, struct request *r, struct err *err) {
     struct core_effects effects = {0};
     int status = check_n(d, f->n, err);
     if (status == 0)
-        status = job_get(d->jobs, &job, err);
+        status = job_get(d->jobs, JOB_EFFECTS, &job, err);
     if (status != 0)
         return status;
     status = core_seq_fork(d->core, s->handle, f->seq, f->n, d->handles, &effects, err);
@@ -49,7 +49,6 @@ int op_seq_fork(struct dispatch *d, struct request *r, struct err *err) {
         goto free_seqs;
     dispatch_verify(d);
     if (job->engine.program.n > 0) {
-        job->kind = JOB_EFFECTS;
         job->d = d;
         job->session = s;
         job->pool = pools_find(d->pools, pool);

@@ -20,7 +20,6 @@ static void submit_effects(struct dispatch *d, struct job *job, struct session *
         job_put(d->jobs, job);
         return;
     }
-    job->kind = JOB_EFFECTS;
     job->d = d;
     job->session = s;
     job->pool = pools_find(d->pools, pool);
@@ -41,7 +40,7 @@ int op_step_begin(struct dispatch *d, struct request *r, struct err *err) {
         d->items[i] = (struct core_item){.seq = item.seq, .tokens = item.tokens};
     }
     struct job *job;
-    int status = job_get(d->jobs, &job, err);
+    int status = job_get(d->jobs, JOB_EFFECTS, &job, err);
     if (status != 0)
         return status;
     struct core_step_info info;
@@ -99,7 +98,7 @@ int op_step_abort(struct dispatch *d, struct request *r, struct err *err) {
     uint64_t step = r->msg.body.handle.handle;
     struct session *s = r->session;
     struct job *job;
-    int status = job_get(d->jobs, &job, err);
+    int status = job_get(d->jobs, JOB_EFFECTS, &job, err);
     if (status != 0)
         return status;
     // What undoing may need at most, so that nothing can fail once core has aborted: one page id

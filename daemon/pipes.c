@@ -102,7 +102,11 @@ struct pipe *pipes_after(const struct pipe *p) {
 void pipes_close(struct pipes *ps) {
     if (ps == NULL)
         return;
-    while (ps->table != NULL)
-        pipes_remove(ps, &ps->table->pub);
+    struct record *next, *r = ps->table;
+    HASH_CLEAR(hh, ps->table); // the records stay linked
+    for (; r != NULL; r = next) {
+        next = r->hh.next;
+        free(r);
+    }
     free(ps);
 }

@@ -234,6 +234,10 @@ bool probe_start(struct probe *p) {
     return true;
 }
 
+bool probe_running(const struct probe *p) {
+    return p->running;
+}
+
 static void on_timer_closed(uv_handle_t *handle) {
     free(handle->data);
 }

@@ -33,6 +33,7 @@ struct probe;
 int probe_open(uv_loop_t *loop, const char *path, probe_fn fn, void *arg, struct probe **ret,
                struct err *err);
 bool probe_start(struct probe *p); // false while one is under way
+bool probe_running(const struct probe *p);
 void probe_close(struct probe *p); // no more probe_fn; handles close on the loop
 
 #endif

@@ -61,9 +61,10 @@ void llama_rope(const struct llama *m, uint32_t position, uint32_t heads, float 
     const float *s = m->rope_sin + (size_t)position * half;
     for (uint32_t h = 0; h < heads; h++, x += m->head_dim) {
         for (uint32_t i = 0; i < half; i++) {
-            const float a = x[2 * i], b = x[2 * i + 1];
-            x[2 * i] = a * c[i] - b * s[i];
-            x[2 * i + 1] = a * s[i] + b * c[i];
+            float *pair = x + (size_t)2 * i;
+            const float a = pair[0], b = pair[1];
+            pair[0] = a * c[i] - b * s[i];
+            pair[1] = a * s[i] + b * c[i];
         }
     }
 }

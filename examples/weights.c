@@ -196,8 +196,8 @@ int llama_random(uint64_t seed, struct llama *ret) {
     const float unit = 1.0f / sqrtf((float)dim);
     fill(m.embedding, c->vocab * dim, 0, 0.5f, &state);
     fill(m.rms_att, layers * dim, 1.0f, 0.1f, &state);
-    fill(m.wq, layers * dim * dim, 0, 2.5f * unit, &state);
-    fill(m.wk, layers * m.kv_dim * dim, 0, 2.5f * unit, &state);
+    fill(m.wq, layers * dim * dim, 0, 2.0f * unit, &state);
+    fill(m.wk, layers * m.kv_dim * dim, 0, 2.0f * unit, &state);
     fill(m.wv, layers * m.kv_dim * dim, 0, 2.0f * unit, &state);
     fill(m.wo, layers * dim * dim, 0, unit, &state);
     fill(m.rms_ffn, layers * dim, 1.0f, 0.1f, &state);

@@ -3,14 +3,13 @@
 //
 // Reads in this order: main (here) -> roles.c (what is done with sequences) -> forward.c (one step)
 // -> llama.c (arithmetic); recompute.c and transcript.c check the result. Prints one line:
-//     worker role=plain tokens=65 mismatches=0 max_error=1.2e-06 min_margin=3.4e-03
+//     worker role=plain tokens=65 mismatches=0 ties=0 max_error=1.2e-06
 // and exits 0 when nothing failed and nothing mismatched, else 1 (2: wrong usage).
 // Thread: main only.
 #include "examples/roles.h"
 
 #include <errno.h>
 #include <getopt.h>
-#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -191,7 +190,7 @@ int main(int argc, char **argv) {
     static const char *const role_names[] = {"plain", "fork", "truncate"};
     struct options o;
     struct llama m = {0};
-    struct tally tally = TALLY_INIT;
+    struct tally tally = {0};
     uint32_t *prompt = NULL;
     int result = -1;
 
@@ -208,9 +207,9 @@ int main(int argc, char **argv) {
         result = run(&o, &m, prompt, prompt_len, &tally);
     }
     if (result == 0) {
-        printf("worker role=%s tokens=%u mismatches=%u max_error=%.1e min_margin=%.1e\n",
-               role_names[o.role], tally.tokens, tally.mismatches, (double)tally.max_error,
-               (double)tally.min_margin);
+        printf("worker role=%s tokens=%u mismatches=%u ties=%u max_error=%.1e\n",
+               role_names[o.role], tally.tokens, tally.mismatches, tally.ties,
+               (double)tally.max_error);
     }
     free(prompt);
     llama_free(&m);

@@ -92,9 +92,14 @@ static inline void v_transpose(vf *r) {
     }
 }
 
-// head_dim is a multiple of 8: a vector is always whole.
-static inline vf v_words(kvpool_dtype dtype, const void *row, uint32_t i, uint32_t n) {
-    (void)n;
+// head_dim is a multiple of 8: a vector is always whole, and masks mean nothing.
+typedef uint32_t v_mask;
+static inline v_mask v_first_lanes(uint32_t n) {
+    return n;
+}
+
+static inline vf v_words(kvpool_dtype dtype, const void *row, uint32_t i, v_mask mask) {
+    (void)mask;
     if (dtype == KVPOOL_FP32)
         return _mm256_loadu_ps((const float *)row + i);
     __m128i half = _mm_loadu_si128((const __m128i *)((const uint16_t *)row + i));
@@ -114,8 +119,8 @@ static inline __m128i narrow_bf16(vf x) { // as dtype_fp32_to_bf16
     return _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
 }
 
-static inline void v_out(kvpool_dtype dtype, void *out, uint32_t i, uint32_t n, vf x) {
-    (void)n;
+static inline void v_out(kvpool_dtype dtype, void *out, uint32_t i, v_mask mask, vf x) {
+    (void)mask;
     if (dtype == KVPOOL_FP32)
         _mm256_storeu_ps((float *)out + i, x);
     else

@@ -87,9 +87,14 @@ static inline void v_transpose(vf *r) {
     r[3] = (vf){a[3], b[3], c[3], d[3]};
 }
 
-// head_dim is a multiple of 8: a vector of 4 is always whole.
-static inline vf v_words(kvpool_dtype dtype, const void *row, uint32_t i, uint32_t n) {
-    (void)n;
+// head_dim is a multiple of 8: a vector is always whole, and masks mean nothing.
+typedef uint32_t v_mask;
+static inline v_mask v_first_lanes(uint32_t n) {
+    return n;
+}
+
+static inline vf v_words(kvpool_dtype dtype, const void *row, uint32_t i, v_mask mask) {
+    (void)mask;
     vf x;
     if (dtype == KVPOOL_FP32) {
         memcpy(&x, (const char *)row + (size_t)i * 4, sizeof x);
@@ -99,8 +104,8 @@ static inline vf v_words(kvpool_dtype dtype, const void *row, uint32_t i, uint32
         x[j] = dtype_load(dtype, row, i + j);
     return x;
 }
-static inline void v_out(kvpool_dtype dtype, void *out, uint32_t i, uint32_t n, vf x) {
-    (void)n;
+static inline void v_out(kvpool_dtype dtype, void *out, uint32_t i, v_mask mask, vf x) {
+    (void)mask;
     for (uint32_t j = 0; j < VW; j++)
         dtype_store(dtype, out, i + j, x[j]);
 }

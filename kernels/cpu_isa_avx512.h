@@ -98,12 +98,14 @@ static inline __attribute__((always_inline)) void v_transpose(vf *r) {
     }
 }
 
-static inline __mmask16 first_lanes(uint32_t n) {
-    return n >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << n) - 1u);
+// 32 bits: a load of fp32, words or widened elements uses the lower 16.
+typedef __mmask32 v_mask;
+static inline v_mask v_first_lanes(uint32_t n) {
+    return n >= 32 ? ~(v_mask)0 : (v_mask)((1u << n) - 1u);
 }
 
-static inline vf v_words(kvpool_dtype dtype, const void *row, uint32_t i, uint32_t n) {
-    __mmask16 mask = first_lanes(n);
+static inline vf v_words(kvpool_dtype dtype, const void *row, uint32_t i, v_mask mask32) {
+    __mmask16 mask = (__mmask16)mask32;
     if (dtype == KVPOOL_FP32 || (ISA_PAIRS && dtype == KVPOOL_BF16))
         return _mm512_maskz_loadu_ps(mask, (const float *)row + i);
     __m256i half = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)row + i);
@@ -121,8 +123,8 @@ static inline __m256i narrow_bf16(vf x) { // as dtype_fp32_to_bf16
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
 }
 
-static inline void v_out(kvpool_dtype dtype, void *out, uint32_t i, uint32_t n, vf x) {
-    __mmask16 mask = first_lanes(n);
+static inline void v_out(kvpool_dtype dtype, void *out, uint32_t i, v_mask mask32, vf x) {
+    __mmask16 mask = (__mmask16)mask32;
     if (dtype == KVPOOL_FP32)
         _mm512_mask_storeu_ps((float *)out + i, mask, x);
     else
@@ -137,17 +139,15 @@ static inline vf v_dot_pairs(vf acc, vf a, vf b) {
                             (__m512bh)_mm512_castps_si512(b));
 }
 
-// Elements i..i+32 of two rows as pairs (a, b), elements past na or nb zero and not read.
-static inline void v_pair_rows(const void *a, const void *b, uint32_t i, uint32_t na, uint32_t nb,
-                               vf *lo, vf *hi) {
+// Elements i..i+32 of two rows as pairs (a, b), those outside of the masks zero and not read.
+static inline void v_pair_rows(const void *a, const void *b, uint32_t i, v_mask mask_a,
+                               v_mask mask_b, vf *lo, vf *hi) {
     static const uint16_t order[64] = {
         0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
         11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53,
         22, 54, 23, 55, 24, 56, 25, 57, 26, 58, 27, 59, 28, 60, 29, 61, 30, 62, 31, 63};
-    __mmask32 ma = na >= 32 ? ~(__mmask32)0 : (__mmask32)((1u << na) - 1u);
-    __mmask32 mb = nb >= 32 ? ~(__mmask32)0 : (__mmask32)((1u << nb) - 1u);
-    __m512i x = _mm512_maskz_loadu_epi16(ma, (const uint16_t *)a + i);
-    __m512i y = _mm512_maskz_loadu_epi16(mb, (const uint16_t *)b + i);
+    __m512i x = _mm512_maskz_loadu_epi16(mask_a, (const uint16_t *)a + i);
+    __m512i y = _mm512_maskz_loadu_epi16(mask_b, (const uint16_t *)b + i);
     *lo = _mm512_castsi512_ps(_mm512_permutex2var_epi16(x, _mm512_loadu_si512(order), y));
     *hi = _mm512_castsi512_ps(_mm512_permutex2var_epi16(x, _mm512_loadu_si512(order + 32), y));
 }

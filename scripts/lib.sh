@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # SPDX-License-Identifier: Apache-2.0
 # lib.sh: shared by the scripts of this folder. Source it (bash): it sets $root, defines functions,
 # does nothing else.

@@ -17,11 +17,11 @@ static int read_args(uint16_t op, const kvpool_attn_args *user_args, kvpool_attn
     bool out = ret->out.region != NULL, lse = ret->lse.region != NULL;
     if (k != v)
         return err_set(err, KVPOOL_E_INVAL, "%s is given without %s", k ? "k" : "v", k ? "v" : "k");
+    if (op == PROTO_APPEND && ret->step == 0)
+        return err_set(err, KVPOOL_E_INVAL, "append needs a step");
     if (k && ret->step == 0)
         return err_set(err, KVPOOL_E_INVAL, "k and v are given without a step");
     if (op == PROTO_APPEND) {
-        if (ret->step == 0)
-            return err_set(err, KVPOOL_E_INVAL, "append needs a step");
         if (!k)
             return err_set(err, KVPOOL_E_INVAL, "append needs k and v");
         if (q || out || lse)

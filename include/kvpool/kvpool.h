@@ -24,17 +24,20 @@
 //   Time      A call that gets no reply within `timeout_ms` returns KVPOOL_E_TIMEOUT; the daemon
 //             may still carry it out. begin and commit may be repeated safely (see there).
 //   Fork      After fork() the child must not use the parent's objects: every call answers
-//             KVPOOL_E_FORKED and changes nothing. The child may kvpool_connect() anew and should
-//             not free inherited objects; their memory goes with the process.
-//   Restart   When the daemon went away, calls fail with KVPOOL_E_CONN. When it is back, the
-//   library
-//             reconnects by itself on the next call. If the daemon is a new instance, sequences,
-//             steps, regions and pool handles are gone: the next call that could need one of them
-//             answers KVPOOL_E_LOST, once, and later uses of an old handle KVPOOL_E_STALE.
+//             KVPOOL_E_FORKED and changes nothing (kvpool_region_data() is NULL, kvpool_close() and
+//             kvpool_region_free() do nothing). The child may kvpool_connect() anew; the memory of
+//             what it inherited goes with the process.
+//   Restart   When the daemon went away, calls fail with KVPOOL_E_CONN; one that was in flight
+//             may or may not have been carried out. Every further call tries to reconnect by
+//             itself. If only the connection was lost, nothing else changed: handles stay valid,
+//             steps open. If the session ended (the daemon is a new instance, or gave the client
+//             up), sequences, steps and regions are gone, and pool handles too if it is a new
+//             instance: the next call that takes a handle answers KVPOOL_E_LOST, once, and later
+//             uses of an old one KVPOOL_E_STALE (a step: KVPOOL_E_NOTFOUND). So on KVPOOL_E_LOST:
+//             open the pools, make regions and sequences again.
 //   Growth    Every public struct begins with `size`; set it to sizeof the struct (the *_INIT
-//   macros
-//             do) so that older programs work with newer libraries. Zero means "default" in every
-//             field unless it says otherwise.
+//             macros do) so that older programs work with newer libraries. Zero means "default"
+//             in every field unless it says otherwise.
 //   Handles   kvpool_pool, kvpool_seq are values: index and generation. 0 is never valid. A stale
 //             one is an error (KVPOOL_E_STALE), never another object; one of another client is
 //             KVPOOL_E_PERM.
@@ -139,13 +142,15 @@ typedef struct kvpool_connect_args {
 KVPOOL_API kvpool_status kvpool_connect(const kvpool_connect_args *args,
                                         kvpool_client **ret_client);
 
-// Ends the session: open steps abort, sequences are freed, regions unmapped, outstanding ops are
-// finished with KVPOOL_E_CONN (and must still be released by kvpool_wait before this call returns
-// to be useful: release ops first). NULL is ignored. No other call on the client may be running.
+// Ends the session and frees the client: open steps abort, sequences are freed, regions unmapped.
+// Ops not yet waited for are freed with it, their results lost. Waits a moment for the daemon, so
+// that the pages are free again when it returns. NULL is ignored. No other call on the client may
+// be running, and nothing that belongs to it may be used afterwards.
 KVPOOL_API void kvpool_close(kvpool_client *client);
 
 // Copies the message of the calling thread's last failed call on `client` into buf (always
-// terminated). With client NULL: that of the thread's last failed kvpool_connect(). Returns buf.
+// terminated; "" when none failed). With client NULL: that of the thread's last failed
+// kvpool_connect(). A message is at most 200 bytes long. Returns buf.
 KVPOOL_API const char *kvpool_last_error(const kvpool_client *client, char *buf, size_t buf_size);
 
 // One round trip. ret_ns (may be NULL): its duration in nanoseconds.
@@ -239,12 +244,13 @@ KVPOOL_API kvpool_status kvpool_pool_stat(kvpool_client *client, kvpool_pool poo
 KVPOOL_API kvpool_status kvpool_region_create(kvpool_client *client, uint64_t bytes,
                                               kvpool_region **ret_region);
 
-// Address in this process (page aligned), and size in bytes. Valid until kvpool_region_free().
+// Address in this process (page aligned), and size in bytes (after rounding). Valid until
+// kvpool_region_free(), also when the daemon has gone. NULL and 0 in a forked child.
 KVPOOL_API void *kvpool_region_data(const kvpool_region *region);
 KVPOOL_API uint64_t kvpool_region_size(const kvpool_region *region);
 
 // Unmaps and frees. Requests in flight that name it finish first in the daemon. NULL is ignored.
-// Must precede kvpool_close() of its client.
+// kvpool_close() frees the regions that are left: not to be called after it.
 KVPOOL_API void kvpool_region_free(kvpool_region *region);
 
 // A tensor [tokens][heads][head_dim] inside a region. Element (t, h, d) is at
@@ -410,14 +416,14 @@ typedef struct kvpool_request {
 } kvpool_request;
 
 // A step id never used before by this client, so that a whole step can be submitted without
-// waiting.
+// waiting. 0 on an error (client NULL, or of the parent process).
 KVPOOL_API kvpool_step kvpool_step_id(kvpool_client *client);
 
 // Sends a request and returns at once; its arguments may be reused, its tensors must stay until it
 // is done. A whole step (begin, every layer, commit) may be in flight; what follows a failed begin
 // fails with NOTFOUND. The op is owned by the caller until kvpool_wait() returns something other
 // than KVPOOL_E_TIMEOUT for it. Errors: those that can be decided here (INVAL, TOOBIG), AGAIN
-// (max_inflight reached), CONN, LOST.
+// (max_inflight reached: wait for an op first), CONN, LOST, TIMEOUT (the daemon reads nothing).
 KVPOOL_API kvpool_status kvpool_submit(kvpool_client *client, const kvpool_request *request,
                                        kvpool_op **ret_op);
 
@@ -460,9 +466,10 @@ typedef struct kvpool_client_info {
 // Counters of the daemon. ret->size must be set.
 KVPOOL_API kvpool_status kvpool_get_stats(kvpool_client *client, kvpool_stats *ret);
 
-// Lists. The caller gives an array of `cap` structs, each with `size` set; ret_n is how many were
-// written. `cursor` starts as 0 and is advanced; the list is complete when *ret_n < cap. Objects
-// made or freed between calls may be missed or shown; no object is shown twice.
+// Lists. The caller gives an array of `cap` (1 or more) structs, each with `size` set; ret_n is how
+// many were written. `cursor` starts as 0 and is advanced; the list is complete when *ret_n < cap.
+// Objects made or freed between calls may be missed or shown; no object is shown twice. After an
+// error the array's contents are unspecified.
 KVPOOL_API kvpool_status kvpool_list_pools(kvpool_client *client, uint32_t *cursor, uint32_t cap,
                                            kvpool_pool_info *ret, uint32_t *ret_n);
 KVPOOL_API kvpool_status kvpool_list_seqs(kvpool_client *client, uint32_t *cursor, uint32_t cap,

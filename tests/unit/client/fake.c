@@ -19,11 +19,17 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define BUF (2 * PROTO_MAX_MESSAGE)
+#define BUF ((size_t)2 * PROTO_MAX_MESSAGE)
+
+static struct fake *current; // the one between fake_init() and fake_cleanup()
 
 void expect_at(const kvpool_client *client, kvpool_status expected, kvpool_status got,
                const char *what, const char *file, int line) {
     char text[256];
+    if (current != NULL) { // what the fake noted about the request may now be looked at
+        fake_lock(current);
+        fake_unlock(current);
+    }
     if (got != expected)
         print_error("%s:%d: %s is %s, not %s: %s\n", file, line, what, kvpool_status_name(got),
                     kvpool_status_name(expected), kvpool_last_error(client, text, sizeof text));
@@ -54,7 +60,7 @@ void fake_unlock(struct fake *f) {
     pthread_mutex_unlock(&f->lock);
 }
 
-static void poke(struct fake *f) {
+void fake_wake(struct fake *f) {
     assert_int_equal(write(f->wake[1], "x", 1), 1);
 }
 
@@ -265,6 +271,7 @@ void fake_init(struct fake *f) {
     pthread_mutex_init(&f->lock, NULL);
     for (unsigned i = 0; i < FAKE_CONNS; i++)
         f->conns[i].fd = -1;
+    current = f;
 }
 
 void fake_start(struct fake *f) {
@@ -288,7 +295,7 @@ void fake_stop(struct fake *f) {
     fake_lock(f);
     f->running = false;
     fake_unlock(f);
-    poke(f);
+    fake_wake(f);
     pthread_join(f->thread, NULL);
     for (unsigned i = 0; i < FAKE_CONNS; i++)
         if (f->conns[i].fd >= 0)
@@ -305,6 +312,7 @@ void fake_stop(struct fake *f) {
 
 void fake_cleanup(struct fake *f) {
     fake_stop(f);
+    current = NULL;
     rmdir(f->dir);
     pthread_mutex_destroy(&f->lock);
 }
@@ -315,7 +323,7 @@ void fake_drop(struct fake *f, bool control) {
         if (f->conns[i].fd >= 0 && f->conns[i].control == control)
             fake_close(&f->conns[i]);
     fake_unlock(f);
-    poke(f);
+    fake_wake(f);
 }
 
 void fake_control_listen(struct fake *f, bool on) {
@@ -328,7 +336,7 @@ void fake_control_listen(struct fake *f, bool on) {
         remove_file(f, PROTO_CONTROL_SOCKET);
     }
     fake_unlock(f);
-    poke(f);
+    fake_wake(f);
 }
 
 kvpool_client *fake_connect(struct fake *f, uint32_t timeout_ms) {

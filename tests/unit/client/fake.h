@@ -74,6 +74,7 @@ void fake_unlock(struct fake *f);
         fake_unlock(f);           \
     } while (0)
 void fake_set_hook(struct fake *f, fake_hook hook);
+void fake_wake(struct fake *f); // after setting hold_reading
 unsigned fake_count(struct fake *f, uint16_t op);
 // Waits until `op` was requested n times.
 void fake_await(struct fake *f, uint16_t op, unsigned n);
@@ -96,7 +97,8 @@ void fake_close(struct fake_conn *c);
 kvpool_client *fake_connect(struct fake *f, uint32_t timeout_ms);
 kvpool_pool fake_pool(kvpool_client *c); // kv_heads 2, head_dim 64
 
-// Asserts a status, with the library's message when it is another.
+// Asserts a status, with the library's message when it is another. Afterwards what the fake noted
+// about the request may be read without its lock.
 #define expect(client, expected, call) \
     expect_at((client), (expected), (call), #call, __FILE__, __LINE__)
 void expect_at(const kvpool_client *client, kvpool_status expected, kvpool_status got,

@@ -429,8 +429,8 @@ static void bad_arguments_never_reach_the_daemon(void **state) {
     expect(c, KVPOOL_E_INVAL, kvpool_list_clients(c, &cursor, 1, clients, NULL));
     expect(c, KVPOOL_E_INVAL, kvpool_list_clients(c, &cursor, 1, NULL, &n));
     unsigned requests = 0;
-    for (uint16_t op = PROTO_PING; op < PROTO_FD_HELLO; op++)
-        requests += fake_count(&kvd, op);
+    for (unsigned op = PROTO_PING; op < PROTO_FD_HELLO; op++)
+        requests += fake_count(&kvd, (uint16_t)op);
     assert_int_equal(requests, 0);
     kvpool_close(c);
 }

@@ -2,5 +2,10 @@
 kvpool_test(test_tensor unit SOURCES test_tensor.c LIBS kvpool_daemon)
 kvpool_test(test_order unit SOURCES test_order.c LIBS kvpool_daemon)
 kvpool_test(test_engine unit SOURCES test_engine.c LIBS kvpool_daemon)
-kvpool_test(test_session unit SOURCES test_session.c fixture.c LIBS kvpool_daemon)
-kvpool_test(test_dispatch unit SOURCES test_dispatch.c fixture.c LIBS kvpool_daemon)
+kvpool_test(test_fdsock unit SOURCES test_fdsock.c LIBS kvpool_daemon)
+foreach(name test_session test_dispatch)
+    kvpool_test(${name} unit SOURCES ${name}.c fixture.c LIBS kvpool_daemon)
+    # The fixture counts allocations on the loop thread.
+    target_link_options(${name} PRIVATE
+        LINKER:--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=reallocarray)
+endforeach()

@@ -7,6 +7,7 @@
 #include "daemon/dispatch.h"
 
 #include <stdlib.h>
+#include <string.h>
 #include <unistd.h>
 
 enum { MAX_HELD = 256, HOLD_MS = 300 };

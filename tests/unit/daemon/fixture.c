@@ -20,6 +20,48 @@
 
 #define WAIT_NS 10000000000ull
 
+// --- counting allocations
+// ------------------------------------------------------------------------- The linker sends malloc
+// and its kin of our objects here (--wrap).
+
+static _Thread_local bool counting;
+static _Thread_local uint32_t counted;
+
+void *__real_malloc(size_t size);
+void *__real_calloc(size_t n, size_t size);
+void *__real_realloc(void *old, size_t size);
+void *__real_reallocarray(void *old, size_t n, size_t size);
+void *__wrap_malloc(size_t size);
+void *__wrap_calloc(size_t n, size_t size);
+void *__wrap_realloc(void *old, size_t size);
+void *__wrap_reallocarray(void *old, size_t n, size_t size);
+
+void *__wrap_malloc(size_t size) {
+    counted += counting;
+    return __real_malloc(size);
+}
+
+void *__wrap_calloc(size_t n, size_t size) {
+    counted += counting;
+    return __real_calloc(n, size);
+}
+
+void *__wrap_realloc(void *old, size_t size) {
+    counted += counting;
+    return __real_realloc(old, size);
+}
+
+void *__wrap_reallocarray(void *old, size_t n, size_t size) {
+    counted += counting;
+    return __real_reallocarray(old, n, size);
+}
+
+uint32_t allocations(void) {
+    uint32_t n = counted;
+    counted = 0;
+    return n;
+}
+
 // --- the server double --------------------------------------------------------------------------
 
 struct server {
@@ -32,7 +74,10 @@ void server_reply(struct server *s, struct server_req *req, const void *bytes, s
     assert_ptr_equal(s, &server);
     assert_false(call->answered);
     call->answered = true;
+    bool was_counting = counting;
+    counting = false;
     call->reply = malloc(len > 0 ? len : 1);
+    counting = was_counting;
     assert_non_null(call->reply);
     memcpy(call->reply, bytes, len);
     call->reply_len = len;
@@ -226,13 +271,19 @@ static void on_nothing(uv_timer_t *timer) {
     (void)timer;
 }
 
+static void run_once(struct fixture *f) {
+    counting = true;
+    uv_run(&f->loop, UV_RUN_ONCE);
+    counting = false;
+}
+
 static void pump_for(struct fixture *f, uint64_t ns, bool (*until)(void *arg), void *arg) {
     uint64_t end = uv_hrtime() + ns;
     uv_timer_t timer; // wakes the loop for things that it does not watch: the test's own sockets
     uv_timer_init(&f->loop, &timer);
     uv_timer_start(&timer, on_nothing, 1, 1);
     while ((until == NULL || !until(arg)) && uv_hrtime() < end)
-        uv_run(&f->loop, UV_RUN_ONCE);
+        run_once(f);
     uv_close((uv_handle_t *)&timer, NULL);
     uv_run(&f->loop, UV_RUN_NOWAIT);
 }
@@ -303,7 +354,7 @@ static bool readable(void *arg) {
 
 int fd_recv(struct fixture *f, int fd, uint16_t op, struct proto_msg *ret, int *ret_fd) {
     static uint8_t bytes[PROTO_MAX_MESSAGE];
-    struct proto_msg msg;
+    struct proto_msg msg = {0};
     union {
         struct cmsghdr align;
         char bytes[CMSG_SPACE(sizeof(int))];
@@ -334,7 +385,7 @@ int fd_recv(struct fixture *f, int fd, uint16_t op, struct proto_msg *ret, int *
 
 void client_open(struct fixture *f, struct client *c, uint32_t pipe) {
     struct proto_fd_hello hello = {.version_min = 1, .version_max = 1, .name = "test"};
-    struct proto_msg msg;
+    struct proto_msg msg = {0};
     memset(c, 0, sizeof *c);
     c->fd = fd_connect(f);
     fd_send(c->fd, PROTO_FD_HELLO, &hello, sizeof hello, -1);
@@ -355,7 +406,7 @@ int client_hello(struct fixture *f, struct client *c, struct proto_msg *ret) {
 
 uint64_t client_region(struct fixture *f, struct client *c, uint64_t bytes, void **ret_data) {
     struct proto_region_create create = {.bytes = bytes};
-    struct proto_msg msg;
+    struct proto_msg msg = {0};
     int fd;
     fd_send(c->fd, PROTO_REGION_CREATE, &create, sizeof create, -1);
     assert_int_equal(fd_recv(f, c->fd, PROTO_REGION_CREATE, &msg, &fd), 0);
@@ -399,7 +450,9 @@ struct call *call_raw(struct fixture *f, struct client *c, const void *bytes, si
     call->next = f->calls;
     f->calls = call;
     server.busy++;
+    counting = true;
     dispatch_request(f->d, &call->req);
+    counting = false;
     return call;
 }
 
@@ -449,8 +502,7 @@ int call_end(struct fixture *f, struct call *call, struct proto_msg *ret, struct
 
 int call(struct fixture *f, struct client *c, uint16_t op, const void *body, size_t len,
          const void *records, size_t records_len, struct proto_msg *ret, struct err *err) {
-    return call_end(f, call_start(f, c, UINT64_MAX, op, body, len, records, records_len), ret,
-                    err);
+    return call_end(f, call_start(f, c, UINT64_MAX, op, body, len, records, records_len), ret, err);
 }
 
 // --- operations in one line ---------------------------------------------------------------------
@@ -463,7 +515,7 @@ uint64_t make_pool(struct fixture *f, struct client *c, const char *name, uint32
                                        .dtype = KVPOOL_FP32,
                                        .num_pages = pages,
                                        .max_seqs = 16};
-    struct proto_msg msg;
+    struct proto_msg msg = {0};
     struct err err;
     snprintf(create.name, sizeof create.name, "%s", name);
     if (call(f, c, PROTO_POOL_CREATE, &create, sizeof create, NULL, 0, &msg, &err) != 0)
@@ -473,7 +525,7 @@ uint64_t make_pool(struct fixture *f, struct client *c, const char *name, uint32
 
 void make_seqs(struct fixture *f, struct client *c, uint64_t pool, uint32_t n, uint64_t *ret) {
     struct proto_seq_create create = {.pool = pool, .n = n};
-    struct proto_msg msg;
+    struct proto_msg msg = {0};
     assert_int_equal(call(f, c, PROTO_SEQ_CREATE, &create, sizeof create, NULL, 0, &msg, NULL), 0);
     assert_int_equal(msg.count, n);
     for (uint32_t i = 0; i < n; i++)
@@ -496,7 +548,7 @@ int by_handle(struct fixture *f, struct client *c, uint16_t op, uint64_t handle,
 
 uint32_t free_pages(struct fixture *f, struct client *c, uint64_t pool) {
     struct proto_handle body = {.handle = pool};
-    struct proto_msg msg;
+    struct proto_msg msg = {0};
     assert_int_equal(call(f, c, PROTO_POOL_STAT, &body, sizeof body, NULL, 0, &msg, NULL), 0);
     return msg.body.pool_info.free_pages;
 }

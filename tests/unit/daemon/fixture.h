@@ -47,17 +47,21 @@ void pump_until(struct fixture *f, bool (*until)(void *arg), void *arg);
 void pump(struct fixture *f, uint32_t ms);
 
 // --- the backend: that of the CPU, but ---------------------------------------------------------
-void backend_hold(bool hold);          // programs wait from now on / all waiting ones run
-uint32_t backend_held(void);           // how many wait
-void backend_fail(bool fail);          // submit refuses
-extern const struct backend_ops held;  // for dispatch_open_with
+void backend_hold(bool hold);         // programs wait from now on / all waiting ones run
+uint32_t backend_held(void);          // how many wait
+void backend_fail(bool fail);         // submit refuses
+extern const struct backend_ops held; // for dispatch_open_with
+
+// Allocations that this program's own code (not libuv, not the doubles) made on the loop thread
+// since the last call.
+uint32_t allocations(void);
 
 // --- the fd socket ------------------------------------------------------------------------------
 int fd_connect(struct fixture *f);
 // Sends one message; extra_fd -1: none.
 void fd_send(int fd, uint16_t op, const void *body, size_t len, int extra_fd);
-// Receives one reply of `op` and returns its status. *ret_fd (may be NULL): the fd that came, or -1.
-// KVPOOL_E_CONN: the daemon closed the connection.
+// Receives one reply of `op` and returns its status. *ret_fd (may be NULL): the fd that came, or
+// -1. KVPOOL_E_CONN: the daemon closed the connection.
 int fd_recv(struct fixture *f, int fd, uint16_t op, struct proto_msg *ret, int *ret_fd);
 // A session of this process (pid, pipe set), bound by HELLO.
 void client_open(struct fixture *f, struct client *c, uint32_t pipe);

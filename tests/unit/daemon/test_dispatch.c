@@ -128,7 +128,7 @@ static int free_seqs(uint32_t n, const uint64_t *handles) {
 
 static int fork_seq(uint64_t seq, uint32_t n, uint64_t *ret) {
     struct proto_seq_fork body = {.seq = seq, .n = n};
-    struct proto_msg msg;
+    struct proto_msg msg = {0};
     int status = call(&fx, &me, PROTO_SEQ_FORK, &body, sizeof body, NULL, 0, &msg, NULL);
     for (uint32_t i = 0; status == 0 && i < n; i++)
         proto_record(&msg, i, &ret[i]);
@@ -142,7 +142,7 @@ static int truncate_seq(uint64_t seq, uint32_t length) {
 
 static struct proto_seq_info seq_info(uint64_t seq) {
     struct proto_handle body = {.handle = seq};
-    struct proto_msg msg;
+    struct proto_msg msg = {0};
     assert_int_equal(call(&fx, &me, PROTO_SEQ_STAT, &body, sizeof body, NULL, 0, &msg, NULL), 0);
     return msg.body.seq_info;
 }
@@ -154,7 +154,7 @@ static void pools_are_opened_listed_and_destroyed(void **state) {
     struct proto_name name = {.name = "pool"};
     struct proto_list list = {.max = 256};
     struct proto_pool_info info;
-    struct proto_msg msg;
+    struct proto_msg msg = {0};
     assert_true(make_pool(&fx, &me, "pool", 32) == pool); // an equal one is the same one
     uint64_t other = make_pool(&fx, &me, "other", 8);
     assert_int_equal(call(&fx, &me, PROTO_POOL_OPEN, &name, sizeof name, NULL, 0, &msg, NULL), 0);
@@ -187,9 +187,9 @@ static void a_pool_larger_than_memory_is_refused_and_leaves_nothing(void **state
                                        .max_seq_len = 256};
     struct err err;
     for (int i = 0; i < 20; i++) {
-        assert_int_equal(call(&fx, &me, PROTO_POOL_CREATE, &create, sizeof create, NULL, 0, NULL,
-                              &err),
-                         KVPOOL_E_NOMEM);
+        assert_int_equal(
+            call(&fx, &me, PROTO_POOL_CREATE, &create, sizeof create, NULL, 0, NULL, &err),
+            KVPOOL_E_NOMEM);
         assert_non_null(strstr(err.text, "bytes"));
         create.num_pages *= i % 2 ? 2 : 1;
     }
@@ -197,9 +197,8 @@ static void a_pool_larger_than_memory_is_refused_and_leaves_nothing(void **state
     assert_int_equal(core_pool_find(fx.d->core, "huge", &handle, NULL), KVPOOL_E_NOTFOUND);
     create.num_pages = 1;
     create.head_dim = 7;
-    assert_int_equal(
-        call(&fx, &me, PROTO_POOL_CREATE, &create, sizeof create, NULL, 0, NULL, &err),
-        KVPOOL_E_INVAL);
+    assert_int_equal(call(&fx, &me, PROTO_POOL_CREATE, &create, sizeof create, NULL, 0, NULL, &err),
+                     KVPOOL_E_INVAL);
     assert_non_null(strstr(err.text, "head_dim"));
 }
 
@@ -207,7 +206,7 @@ static void a_pool_larger_than_memory_is_refused_and_leaves_nothing(void **state
 
 static void sequences_are_forked_truncated_freed_and_listed(void **state) {
     (void)state;
-    uint64_t forks[2];
+    uint64_t forks[2] = {0};
     fill(1, seqs[0], 12);
     assert_int_equal(fork_seq(seqs[0], 2, forks), 0);
     assert_int_equal(seq_info(forks[1]).length, 12);
@@ -216,7 +215,7 @@ static void sequences_are_forked_truncated_freed_and_listed(void **state) {
     assert_int_equal(truncate_seq(seqs[0], 3), 0);
     assert_int_equal(seq_info(seqs[0]).length, 3);
     struct proto_list list = {.max = 4};
-    struct proto_msg msg;
+    struct proto_msg msg = {0};
     assert_int_equal(call(&fx, &me, PROTO_SEQ_LIST, &list, sizeof list, NULL, 0, &msg, NULL), 0);
     assert_int_equal(msg.count, 4);
     list.cursor = msg.body.list_reply.cursor;
@@ -270,13 +269,13 @@ static void counts_of_sequences_have_limits(void **state) {
 
 static void a_free_right_after_a_fork_waits_for_the_forks_table_writes(void **state) {
     (void)state;
-    uint64_t fork;
+    uint64_t fork = 0;
     fill(1, seqs[0], 12);
     backend_hold(true);
     assert_int_equal(fork_seq(seqs[0], 1, &fork), 0); // answered at once
     struct proto_count count = {.count = 1};
-    struct call *freeing = call_start(&fx, &me, UINT64_MAX, PROTO_SEQ_FREE, &count, sizeof count,
-                                      &fork, sizeof fork);
+    struct call *freeing =
+        call_start(&fx, &me, UINT64_MAX, PROTO_SEQ_FREE, &count, sizeof count, &fork, sizeof fork);
     pump(&fx, 20);
     assert_false(freeing->answered);
     assert_int_equal(seq_info(fork).length, 12);
@@ -392,8 +391,8 @@ static void a_whole_step_may_be_in_flight(void **state) {
     struct call *calls[4];
     b.layer = 1;
     backend_hold(true);
-    calls[0] = call_start(&fx, &me, UINT64_MAX, PROTO_STEP_BEGIN, &body, sizeof body, &item,
-                          sizeof item);
+    calls[0] =
+        call_start(&fx, &me, UINT64_MAX, PROTO_STEP_BEGIN, &body, sizeof body, &item, sizeof item);
     calls[1] = attn_start(PROTO_PREFILL, &a);
     calls[2] = attn_start(PROTO_PREFILL, &b);
     calls[3] = handle_start(PROTO_STEP_COMMIT, 1);
@@ -406,8 +405,8 @@ static void a_whole_step_may_be_in_flight(void **state) {
     // What follows a begin that fails finds no step.
     body.step = 2;
     item.tokens = 1000;
-    calls[0] = call_start(&fx, &me, UINT64_MAX, PROTO_STEP_BEGIN, &body, sizeof body, &item,
-                          sizeof item);
+    calls[0] =
+        call_start(&fx, &me, UINT64_MAX, PROTO_STEP_BEGIN, &body, sizeof body, &item, sizeof item);
     a.step = 2;
     calls[1] = attn_start(PROTO_PREFILL, &a);
     calls[2] = handle_start(PROTO_STEP_COMMIT, 2);
@@ -439,7 +438,8 @@ static void a_decode_gives_the_right_numbers(void **state) {
     const float *out = floats(OUT_AT), *lse = floats(LSE_AT);
     for (int h = 0; h < HEADS; h++)
         for (int i = 0; i < 8; i++) {
-            float v0 = (float)(h / 2 * 10 + i), v1 = v0 + 100;
+            int kv_head = h / 2;
+            float v0 = (float)(kv_head * 10 + i), v1 = v0 + 100;
             assert_true(out[h * 8 + i] == v0); // the first sees itself alone
             assert_true(fabsf(out[(HEADS + h) * 8 + i] - (v0 + 3 * v1) / 4) < 1e-3F);
         }
@@ -447,7 +447,7 @@ static void a_decode_gives_the_right_numbers(void **state) {
     assert_true(fabsf(lse[HEADS] - logf(4)) < 1e-5F);
     assert_int_equal(commit(1), 0);
     // The same over what is committed, for two sequences that share it after a fork.
-    uint64_t fork;
+    uint64_t fork = 0;
     assert_int_equal(fork_seq(seqs[0], 1, &fork), 0);
     struct proto_batch_item items[] = {{.seq = fork, .tokens = 1}, {.seq = seqs[0], .tokens = 1}};
     a = batch_attn(2);
@@ -472,7 +472,7 @@ static void a_decode_gives_the_right_numbers(void **state) {
     a.sm_scale = 1;
     assert_int_equal(attn(PROTO_DECODE, &a, items, NULL), 0);
     assert_true(fabsf(out[0] - 75) < 1e-3F); // the fork is as before
-    assert_true(fabsf(out[HEADS * 8] - 75) < 1e-3F);
+    assert_true(fabsf(out[(size_t)HEADS * 8] - 75) < 1e-3F);
 }
 
 static void sm_scale_0_means_the_default(void **state) {
@@ -490,15 +490,15 @@ static void attention_refuses_bad_arguments_before_any_work(void **state) {
     (void)state;
     struct err err;
     assert_int_equal(begin_one(1, seqs[0], 2), 0);
-#define REFUSED(op, status, text, ...)                         \
-    do {                                                       \
-        struct proto_attn a = step_attn(1);                    \
-        __VA_ARGS__;                                           \
-        assert_int_equal(attn(op, &a, NULL, &err), status);    \
-        if (strstr(err.text, text) == NULL)                    \
-            fail_msg("\"%s\" is not in \"%s\"", text, err.text); \
+#define REFUSED(op, status, why, ...)                           \
+    do {                                                        \
+        struct proto_attn a = step_attn(1);                     \
+        __VA_ARGS__;                                            \
+        assert_int_equal(attn(op, &a, NULL, &err), status);     \
+        if (strstr(err.text, why) == NULL)                      \
+            fail_msg("\"%s\" is not in \"%s\"", why, err.text); \
     } while (0)
-#define INVAL(text, ...) REFUSED(PROTO_PREFILL, KVPOOL_E_INVAL, text, __VA_ARGS__)
+#define INVAL(why, ...) REFUSED(PROTO_PREFILL, KVPOOL_E_INVAL, why, __VA_ARGS__)
     INVAL("sm_scale", a.sm_scale = NAN);
     INVAL("sm_scale", a.sm_scale = -1);
     INVAL("sm_scale", a.sm_scale = INFINITY);
@@ -557,7 +557,8 @@ static void attention_refuses_bad_arguments_before_any_work(void **state) {
 
 static void batches_without_a_step_are_checked(void **state) {
     (void)state;
-    struct proto_batch_item items[2] = {{.seq = seqs[0], .tokens = 1}, {.seq = seqs[1], .tokens = 1}};
+    struct proto_batch_item items[2] = {{.seq = seqs[0], .tokens = 1},
+                                        {.seq = seqs[1], .tokens = 1}};
     struct proto_attn a = batch_attn(0);
     assert_int_not_equal(attn(PROTO_DECODE, &a, items, NULL), 0); // empty
     a = batch_attn(2);
@@ -634,8 +635,7 @@ static void more_in_flight_than_the_limit_is_answered_again_at_once(void **state
     struct err err;
     backend_hold(true);
     for (int i = 0; i < 16; i++)
-        calls[i] =
-            call_start(&fx, &me, UINT64_MAX, PROTO_DECODE, &a, sizeof a, &item, sizeof item);
+        calls[i] = call_start(&fx, &me, UINT64_MAX, PROTO_DECODE, &a, sizeof a, &item, sizeof item);
     struct call *over =
         call_start(&fx, &me, UINT64_MAX, PROTO_DECODE, &a, sizeof a, &item, sizeof item);
     assert_true(over->answered);
@@ -669,6 +669,28 @@ static void a_failed_backend_is_answered_to_everyone(void **state) {
     assert_int_equal(free_pages(&fx, &me, pool), 32);
 }
 
+static void the_steady_state_allocates_nothing(void **state) {
+    (void)state;
+    struct proto_ping ping = {.payload = 1};
+    (void)make_pool(&fx, &me, "large", 5000); // too large for core_check, which allocates
+    for (uint64_t step = 1; step <= 50; step++) {
+        if (step == 20) // buffers have grown by now
+            (void)allocations();
+        if (step % 16 == 0)
+            assert_int_equal(truncate_seq(seqs[0], 0), 0);
+        assert_int_equal(call(&fx, &me, PROTO_PING, &ping, sizeof ping, NULL, 0, NULL, NULL), 0);
+        assert_int_equal(begin(&fx, &me, step, pool, 4, seqs, 1, NULL), 0);
+        struct proto_attn a = step_attn(step);
+        for (a.layer = 0; a.layer < 2; a.layer++)
+            assert_int_equal(attn(PROTO_DECODE, &a, NULL, NULL), 0);
+        if (step % 5 == 0)
+            assert_int_equal(by_handle(&fx, &me, PROTO_STEP_ABORT, step, NULL), 0);
+        else
+            assert_int_equal(commit(step), 0);
+    }
+    assert_int_equal(allocations(), 0);
+}
+
 static void a_step_is_found_by_its_own_client_only(void **state) {
     (void)state;
     struct client other;
@@ -677,8 +699,8 @@ static void a_step_is_found_by_its_own_client_only(void **state) {
     assert_int_equal(begin_one(1, seqs[0], 3), 0);
     assert_int_equal(by_handle(&fx, &other, PROTO_STEP_COMMIT, 1, NULL), KVPOOL_E_NOTFOUND);
     assert_int_equal(by_handle(&fx, &other, PROTO_STEP_ABORT, 1, NULL), KVPOOL_E_NOTFOUND);
-    assert_int_equal(
-        call(&fx, &other, PROTO_APPEND, &a, sizeof a, NULL, 0, NULL, NULL), KVPOOL_E_NOTFOUND);
+    assert_int_equal(call(&fx, &other, PROTO_APPEND, &a, sizeof a, NULL, 0, NULL, NULL),
+                     KVPOOL_E_NOTFOUND);
     client_bye(&fx, &other);
 }
 
@@ -706,6 +728,7 @@ int main(void) {
         TEST(a_region_freed_in_flight_lives_until_the_work_is_done),
         TEST(more_in_flight_than_the_limit_is_answered_again_at_once),
         TEST(a_failed_backend_is_answered_to_everyone),
+        TEST(the_steady_state_allocates_nothing),
         TEST(a_step_is_found_by_its_own_client_only),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);

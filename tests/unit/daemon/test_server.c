@@ -389,10 +389,13 @@ static void *send_without_reading(void *arg) {
 }
 
 static void a_peer_that_does_not_read_its_replies_is_disconnected(void **state) {
-    atomic_bool stop = false;
-    struct client c = {.timeout_ms = 8000};
+    static atomic_bool stop; // static: a failed test leaves its threads behind
+    static struct client c;
     pthread_t slow;
     (void)state;
+    atomic_store(&stop, false);
+    memset(&c, 0, sizeof c);
+    c.timeout_ms = 8000;
     rig.config.slots = 4;
     open_server();
     assert_int_equal(0, pthread_create(&slow, NULL, send_without_reading, &stop));

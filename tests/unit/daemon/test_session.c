@@ -33,7 +33,7 @@ static int teardown(void **state) {
 
 static int ping(struct client *c) {
     struct proto_ping body = {.payload = 77};
-    struct proto_msg msg;
+    struct proto_msg msg = {0};
     int status = call(&fx, c, PROTO_PING, &body, sizeof body, NULL, 0, &msg, NULL);
     if (status == 0)
         assert_int_equal(msg.body.ping.payload, 77);
@@ -41,7 +41,7 @@ static int ping(struct client *c) {
 }
 
 static int stats(struct client *c, struct proto_stats *ret) {
-    struct proto_msg msg;
+    struct proto_msg msg = {0};
     int status = call(&fx, c, PROTO_STATS, NULL, 0, NULL, 0, &msg, NULL);
     if (status == 0)
         *ret = msg.body.stats;
@@ -61,8 +61,8 @@ static bool one_session(void *arg) {
 static void hello_binds_a_connection_to_its_session(void **state) {
     (void)state;
     struct client c;
-    struct proto_msg msg;
-    struct proto_stats s;
+    struct proto_msg msg = {0};
+    struct proto_stats s = {0};
     client_open(&fx, &c, 1);
     assert_int_equal(client_hello(&fx, &c, &msg), 0); // again, on the same connection
     assert_int_equal(msg.body.hello_reply.version, 1);
@@ -81,7 +81,7 @@ static void hello_binds_a_connection_to_its_session(void **state) {
 static void ping_needs_no_session_but_everything_else_does(void **state) {
     (void)state;
     struct client c = {.pipe = 5, .pid = 1};
-    struct proto_stats s;
+    struct proto_stats s = {0};
     assert_int_equal(ping(&c), 0);
     assert_int_equal(stats(&c, &s), KVPOOL_E_STATE);
     assert_int_equal(by_handle(&fx, &c, PROTO_STEP_COMMIT, 1, NULL), KVPOOL_E_STATE);
@@ -92,7 +92,7 @@ static void a_wrong_protocol_version_is_refused_on_both_sockets(void **state) {
     (void)state;
     struct proto_fd_hello fd_hello = {.version_min = 7, .version_max = 9};
     struct proto_hello hello = {.version_min = 7, .version_max = 9, .session = 1};
-    struct proto_msg msg;
+    struct proto_msg msg = {0};
     struct err err;
     int fd = fd_connect(&fx);
     fd_send(fd, PROTO_FD_HELLO, &fd_hello, sizeof fd_hello, -1);
@@ -133,7 +133,7 @@ static void a_wrong_token_process_or_session_is_refused(void **state) {
 static void another_epoch_means_lost(void **state) {
     (void)state;
     struct client c;
-    struct proto_stats s;
+    struct proto_stats s = {0};
     client_open(&fx, &c, 1);
     c.epoch++;
     assert_int_equal(ping(&c), KVPOOL_E_LOST);
@@ -146,7 +146,7 @@ static void another_epoch_means_lost(void **state) {
 static void a_session_moves_to_a_new_connection(void **state) {
     (void)state;
     struct client c, before;
-    struct proto_stats s;
+    struct proto_stats s = {0};
     client_open(&fx, &c, 1);
     before = c;
     // What waits on the old connection is answered when the new one takes over.
@@ -233,7 +233,7 @@ static void over_long_and_garbage_packets_are_answered(void **state) {
     (void)state;
     static uint8_t big[PROTO_MAX_MESSAGE + 1];
     struct client c;
-    struct proto_msg msg;
+    struct proto_msg msg = {0};
     client_open(&fx, &c, 1);
     int size = 4 * PROTO_MAX_MESSAGE;
     assert_int_equal(setsockopt(c.fd, SOL_SOCKET, SO_SNDBUF, &size, sizeof size), 0);
@@ -333,7 +333,7 @@ static void a_closed_connection_ends_the_session_and_frees_its_pages(void **stat
     pump_until(&fx, one_session, &fx);
     assert_int_equal(free_pages(&fx, &other, pool), 64);
     assert_int_equal(regions_count(fx.d->regions), 0);
-    struct proto_stats s;
+    struct proto_stats s = {0};
     assert_int_equal(stats(&other, &s), 0);
     assert_int_equal(s.sessions_died, 1);
     assert_true(s.reclaim_last_ns > 0 && s.reclaim_last_ns <= s.reclaim_max_ns);
@@ -371,7 +371,7 @@ static pid_t child_start(struct fixture *f, int *ret_report) {
 
 static struct client child_client(struct fixture *f, pid_t pid, int report) {
     uint8_t bytes[256];
-    struct proto_msg msg;
+    struct proto_msg msg = {0};
     pump_until(f, one_session, f);
     ssize_t n = read(report, bytes, sizeof bytes);
     close(report);
@@ -452,9 +452,14 @@ static void malformed_messages_are_answered(void **state) {
     assert_int_equal(raw_status(&c, "short", 5, &reply), KVPOOL_E_PROTO);
     memset(bytes, 'x', sizeof bytes);
     assert_int_equal(raw_status(&c, bytes, 64, &reply), KVPOOL_E_PROTO);
+    header = (struct proto_header){.magic = PROTO_MAGIC,
+                                   .version = 1,
+                                   .op = PROTO_SEQ_FREE,
+                                   .len = sizeof bytes - sizeof header};
+    memcpy(bytes, &header, sizeof header);
     assert_int_equal(raw_status(&c, bytes, sizeof bytes, &reply), KVPOOL_E_TOOBIG);
-    header = (struct proto_header){
-        .magic = PROTO_MAGIC, .version = 1, .op = 999, .seq = 12, .epoch = 0};
+    header =
+        (struct proto_header){.magic = PROTO_MAGIC, .version = 1, .op = 999, .seq = 12, .epoch = 0};
     assert_int_equal(raw_status(&c, &header, sizeof header, &reply), KVPOOL_E_UNSUPPORTED);
     assert_int_equal(reply.seq, 12);
     assert_int_equal(reply.op, 999);
@@ -529,7 +534,7 @@ static void requests_that_wait_are_answered_when_the_connection_goes(void **stat
     dispatch_pipe(fx.d, 1, c.pid, true);
     assert_true(a->answered);
     assert_int_equal(call_end(&fx, a, NULL, NULL), KVPOOL_E_CONN);
-    struct proto_stats s;
+    struct proto_stats s = {0};
     assert_int_equal(stats(&c, &s), KVPOOL_E_STATE);
     c.pipe = 2; // the session lives on
     assert_int_equal(client_hello(&fx, &c, NULL), 0);
@@ -582,7 +587,8 @@ static void draining_refuses_new_clients_and_steps_only(void **state) {
 
 static void close_with_everything_open_answers_what_waits(void **state) {
     (void)state;
-    struct client c; // teardown closes: with a step open, a job held, a commit and a request waiting
+    struct client
+        c; // teardown closes: with a step open, a job held, a commit and a request waiting
     uint64_t seq;
     client_open(&fx, &c, 1);
     uint64_t pool = make_pool(&fx, &c, "p", 8);
@@ -600,13 +606,13 @@ static void clients_are_listed(void **state) {
     (void)state;
     struct client c[3];
     struct proto_list list = {.max = 2};
-    struct proto_msg msg;
+    struct proto_msg msg = {0};
     struct proto_client_info info;
     for (uint32_t i = 0; i < 3; i++)
         client_open(&fx, &c[i], i + 1);
     client_region(&fx, &c[0], 5000, NULL);
-    assert_int_equal(
-        call(&fx, &c[0], PROTO_CLIENT_LIST, &list, sizeof list, NULL, 0, &msg, NULL), 0);
+    assert_int_equal(call(&fx, &c[0], PROTO_CLIENT_LIST, &list, sizeof list, NULL, 0, &msg, NULL),
+                     0);
     assert_int_equal(msg.count, 2);
     proto_record(&msg, 0, &info);
     assert_int_equal(info.pid, getpid());
@@ -615,8 +621,8 @@ static void clients_are_listed(void **state) {
     assert_int_equal(info.inflight, 1);
     assert_string_equal(info.name, "test");
     list.cursor = msg.body.list_reply.cursor;
-    assert_int_equal(
-        call(&fx, &c[0], PROTO_CLIENT_LIST, &list, sizeof list, NULL, 0, &msg, NULL), 0);
+    assert_int_equal(call(&fx, &c[0], PROTO_CLIENT_LIST, &list, sizeof list, NULL, 0, &msg, NULL),
+                     0);
     assert_int_equal(msg.count, 1);
     for (uint32_t i = 0; i < 3; i++)
         client_bye(&fx, &c[i]);

@@ -184,7 +184,7 @@ static bool mark(const struct tensor *t, uint8_t *bytes) {
     for (uint64_t i = 0; i < t->tokens; i++)
         for (uint64_t h = 0; h < t->heads; h++)
             for (uint64_t at = t->offset + (i * t->token_stride + h * t->head_stride) * t->elem,
-                          n = t->head_dim * t->elem;
+                          n = (uint64_t)t->head_dim * t->elem;
                  n > 0; n--, at++) {
                 if (at >= t->region_bytes)
                     return false;

@@ -235,7 +235,8 @@ static kvpool_status attention(const kvpool_attn_args *a) {
     size_t token = 0;
     for (uint32_t i = 0; i < fake.n; i++) {
         const uint32_t seq = fake.batch[i], start = fake.seqs[seq].length;
-        const bool frozen = fake.fault == FAKE_IGNORES_TRUNCATE && *kv_at(seq, a->layer, 1, start);
+        const bool frozen =
+            fake.fault == FAKE_IGNORES_TRUNCATE && *kv_at(seq, a->layer, 1, start) != 0;
         for (uint32_t j = 0; j < fake.new_tokens[i] && !frozen; j++) {
             memcpy(kv_at(seq, a->layer, 0, start + j), tensor_at(&a->k, token + j, kv_dim),
                    kv_dim * sizeof(float));
