@@ -206,7 +206,7 @@ int config_load(int argc, char **argv, struct config *ret, struct err *err) {
     if (rc != 0) {
         return rc;
     }
-    c = malloc(sizeof *c);
+    c = calloc(1, sizeof *c);
     if (c == NULL) {
         return err_set(err, KVPOOL_E_NOMEM, "out of memory");
     }
@@ -262,7 +262,7 @@ static void add_line(char *report, size_t size, const char *line) {
 
 int config_reload(struct config *live, int argc, char **argv, char *report, size_t report_size,
                   struct err *err) {
-    struct config *fresh = malloc(2 * sizeof *fresh);
+    struct config *fresh = calloc(2, sizeof *fresh);
     struct config *next = fresh == NULL ? NULL : fresh + 1; // live, with what may change
     int rc;
     if (fresh == NULL) {

@@ -172,7 +172,7 @@ static size_t escape(char *line, size_t at, size_t size, const char *text) {
     for (const unsigned char *s = (const unsigned char *)text; *s != '\0'; s++) {
         const bool control = *s < 0x20 || *s == 0x7f;
         if (at + (control ? 4 : 1) > end) {
-            memcpy(line + at, "...", 3);
+            memset(line + at, '.', 3);
             return at + 3;
         }
         if (control) {

@@ -212,7 +212,7 @@ int probe_open(uv_loop_t *loop, const char *path, probe_fn fn, void *arg, struct
         free(p);
         return err_set(err, KVPOOL_E_INVAL, "socket path is too long");
     }
-    memcpy(p->addr.sun_path, path, strlen(path));
+    memcpy(p->addr.sun_path, path, strlen(path) + 1);
     p->id = 0x80000000u;
     uv_timer_init(loop, &p->timer);
     p->timer.data = p;

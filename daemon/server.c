@@ -20,6 +20,7 @@
 #include "daemon/server.h"
 
 #include "daemon/inbox.h"
+#include "daemon/leakcheck.h"
 #include "daemon/peers.h"
 #include "daemon/probe.h"
 #include "proto/proto.h"
@@ -333,6 +334,7 @@ static void relisten(struct server *s) {
     struct err err;
     if (s->listening) {
         s->relistens++;
+        leakcheck_give_up();
         log_warn("server.relisten", "path=\"%s\" count=%llu", s->path,
                  (unsigned long long)s->relistens);
         nng_listener_close(s->listener);

@@ -26,8 +26,8 @@ KVPOOL_DIR=$work/run
 export KVPOOL_DIR
 test "$("$bin/kvpool-example")" = "out[7] = 23"
 for role in plain fork truncate; do
-    for bytes in 192 199; do
-        "$bin/kvpool-worker" --role $role --text "$text" --prompt-bytes $bytes --tokens 40
+    for bytes in 96 103; do
+        "$bin/kvpool-worker" --role $role --text "$text" --prompt-bytes $bytes --tokens 33
     done
 done
 
@@ -46,7 +46,10 @@ KVPOOL_DIR=$work/nobody "$bin/kvpool-example" || status=$?
 test $status -eq 1
 
 # The workers left nothing behind.
-"$bin/kvpool" --dir "$work/run" status --json | grep -q '"seqs": *0'
+"$bin/kvpool" --dir "$work/run" status --json >"$work/status"
+for zero in '"sequences":0' '"steps":0' '"regions":0' '"sessions_died":0'; do
+    grep -q "${zero}[,}]" "$work/status" || { echo "not $zero:"; cat "$work/status"; exit 1; }
+done
 kill -TERM "$daemon"
 wait "$daemon"
 daemon=""

@@ -27,7 +27,9 @@
 #include <string.h>
 
 #define ALWAYS static inline __attribute__((always_inline))
-#if defined(__clang__)
+#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#define UNROLL_NEXT // instrumented code is not fast anyway, and unrolled it takes minutes to compile
+#elif defined(__clang__)
 #define UNROLL_NEXT _Pragma("unroll")
 #else
 #define UNROLL_NEXT _Pragma("GCC unroll 16")

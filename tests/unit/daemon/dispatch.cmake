@@ -3,9 +3,11 @@ kvpool_test(test_tensor unit SOURCES test_tensor.c LIBS kvpool_daemon)
 kvpool_test(test_order unit SOURCES test_order.c LIBS kvpool_daemon)
 kvpool_test(test_engine unit SOURCES test_engine.c LIBS kvpool_daemon)
 kvpool_test(test_fdsock unit SOURCES test_fdsock.c LIBS kvpool_daemon)
-foreach(name test_session test_dispatch)
+# What counts allocations on the loop thread, see fixture.c.
+set(dispatch_wrap LINKER:--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=reallocarray)
+foreach(name test_session test_requests test_dispatch test_layers)
     kvpool_test(${name} unit SOURCES ${name}.c fixture.c LIBS kvpool_daemon)
-    # The fixture counts allocations on the loop thread.
-    target_link_options(${name} PRIVATE
-        LINKER:--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=reallocarray)
+    target_link_options(${name} PRIVATE ${dispatch_wrap})
 endforeach()
+target_sources(test_dispatch PRIVATE worker.c)
+target_sources(test_layers PRIVATE worker.c)

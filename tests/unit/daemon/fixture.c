@@ -24,8 +24,9 @@
 // ------------------------------------------------------------------------- The linker sends malloc
 // and its kin of our objects here (--wrap).
 
-static _Thread_local bool counting;
-static _Thread_local uint32_t counted;
+// volatile: the compiler takes it that malloc does not look at them.
+static _Thread_local volatile bool counting;
+static _Thread_local volatile uint32_t counted;
 
 void *__real_malloc(size_t size);
 void *__real_calloc(size_t n, size_t size);
@@ -407,7 +408,7 @@ int client_hello(struct fixture *f, struct client *c, struct proto_msg *ret) {
 uint64_t client_region(struct fixture *f, struct client *c, uint64_t bytes, void **ret_data) {
     struct proto_region_create create = {.bytes = bytes};
     struct proto_msg msg = {0};
-    int fd;
+    int fd = -1;
     fd_send(c->fd, PROTO_REGION_CREATE, &create, sizeof create, -1);
     assert_int_equal(fd_recv(f, c->fd, PROTO_REGION_CREATE, &msg, &fd), 0);
     assert_true(fd >= 0);
@@ -491,8 +492,9 @@ int call_end(struct fixture *f, struct call *call, struct proto_msg *ret, struct
         assert_true(err->text[0] != '\0');
     }
     struct call **at = &f->calls;
-    while (*at != call)
+    while (*at != NULL && *at != call)
         at = &(*at)->next;
+    assert_ptr_equal(*at, call);
     *at = call->next;
     free(call->bytes);
     free(call->reply);

@@ -322,9 +322,8 @@ static void bad_pools_are_refused_by_name_and_line(void **state) {
                    "num_pages=1\n",
                    NULL, "conf:1: pool a: head_dim");
     for (int i = 0; i <= CONFIG_MAX_POOLS; i++) {
-        char section[128];
-        snprintf(section, sizeof section, "[pool p%d]\n" POOL, i);
-        strcat(text, section);
+        const size_t at = strlen(text);
+        snprintf(text + at, sizeof text - at, "[pool p%d]\n" POOL, i);
     }
     assert_refused(text, NULL, "more than 16 pools");
 }

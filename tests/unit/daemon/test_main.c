@@ -100,7 +100,7 @@ static const char *expect_notify(const char *prefix) {
             fail_msg("no %s from the daemon; its log: %s", prefix,
                      tmpdir_read(t.log, t.text, sizeof t.text));
         }
-        text[n] = '\0';
+        text[n > 0 ? n : 0] = '\0';
         if (strncmp(text, prefix, strlen(prefix)) == 0) {
             return text;
         }

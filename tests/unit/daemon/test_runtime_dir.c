@@ -58,7 +58,7 @@ static void a_missing_directory_is_made_with_its_mode(void **state) {
     assert_int_equal(0750, st.st_mode & 07777);
     assert_false(runtime_dir_is_open_to_all(d));
     snprintf(lock, sizeof lock, "%s/kvpoold.lock", path);
-    assert_int_equal(getpid(), atoi(tmpdir_read(lock, text, sizeof text)));
+    assert_int_equal(getpid(), strtol(tmpdir_read(lock, text, sizeof text), NULL, 10));
     runtime_dir_close(d);
     assert_int_equal(0, unlink(lock));
     assert_int_equal(0, rmdir(path));

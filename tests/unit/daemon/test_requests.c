@@ -1,0 +1,185 @@
+// SPDX-License-Identifier: Apache-2.0
+// test_requests.c: malformed, misordered and too many requests.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "fixture.h"
+
+static struct fixture fx;
+
+static int setup(void **state) {
+    (void)state;
+    fixture_init(&fx);
+    fixture_start(&fx);
+    return 0;
+}
+
+static int teardown(void **state) {
+    (void)state;
+    fixture_stop(&fx);
+    return 0;
+}
+
+static int ping(struct client *c) {
+    struct proto_ping body = {.payload = 77};
+    struct proto_msg msg = {0};
+    int status = call(&fx, c, PROTO_PING, &body, sizeof body, NULL, 0, &msg, NULL);
+    if (status == 0)
+        assert_int_equal(msg.body.ping.payload, 77);
+    return status;
+}
+
+static int stats(struct client *c, struct proto_stats *ret) {
+    struct proto_msg msg = {0};
+    int status = call(&fx, c, PROTO_STATS, NULL, 0, NULL, 0, &msg, NULL);
+    if (status == 0)
+        *ret = msg.body.stats;
+    return status;
+}
+
+// --- malformed and misordered requests --------------------------------------------------------
+
+static int raw_status(struct client *c, const void *bytes, size_t len, struct proto_header *ret) {
+    struct call *call = call_raw(&fx, c, bytes, len);
+    assert_true(call->answered);
+    memcpy(ret, call->reply, sizeof *ret);
+    return call_end(&fx, call, NULL, NULL);
+}
+
+static void malformed_messages_are_answered(void **state) {
+    (void)state;
+    static uint8_t bytes[PROTO_MAX_MESSAGE + 16];
+    struct client c = {.pipe = 3, .pid = 1};
+    struct proto_header header, reply;
+    assert_int_equal(raw_status(&c, "", 0, &reply), KVPOOL_E_PROTO);
+    assert_int_equal(raw_status(&c, "short", 5, &reply), KVPOOL_E_PROTO);
+    memset(bytes, 'x', sizeof bytes);
+    assert_int_equal(raw_status(&c, bytes, 64, &reply), KVPOOL_E_PROTO);
+    header = (struct proto_header){.magic = PROTO_MAGIC,
+                                   .version = 1,
+                                   .op = PROTO_SEQ_FREE,
+                                   .len = sizeof bytes - sizeof header};
+    memcpy(bytes, &header, sizeof header);
+    assert_int_equal(raw_status(&c, bytes, sizeof bytes, &reply), KVPOOL_E_TOOBIG);
+    header =
+        (struct proto_header){.magic = PROTO_MAGIC, .version = 1, .op = 999, .seq = 12, .epoch = 0};
+    assert_int_equal(raw_status(&c, &header, sizeof header, &reply), KVPOOL_E_UNSUPPORTED);
+    assert_int_equal(reply.seq, 12);
+    assert_int_equal(reply.op, 999);
+    header.op = PROTO_PING; // without its body
+    assert_int_equal(raw_status(&c, &header, sizeof header, &reply), KVPOOL_E_PROTO);
+    header.op = PROTO_REGION_FREE; // of the other socket
+    assert_int_equal(raw_status(&c, &header, sizeof header, &reply), KVPOOL_E_PROTO);
+    assert_int_equal(ping(&c), 0);
+    assert_int_equal(fx.d->stats.errors, 7);
+    assert_int_equal(fx.d->stats.requests, 8);
+}
+
+static void a_malformed_request_takes_its_place_in_the_order(void **state) {
+    (void)state;
+    struct client c;
+    client_open(&fx, &c, 1);
+    struct call *later = call_start(&fx, &c, c.seq + 2, PROTO_STATS, NULL, 0, NULL, 0);
+    struct proto_header header = {.magic = PROTO_MAGIC, .version = 1, .op = 999, .seq = c.seq + 1},
+                        reply;
+    assert_false(later->answered);
+    assert_int_equal(raw_status(&c, &header, sizeof header, &reply), KVPOOL_E_UNSUPPORTED);
+    assert_true(later->answered);
+    assert_int_equal(call_end(&fx, later, NULL, NULL), 0);
+    client_bye(&fx, &c);
+}
+
+static void requests_start_in_the_order_of_seq(void **state) {
+    (void)state;
+    struct client c;
+    uint64_t seq;
+    client_open(&fx, &c, 1);
+    uint64_t pool = make_pool(&fx, &c, "p", 8);
+    make_seqs(&fx, &c, pool, 1, &seq);
+    struct proto_step_begin body = {.pool = pool, .step = 4, .count = 1};
+    struct proto_batch_item item = {.seq = seq};
+    struct proto_handle step = {.handle = 4};
+    // commit, then the begin that it needs
+    struct call *commit =
+        call_start(&fx, &c, c.seq + 2, PROTO_STEP_COMMIT, &step, sizeof step, NULL, 0);
+    struct call *start =
+        call_start(&fx, &c, c.seq + 1, PROTO_STEP_BEGIN, &body, sizeof body, &item, sizeof item);
+    assert_int_equal(call_end(&fx, start, NULL, NULL), 0);
+    assert_int_equal(call_end(&fx, commit, NULL, NULL), 0);
+    c.seq += 2;
+    client_bye(&fx, &c);
+}
+
+static void a_request_whose_predecessor_never_comes_is_answered_after_a_second(void **state) {
+    (void)state;
+    struct client c;
+    client_open(&fx, &c, 1);
+    uint64_t since = uv_hrtime();
+    struct call *early = call_start(&fx, &c, c.seq + 2, PROTO_STATS, NULL, 0, NULL, 0);
+    struct call *after = call_start(&fx, &c, c.seq + 3, PROTO_STATS, NULL, 0, NULL, 0);
+    assert_false(dispatch_idle(fx.d));
+    assert_int_equal(call_end(&fx, early, NULL, NULL), KVPOOL_E_PROTO);
+    assert_true(uv_hrtime() - since >= 1000000000);
+    assert_int_equal(call_end(&fx, after, NULL, NULL), 0); // the gap is given up
+    struct call *late = call_start(&fx, &c, c.seq + 1, PROTO_STATS, NULL, 0, NULL, 0);
+    assert_int_equal(call_end(&fx, late, NULL, NULL), KVPOOL_E_PROTO);
+    c.seq += 3;
+    assert_int_equal(ping(&c), 0);
+    assert_true(dispatch_idle(fx.d));
+    client_bye(&fx, &c);
+}
+
+static void requests_that_wait_are_answered_when_the_connection_goes(void **state) {
+    (void)state;
+    struct client c;
+    client_open(&fx, &c, 1);
+    struct call *a = call_start(&fx, &c, c.seq + 2, PROTO_STATS, NULL, 0, NULL, 0);
+    dispatch_pipe(fx.d, 1, c.pid, true);
+    assert_true(a->answered);
+    assert_int_equal(call_end(&fx, a, NULL, NULL), KVPOOL_E_CONN);
+    struct proto_stats s = {0};
+    assert_int_equal(stats(&c, &s), KVPOOL_E_STATE);
+    c.pipe = 2; // the session lives on
+    assert_int_equal(client_hello(&fx, &c, NULL), 0);
+    assert_int_equal(stats(&c, &s), 0);
+    a = call_start(&fx, &c, c.seq + 2, PROTO_STATS, NULL, 0, NULL, 0);
+    client_bye(&fx, &c);
+    assert_int_equal(call_end(&fx, a, NULL, NULL), KVPOOL_E_SHUTDOWN);
+}
+
+static void more_requests_than_slots_are_refused(void **state) {
+    (void)state;
+    struct client c[5];
+    struct call *waiting[64];
+    uint32_t n = 0;
+    for (uint32_t i = 0; i < 4; i++) {
+        client_open(&fx, &c[i], i + 1);
+        for (uint32_t j = 0; j < 16; j++)
+            waiting[n++] = call_start(&fx, &c[i], c[i].seq + 2 + j, PROTO_STATS, NULL, 0, NULL, 0);
+    }
+    c[4] = (struct client){.pipe = 9, .pid = 1};
+    assert_int_equal(ping(&c[4]), KVPOOL_E_AGAIN);
+    for (uint32_t i = 0; i < 4; i++)
+        client_bye(&fx, &c[i]);
+    for (uint32_t i = 0; i < n; i++)
+        assert_int_equal(call_end(&fx, waiting[i], NULL, NULL), KVPOOL_E_SHUTDOWN);
+    assert_int_equal(ping(&c[4]), 0);
+}
+
+#define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        TEST(malformed_messages_are_answered),
+        TEST(a_malformed_request_takes_its_place_in_the_order),
+        TEST(requests_start_in_the_order_of_seq),
+        TEST(a_request_whose_predecessor_never_comes_is_answered_after_a_second),
+        TEST(requests_that_wait_are_answered_when_the_connection_goes),
+        TEST(more_requests_than_slots_are_refused),
+    };
+    return cmocka_run_group_tests(tests, NULL, NULL);
+}

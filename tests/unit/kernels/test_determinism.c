@@ -1,0 +1,131 @@
+// SPDX-License-Identifier: Apache-2.0
+// Equal inputs give equal bits: whatever the threads, the neighbours in the batch, the pages.
+#include <setjmp.h>
+#include <stdarg.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include <cmocka.h>
+
+#include "harness.h"
+
+#include <stdlib.h>
+#include <string.h>
+
+// Decode short and long (cut into chunks), prefill, few and many rows.
+static struct attention_case mixed(kvpool_dtype dtype) {
+    struct attention_case c = {
+        .name = "mixed",
+        .dtype = dtype,
+        .qo_heads = 8,
+        .kv_heads = 2,
+        .head_dim = 128,
+        .page_size = 16,
+        .n = 6,
+        .q_len = {1, 1, 40, 3, 1, 130},
+        .kv_len = {3000, 17, 2100, 1500, 65, 140},
+        .causal = true,
+        .window_left = -1,
+        .seed = 77,
+    };
+    return c;
+}
+
+static void for_each_dtype(void (*check)(const struct attention_data *)) {
+    const kvpool_dtype dtypes[] = {KVPOOL_BF16, KVPOOL_FP16, KVPOOL_FP32};
+    for (size_t i = 0; i < 3; i++) {
+        struct attention_case c = mixed(dtypes[i]);
+        struct attention_data *d = attention_data_new(&c);
+        check(d);
+        attention_data_free(d);
+    }
+}
+
+static unsigned char *run_with(uint32_t threads, const struct attention_data *d, uint32_t first,
+                               uint32_t n, uint64_t page_seed, size_t *ret_bytes) {
+    struct backend *b = harness_open(NULL, threads);
+    unsigned char *result = attention_run(b, d, first, n, page_seed, ret_bytes);
+    harness_ops()->close(b);
+    return result;
+}
+
+static void check_threads(const struct attention_data *d) {
+    size_t bytes;
+    unsigned char *one = run_with(1, d, 0, d->c.n, 1, &bytes);
+    const uint32_t counts[] = {2, 3, 5, 2};
+    for (size_t i = 0; i < 4; i++) {
+        unsigned char *many = run_with(counts[i], d, 0, d->c.n, 1, &bytes);
+        assert_memory_equal(one, many, bytes);
+        free(many);
+    }
+    free(one);
+}
+static void test_any_number_of_threads_gives_the_same_bits(void **state) {
+    (void)state;
+    for_each_dtype(check_threads);
+}
+
+static void check_pages(const struct attention_data *d) {
+    size_t bytes;
+    unsigned char *one = run_with(2, d, 0, d->c.n, 1, &bytes);
+    unsigned char *other = run_with(2, d, 0, d->c.n, 999, &bytes);
+    assert_memory_equal(one, other, bytes);
+    free(one);
+    free(other);
+}
+static void test_where_the_pages_lie_does_not_matter(void **state) {
+    (void)state;
+    for_each_dtype(check_pages);
+}
+
+static void check_neighbours(const struct attention_data *d) {
+    const struct attention_case *c = &d->c;
+    size_t bytes;
+    size_t out_bytes = (size_t)c->qo_heads * c->head_dim * kv_dtype_size(c->dtype);
+    unsigned char *all = run_with(2, d, 0, c->n, 1, &bytes);
+    const unsigned char *out = all;
+    const unsigned char *lse = all + d->tokens_q * out_bytes;
+    for (uint32_t i = 0; i < c->n; i++) {
+        unsigned char *alone = run_with(2, d, i, 1, 5 + i, &bytes);
+        size_t o = c->q_len[i] * out_bytes;
+        size_t l = c->q_len[i] * c->qo_heads * sizeof(float);
+        assert_memory_equal(alone, out, o);
+        assert_memory_equal(alone + o, lse, l);
+        out += o;
+        lse += l;
+        free(alone);
+    }
+    free(all);
+}
+static void test_a_sequence_does_not_depend_on_its_neighbours(void **state) {
+    (void)state;
+    for_each_dtype(check_neighbours);
+}
+
+static void test_repeated_runs_give_the_same_bits(void **state) {
+    (void)state;
+    struct attention_case c = mixed(KVPOOL_BF16);
+    c.n = 4;
+    struct attention_data *d = attention_data_new(&c);
+    struct backend *b = harness_open(NULL, 4);
+    size_t bytes;
+    unsigned char *first = attention_run(b, d, 0, c.n, 3, &bytes);
+    for (int i = 0; i < 10; i++) {
+        unsigned char *again = attention_run(b, d, 0, c.n, 3, &bytes);
+        assert_memory_equal(first, again, bytes);
+        free(again);
+    }
+    free(first);
+    harness_ops()->close(b);
+    attention_data_free(d);
+}
+
+int main(void) {
+    const struct CMUnitTest tests[] = {
+        cmocka_unit_test(test_any_number_of_threads_gives_the_same_bits),
+        cmocka_unit_test(test_where_the_pages_lie_does_not_matter),
+        cmocka_unit_test(test_a_sequence_does_not_depend_on_its_neighbours),
+        cmocka_unit_test(test_repeated_runs_give_the_same_bits),
+    };
+    return cmocka_run_group_tests_name("determinism", tests, NULL, NULL);
+}
