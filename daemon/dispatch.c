@@ -306,8 +306,8 @@ static int open_core(struct dispatch *d, struct err *err) {
     d->block_size = core_block_size(limits);
     if (d->block_size == 0)
         return err_set(err, KVPOOL_E_INVAL, "a limit of the configuration is out of range");
-    void *block =
-        mmap(NULL, d->block_size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    void *block = mmap(NULL, d->block_size, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0); // sparse: core.h
     if (block == MAP_FAILED)
         return err_set(err, KVPOOL_E_NOMEM, "core tables: cannot map %zu bytes", d->block_size);
     d->block = block;

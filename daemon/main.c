@@ -56,7 +56,7 @@ struct daemon {
     int status;     // exit status
 };
 
-// --- stopping -----------------------------------------------------------------------------------
+// --- stopping ---
 
 static void on_alarm(int signum) {
     static const char text[] = "kvpoold: the end hangs, leaving\n";
@@ -119,7 +119,7 @@ static void stop(struct daemon *d, const char *why) {
     uv_timer_start(&d->drain, on_drain, 0, DRAIN_POLL_MS);
 }
 
-// --- signals ------------------------------------------------------------------------------------
+// --- signals ---
 
 static void log_report(char *report) {
     char *rest = report;
@@ -168,7 +168,7 @@ static void on_signal(uv_signal_t *handle, int signum) {
     stop(d, signum == SIGTERM ? "SIGTERM" : "SIGINT");
 }
 
-// --- health -------------------------------------------------------------------------------------
+// --- health ---
 
 static void on_health(uv_timer_t *timer) {
     struct daemon *d = timer->data;
@@ -194,7 +194,7 @@ static void on_watchdog(uv_timer_t *timer) {
     }
 }
 
-// --- start --------------------------------------------------------------------------------------
+// --- start ---
 
 static void raise_fd_limit(void) {
     struct rlimit limit;

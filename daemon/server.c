@@ -19,6 +19,7 @@
 // Thread: loop thread, except the two functions marked.
 #include "daemon/server.h"
 
+#include "daemon/bounded.h"
 #include "daemon/inbox.h"
 #include "daemon/leakcheck.h"
 #include "daemon/peers.h"
@@ -27,13 +28,11 @@
 
 #include <nng/nng.h>
 #include <nng/protocol/reqrep0/rep.h>
-#include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <sys/un.h>
-#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -101,7 +100,7 @@ static void set_state(struct slot *slot, enum slot_state state) {
     slot->state = state;
 }
 
-// --- NNG's threads ------------------------------------------------------------------------------
+// --- NNG's threads ---
 
 static void on_aio(void *arg) { // any NNG thread
     struct slot *slot = arg;
@@ -153,7 +152,7 @@ refuse:
     }
 }
 
-// --- slots --------------------------------------------------------------------------------------
+// --- slots ---
 
 static void receive(struct slot *slot) {
     struct server *s = slot->server;
@@ -249,7 +248,7 @@ void server_reply(struct server *s, struct server_req *req, const void *bytes, s
     nng_ctx_send(slot->ctx, slot->aio);
 }
 
-// --- pipes --------------------------------------------------------------------------------------
+// --- pipes ---
 
 static void forget_peer(struct server *s, struct peer *peer) {
     struct pipe_event *entry = (struct pipe_event *)peer; // peer is its first member
@@ -305,7 +304,7 @@ static void on_item(void *arg, struct inbox_item *item) {
     }
 }
 
-// --- listener -----------------------------------------------------------------------------------
+// --- listener ---
 
 static int listen_now(struct server *s, struct err *err) {
     char url[sizeof s->path + 8];
@@ -398,8 +397,7 @@ static void on_timer(uv_timer_t *timer) {
     uv_timer_start(&s->timer, on_timer, wait < TICK_MS ? wait : TICK_MS, 0);
 }
 
-// --- open, drain, close
-// ---------------------------------------------------------------------------
+// --- open, drain, close ---
 
 static int open_slots(struct server *s, struct err *err) {
     s->slots = calloc(s->config->slots, sizeof *s->slots);
@@ -549,17 +547,9 @@ bool server_drained(const struct server *s) {
     return s->draining && s->count[SLOT_IDLE] == s->num_slots;
 }
 
-// NNG's end, on a thread of its own because nng_close of NNG before 1.10 may hang.
-struct teardown {
-    struct server *server;
-    pthread_mutex_t lock;
-    pthread_cond_t ended;
-    bool done;
-};
-
-static void *tear_down(void *arg) { // its own thread
-    struct teardown *t = arg;
-    struct server *s = t->server;
+// NNG's end. It has a time limit because nng_close of NNG before 1.10 may hang.
+static void tear_down(void *arg) { // a thread of its own
+    struct server *s = arg;
     if (s->listening) {
         nng_listener_close(s->listener);
     }
@@ -567,59 +557,19 @@ static void *tear_down(void *arg) { // its own thread
         nng_aio_stop(s->slots[i].aio);
     }
     nng_close(s->socket);
-    pthread_mutex_lock(&t->lock);
-    t->done = true;
-    pthread_cond_signal(&t->ended);
-    pthread_mutex_unlock(&t->lock);
-    return NULL;
-}
-
-// True when NNG has ended; false when it hangs (the thread and `t` stay).
-static bool run_teardown(struct teardown *t) {
-    struct timespec until;
-    pthread_t thread;
-    bool done;
-    int rc = 0;
-    if (pthread_create(&thread, NULL, tear_down, t) != 0) {
-        tear_down(t);
-        return true;
-    }
-    clock_gettime(CLOCK_REALTIME, &until);
-    until.tv_sec += CLOSE_TIMEOUT_S;
-    pthread_mutex_lock(&t->lock);
-    while (!t->done && rc == 0) {
-        rc = pthread_cond_timedwait(&t->ended, &t->lock, &until);
-    }
-    done = t->done;
-    pthread_mutex_unlock(&t->lock);
-    if (done) {
-        pthread_join(thread, NULL);
-    } else {
-        pthread_detach(thread);
-    }
-    return done;
 }
 
 bool server_close(struct server *s) {
-    struct teardown *t = calloc(1, sizeof *t);
     s->draining = true;
     s->closing = true;
     uv_timer_stop(&s->timer);
     probe_close(s->probe);
-    if (t != NULL) {
-        t->server = s;
-        pthread_mutex_init(&t->lock, NULL);
-        pthread_cond_init(&t->ended, NULL);
-    }
-    if (t == NULL || !run_teardown(t)) {
+    if (!bounded_run(tear_down, s, CLOSE_TIMEOUT_S)) {
         log_error("server.close", "error=\"NNG does not end\" waited_s=%d", CLOSE_TIMEOUT_S);
         inbox_abandon(s->inbox);
         uv_close((uv_handle_t *)&s->timer, NULL);
         return false;
     }
-    pthread_cond_destroy(&t->ended);
-    pthread_mutex_destroy(&t->lock);
-    free(t);
     inbox_drain(s->inbox); // pipe events own memory
     forget_all_peers(s);
     inbox_close(s->inbox);

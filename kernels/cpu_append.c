@@ -63,7 +63,7 @@ void cpu_append(const struct cpu_cache *cache, struct cpu_threads *threads,
     struct append_job job = {cache, op, k, v};
     uint32_t tokens = op->batch.qo_indptr[op->batch.n];
     uint32_t blocks = tokens / BLOCK_TOKENS + (tokens % BLOCK_TOKENS != 0);
-    if (tokens * 2 * cache->geometry.kv_heads * cache->row_bytes < ALONE_BYTES)
+    if (2 * cache->row_bytes * cache->geometry.kv_heads * tokens < ALONE_BYTES)
         for (uint32_t i = 0; i < blocks; i++)
             append_block(&job, i, 0);
     else
@@ -89,7 +89,7 @@ void cpu_copy_pages(const struct cpu_cache *cache, struct cpu_threads *threads,
                     const struct backend_copy_op *op) {
     struct copy_job job = {cache, op};
     uint32_t layers = cache->geometry.layers;
-    if (layers * op->count * cache->page_bytes < ALONE_BYTES)
+    if (cache->page_bytes * op->count * layers < ALONE_BYTES)
         for (uint32_t i = 0; i < layers; i++)
             copy_pages_of_layer(&job, i, 0);
     else

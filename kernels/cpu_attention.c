@@ -1,10 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
 // cpu_attention.c: see cpu_attention.h.
 //
-//     sequence -> (kv head, block of ATTN_ROWS rows) -> one unit, written straight to out and lse
-//              -> (kv head), few rows, many keys     -> a *group* of units, one per chunk of keys,
-//                                                       whose last one to finish merges all parts
-//                                                       in the order of the keys
+//     sequence -> (kv head, block of ATTN_ROWS rows) -> one unit, written
+//     straight to out and lse
+//              -> (kv head), few rows, many keys     -> a *group* of units, one
+//              per chunk of keys,
+//                                                       whose last one to
+//                                                       finish merges all parts
+//                                                       in the order of the
+//                                                       keys
 #include "kernels/cpu_attention.h"
 
 #include "kernels/cpu_attention_isa.h"
@@ -136,7 +140,7 @@ static void write_row(const struct cpu_attention *a, const struct unit *u, uint3
                                 kv_dtype_size(g->dtype);
     a->isa->finish(g->dtype, g->head_dim, o, sum == 0 ? 0 : 1 / sum, out);
     if (wave->lse != NULL) {
-        float lse = sum == 0 ? -INFINITY : (float)(max * M_LN2 + log(sum));
+        float lse = sum == 0 ? -INFINITY : (float)((double)max * M_LN2 + log((double)sum));
         memcpy(wave->lse +
                    (at.token * op->lse.token_stride + at.head * op->lse.head_stride) * sizeof lse,
                &lse, sizeof lse);
@@ -145,7 +149,7 @@ static void write_row(const struct cpu_attention *a, const struct unit *u, uint3
 
 static void merge_group(struct cpu_attention *a, const struct group *g, struct attn_work *w) {
     const struct unit *first = &a->unit[g->first_unit];
-    uint32_t stride = w->o_stride;
+    size_t stride = w->o_stride;
     for (uint32_t r = 0; r < first->rows; r++) {
         float max = -INFINITY;
         for (uint32_t i = 0; i < g->units; i++)
@@ -158,9 +162,9 @@ static void merge_group(struct cpu_attention *a, const struct group *g, struct a
             if (part_sum == 0)
                 continue;
             float factor = exp2f(part[r] - max);
-            const float *o = part + 2 * first->rows + (size_t)r * stride;
+            const float *o = part + (size_t)2 * first->rows + r * stride;
             sum += factor * part_sum;
-            for (uint32_t d = 0; d < stride; d++)
+            for (size_t d = 0; d < stride; d++)
                 w->o[d] += factor * o[d];
         }
         write_row(a, first, r, w->o, max, sum);
@@ -180,7 +184,7 @@ static void run_unit(void *arg, uint32_t index, uint32_t worker) {
     }
     memcpy(u->part, w->max, u->rows * sizeof(float));
     memcpy(u->part + u->rows, w->sum, u->rows * sizeof(float));
-    memcpy(u->part + 2 * u->rows, w->o, (size_t)u->rows * w->o_stride * sizeof(float));
+    memcpy(u->part + (size_t)2 * u->rows, w->o, u->rows * w->o_stride * sizeof(float));
     struct group *g = &a->group[u->group];
     if (atomic_fetch_sub_explicit(&g->left, 1, memory_order_acq_rel) == 1)
         merge_group(a, g, w);
@@ -208,12 +212,13 @@ static void add_unit(struct cpu_attention *a, struct unit unit) {
     a->unit[wave->units++] = unit;
 }
 
-// Rows of one sequence and K/V head whose keys begin..end are long enough to be cut.
+// Rows of one sequence and K/V head whose keys begin..end are long enough to be
+// cut.
 static void add_group(struct cpu_attention *a, struct unit unit, uint32_t chunk) {
     struct wave *wave = &a->wave;
     uint32_t first = unit.begin / chunk;
     uint32_t count = (unit.end - 1) / chunk - first + 1;
-    size_t floats = unit.rows * (2 + (size_t)attn_o_stride(wave->cache->geometry.head_dim));
+    size_t floats = unit.rows * (2 + attn_o_stride(wave->cache->geometry.head_dim));
     if (wave->units + count > MAX_UNITS || wave->part_floats + count * floats > PART_FLOATS)
         run_wave(a);
     struct group *g = &a->group[wave->groups];
@@ -287,16 +292,13 @@ void cpu_attention_run(struct cpu_attention *a, const struct cpu_cache *cache,
 // ---------------------------------------------------------------------------------------------
 // Choice of the kernel
 
+// The best first.
 static const struct attn_isa *const KERNELS[] = {
-// the best first
 #if defined(__x86_64__)
-    &attn_avx512bf16,
-    &attn_avx512,
-    &attn_avx2,
+    &attn_avx512bf16, &attn_avx512, &attn_avx2,
 #endif
-    &attn_generic,
+    &attn_generic,    NULL,
 };
-enum { KERNEL_COUNT = sizeof KERNELS / sizeof *KERNELS };
 
 static bool cpu_has(const struct attn_isa *isa) {
 #if defined(__x86_64__)
@@ -314,11 +316,11 @@ static bool cpu_has(const struct attn_isa *isa) {
 
 static int choose(const struct attn_isa **ret, struct err *err) {
     const char *name = getenv("KVPOOL_CPU_ISA");
-    for (size_t i = 0; i < KERNEL_COUNT; i++) {
-        if (name != NULL && strcmp(name, KERNELS[i]->name) != 0)
+    for (const struct attn_isa *const *isa = KERNELS; *isa != NULL; isa++) {
+        if (name != NULL && strcmp(name, (*isa)->name) != 0)
             continue;
-        if (cpu_has(KERNELS[i])) {
-            *ret = KERNELS[i];
+        if (cpu_has(*isa)) {
+            *ret = *isa;
             return 0;
         }
         if (name != NULL)
@@ -326,7 +328,8 @@ static int choose(const struct attn_isa **ret, struct err *err) {
                            name);
     }
     return err_set(err, KVPOOL_E_BACKEND,
-                   "KVPOOL_CPU_ISA=%.32s: no such kernel (generic, avx2, avx512, avx512bf16)",
+                   "KVPOOL_CPU_ISA=%.32s: no such kernel (generic, avx2, avx512, "
+                   "avx512bf16)",
                    name);
 }
 

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// cpu_attention_avx2.c: the attention kernel for AVX2 with FMA and F16C. Call it only where
-// cpu_attention.c found them.
+// cpu_attention_avx2.c: the attention kernel for AVX2 with FMA and F16C. Call
+// it only where cpu_attention.c found them.
 #include "kernels/dtype.h"
 
 #include <immintrin.h>
@@ -48,7 +48,8 @@ static inline vf v_round(vf x) {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 static inline vf v_scale2(vf x, vf n) {
-    // n + 127 is an exponent field from 0 (which makes the factor 0) to 254; NaN passes through x.
+    // n + 127 is an exponent field from 0 (which makes the factor 0) to 254; NaN
+    // passes through x.
     __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23)));
 }
@@ -92,13 +93,14 @@ static inline void v_transpose(vf *r) {
     }
 }
 
-// head_dim is a multiple of 8: a vector is always whole, and masks mean nothing.
+// head_dim is a multiple of 8: a vector is always whole, and masks mean
+// nothing.
 typedef uint32_t v_mask;
-static inline v_mask v_first_lanes(uint32_t n) {
-    return n;
+static inline v_mask v_first_lanes(size_t n) {
+    return (v_mask)n;
 }
 
-static inline vf v_words(kvpool_dtype dtype, const void *row, uint32_t i, v_mask mask) {
+static inline vf v_words(kvpool_dtype dtype, const void *row, size_t i, v_mask mask) {
     (void)mask;
     if (dtype == KVPOOL_FP32)
         return _mm256_loadu_ps((const float *)row + i);
@@ -119,7 +121,7 @@ static inline __m128i narrow_bf16(vf x) { // as dtype_fp32_to_bf16
     return _mm_packus_epi32(_mm256_castsi256_si128(bits), _mm256_extracti128_si256(bits, 1));
 }
 
-static inline void v_out(kvpool_dtype dtype, void *out, uint32_t i, v_mask mask, vf x) {
+static inline void v_out(kvpool_dtype dtype, void *out, size_t i, v_mask mask, vf x) {
     (void)mask;
     if (dtype == KVPOOL_FP32)
         _mm256_storeu_ps((float *)out + i, x);

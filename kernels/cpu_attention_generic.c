@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// cpu_attention_generic.c: the attention kernel for any processor, on 16-byte vectors (SSE2, NEON).
+// cpu_attention_generic.c: the attention kernel for any processor, on 16-byte
+// vectors (SSE2, NEON).
 #include "kernels/dtype.h"
 
 #include <stddef.h>
@@ -54,7 +55,8 @@ static inline vf v_round(vf x) {
     return (x + magic) - magic;
 }
 static inline vf v_scale2(vf x, vf n) {
-    // n + 127 is an exponent field from 0 (which makes the factor 0) to 254; NaN passes through x.
+    // n + 127 is an exponent field from 0 (which makes the factor 0) to 254; NaN
+    // passes through x.
     vf biased = n + v_set1(127.0f);
     biased = v_select(biased >= v_zero(), biased, v_zero());
     return x * (vf)(__builtin_convertvector(biased, vi) << 23);
@@ -87,26 +89,27 @@ static inline void v_transpose(vf *r) {
     r[3] = (vf){a[3], b[3], c[3], d[3]};
 }
 
-// head_dim is a multiple of 8: a vector is always whole, and masks mean nothing.
+// head_dim is a multiple of 8: a vector is always whole, and masks mean
+// nothing.
 typedef uint32_t v_mask;
-static inline v_mask v_first_lanes(uint32_t n) {
-    return n;
+static inline v_mask v_first_lanes(size_t n) {
+    return (v_mask)n;
 }
 
-static inline vf v_words(kvpool_dtype dtype, const void *row, uint32_t i, v_mask mask) {
+static inline vf v_words(kvpool_dtype dtype, const void *row, size_t i, v_mask mask) {
     (void)mask;
     vf x;
     if (dtype == KVPOOL_FP32) {
         memcpy(&x, (const char *)row + (size_t)i * 4, sizeof x);
         return x;
     }
-    for (uint32_t j = 0; j < VW; j++)
+    for (size_t j = 0; j < VW; j++)
         x[j] = dtype_load(dtype, row, i + j);
     return x;
 }
-static inline void v_out(kvpool_dtype dtype, void *out, uint32_t i, v_mask mask, vf x) {
+static inline void v_out(kvpool_dtype dtype, void *out, size_t i, v_mask mask, vf x) {
     (void)mask;
-    for (uint32_t j = 0; j < VW; j++)
+    for (size_t j = 0; j < VW; j++)
         dtype_store(dtype, out, i + j, x[j]);
 }
 

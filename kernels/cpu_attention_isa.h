@@ -1,17 +1,22 @@
 // SPDX-License-Identifier: Apache-2.0
-// cpu_attention_isa.h: one work unit of attention, and the kernels that can run it.
+// cpu_attention_isa.h: one work unit of attention, and the kernels that can run
+// it.
 //
-// A unit is up to ATTN_ROWS *rows* of one sequence and one key head, over keys begin..end. A row is
-// one query token of one query head; the rows of a unit are ordered by token, so that lo and hi
-// never fall from row to row. A kernel leaves, for each row, o = sum(2^(x - max) v), sum =
-// sum(2^(x - max)) and max, where x is the logit times log2(e).
+// A unit is up to ATTN_ROWS *rows* of one sequence and one key head, over keys
+// begin..end. A row is one query token of one query head; the rows of a unit
+// are ordered by token, so that lo and hi never fall from row to row. A kernel
+// leaves, for each row, o = sum(2^(x - max) v), sum = sum(2^(x - max)) and max,
+// where x is the logit times log2(e).
 //
 // Invariants
-//  1. Keys outside a row's lo..hi have no influence on it, be they NaN. Keys outside begin..end are
+//  1. Keys outside a row's lo..hi have no influence on it, be they NaN. Keys
+//  outside begin..end are
 //     not read at all.
-//  2. The bits of a row depend on its own q, lo, hi, begin, end, rows of the unit and head_dim.
+//  2. The bits of a row depend on its own q, lo, hi, begin, end, rows of the
+//  unit and head_dim.
 //  3. A row that sees nothing has o = 0, sum = 0, max = -infinity.
-// Threads: a struct attn_work belongs to one thread at a time; kernels have no state.
+// Threads: a struct attn_work belongs to one thread at a time; kernels have no
+// state.
 #ifndef KVPOOL_KERNELS_CPU_ATTENTION_ISA_H
 #define KVPOOL_KERNELS_CPU_ATTENTION_ISA_H
 
@@ -24,7 +29,8 @@ enum {
     ATTN_WORDS = KVPOOL_MAX_HEAD_DIM, // 32-bit words of a row: a multiple of 64
 };
 
-struct attn_keys {   // K and V of one head of one layer, seen through a page table
+struct attn_keys {   // K and V of one head of one layer, seen through a page
+                     // table
     const char *k;   // K slab of this head in page 0
     size_t v_offset; // bytes from a K row to its V row
     size_t page_bytes, row_bytes;
@@ -40,21 +46,22 @@ struct attn_work {
     const void *row_q[ATTN_ROWS];
     uint32_t lo[ATTN_ROWS], hi[ATTN_ROWS]; // within begin..end, lo <= hi
 
-    // The result; o has rows of `o_stride` floats.
-    uint32_t o_stride; // attn_o_stride(head_dim)
+    // The result, with `o` below.
+    size_t o_stride; // floats from row to row of o: attn_o_stride(head_dim)
     float max[ATTN_ROWS], sum[ATTN_ROWS];
-    _Alignas(64) float o[ATTN_ROWS * ATTN_WORDS];
 
     // Scratch.
+    float alpha[ATTN_ROWS];       // factor for what was accumulated before the tile
     const char *at[2][ATTN_TILE]; // K rows of this tile and of the next
-    _Alignas(64) float alpha[ATTN_ROWS];
-    _Alignas(64) float q[ATTN_ROWS * ATTN_WORDS];
-    _Alignas(64) float s[ATTN_ROWS * ATTN_TILE];  // logits, then probabilities
-    _Alignas(64) float k[ATTN_WORDS * ATTN_TILE]; // K tile, transposed
-    _Alignas(64) float v[ATTN_TILE * ATTN_WORDS];
+
+    _Alignas(64) float o[ATTN_ROWS * ATTN_WORDS]; // result
+    float q[ATTN_ROWS * ATTN_WORDS];
+    float s[ATTN_ROWS * ATTN_TILE];  // logits, then probabilities
+    float k[ATTN_WORDS * ATTN_TILE]; // K tile, transposed
+    float v[ATTN_TILE * ATTN_WORDS];
 };
 
-static inline uint32_t attn_o_stride(uint32_t head_dim) {
+static inline size_t attn_o_stride(size_t head_dim) {
     return (head_dim + 31) / 32 * 32;
 }
 
@@ -62,7 +69,7 @@ struct attn_isa {
     const char *name;
     void (*run)(struct attn_work *w, kvpool_dtype dtype);
     // out[i] = o[i] * factor, i < head_dim (a multiple of 8), narrowed to dtype.
-    void (*finish)(kvpool_dtype dtype, uint32_t head_dim, const float *o, float factor, void *out);
+    void (*finish)(kvpool_dtype dtype, size_t head_dim, const float *o, float factor, void *out);
 };
 
 extern const struct attn_isa attn_generic;

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// cpu_attention_kernel.h: the body of every CPU attention kernel. A file that includes it defines
-// the vector primitives first and so makes the kernel of one instruction set.
+// cpu_attention_kernel.h: the body of every CPU attention kernel. A file that
+// includes it defines the vector primitives first and so makes the kernel of
+// one instruction set.
 //
 //   VW                      lanes of a vector `vf` of fp32
 //   ISA_PAIRS               1: bf16 is multiplied in pairs, see below
@@ -11,15 +12,16 @@
 //   v_hsum v_hmax           over the lanes
 //   v_sum4(a,b,c,d,ret)     four v_hsum
 //   v_transpose(vf r[VW])
-//   v_mask v_first_lanes(n)       the first n elements of a load (all, when there are not as many)
-//   v_words(dtype, row, i, mask)  words i.. of a row of K, V or q, zero outside of the mask
-//   v_out(dtype, out, i, mask, x) narrows and stores elements i.. of an output row
-//   with ISA_PAIRS: v_dot_pairs(acc, a, b), v_pair_rows(a, b, i, mask_a, mask_b, &lo, &hi),
+//   v_mask v_first_lanes(n)       the first n elements of a load (all, when
+//   there are not as many) v_words(dtype, row, i, mask)  words i.. of a row of
+//   K, V or q, zero outside of the mask v_out(dtype, out, i, mask, x) narrows
+//   and stores elements i.. of an output row with ISA_PAIRS: v_dot_pairs(acc,
+//   a, b), v_pair_rows(a, b, i, mask_a, mask_b, &lo, &hi),
 //                   v_narrow_pairs(a, b)
 //
-// A *word* is 32 bits of operand: one fp32 (fp16, bf16 and fp32 elements widened), or, with
-// ISA_PAIRS and bf16, two neighbouring bf16. q and K are multiplied word by word along head_dim, p
-// and V along the keys.
+// A *word* is 32 bits of operand: one fp32 (fp16, bf16 and fp32 elements
+// widened), or, with ISA_PAIRS and bf16, two neighbouring bf16. q and K are
+// multiplied word by word along head_dim, p and V along the keys.
 #include "kernels/cpu_attention_isa.h"
 
 #include <math.h>
@@ -28,14 +30,14 @@
 
 #define ALWAYS static inline __attribute__((always_inline))
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
-#define UNROLL_NEXT // instrumented code is not fast anyway, and unrolled it takes minutes to compile
+#define UNROLL_NEXT // instrumented code is not unrolled
 #elif defined(__clang__)
 #define UNROLL_NEXT _Pragma("unroll")
 #else
 #define UNROLL_NEXT _Pragma("GCC unroll 16")
 #endif
 // A loop over register arrays: it must disappear.
-#define UNROLLED(i, n) UNROLL_NEXT for (uint32_t i = 0; i < (n); i++)
+#define UNROLLED(i, n) UNROLL_NEXT for (size_t i = 0; i < (n); i++)
 
 #if VW == 16
 enum { MR = 6, NV = 4, STREAM_NV = 4, STREAM_NV_FEW = 8, STREAM_TOKENS = 4 };
@@ -61,8 +63,9 @@ ALWAYS vf v_dot(bool pairs, vf acc, vf a, vf b) {
     return v_fma(a, b, acc);
 }
 
-// 2^x for x <= 127. Relative error below 1e-7 (polynomial 5e-9, then rounding); 2^0 is 1 exactly,
-// and what is below V_EXP2_LEAST, -infinity included, gives 0.
+// 2^x for x <= 127. Relative error below 1e-7 (polynomial 5e-9, then rounding);
+// 2^0 is 1 exactly, and what is below V_EXP2_LEAST, -infinity included, gives
+// 0.
 ALWAYS vf v_exp2(vf x) {
     x = v_max(v_set1(V_EXP2_LEAST), x);
     vf n = v_round(x);
@@ -85,17 +88,17 @@ ALWAYS vf v_soft_cap(vf x, float factor, float cap) {
     return v_mul(v_set1(cap), v_sub(v_set1(1.0f), v_div(v_set1(2.0f), e)));
 }
 
-ALWAYS uint32_t clamp(uint32_t x, uint32_t low, uint32_t high) {
+ALWAYS size_t clamp(size_t x, size_t low, size_t high) {
     return x < low ? low : x > high ? high : x;
 }
 
 // Addresses of the K rows of keys first..first+n.
-static void find_rows(const struct attn_keys *keys, uint32_t first, uint32_t n, const char **ret) {
-    uint32_t mask = (1u << keys->page_shift) - 1;
-    uint32_t done = 0;
+static void find_rows(const struct attn_keys *keys, size_t first, size_t n, const char **ret) {
+    size_t mask = (1u << keys->page_shift) - 1;
+    size_t done = 0;
     while (done < n) {
-        uint32_t slot = (first + done) & mask;
-        uint32_t end = done + (mask + 1 - slot);
+        size_t slot = (first + done) & mask;
+        size_t end = done + (mask + 1 - slot);
         end = end < n ? end : n;
         const char *row = keys->k +
                           keys->ids[(first + done) >> keys->page_shift] * keys->page_bytes +
@@ -111,42 +114,44 @@ ALWAYS void prefetch_row(const char *row, size_t bytes) {
 }
 
 // q rows as words; rows up to `padded` are zero.
-ALWAYS void load_q(struct attn_work *w, uint32_t words, uint32_t stride, uint32_t padded,
+ALWAYS void load_q(struct attn_work *w, size_t words, size_t stride, size_t padded,
                    kvpool_dtype dtype) {
-    for (uint32_t r = 0; r < w->rows; r++)
-        for (uint32_t i = 0; i < words; i += VW)
+    for (size_t r = 0; r < w->rows; r++)
+        for (size_t i = 0; i < words; i += VW)
             v_store(w->q + r * stride + i,
                     v_words(dtype, w->row_q[r], i, v_first_lanes(words - i)));
     memset(w->q + w->rows * stride, 0, (size_t)(padded - w->rows) * stride * sizeof(float));
 }
 
-// One online-softmax step of one row: logits s[a..b) become probabilities (s[0..a) and s[b..width)
-// zero), and `max` and `sum` take them in. Returns the factor for what was accumulated before.
-ALWAYS float softmax_step(float *s, uint32_t a, uint32_t b, uint32_t width, float sm_scale,
+// One online-softmax step of one row: logits s[a..b) become probabilities
+// (s[0..a) and s[b..width) zero), and `max` and `sum` take them in. Returns the
+// factor for what was accumulated before.
+ALWAYS float softmax_step(float *s, size_t a, size_t b, size_t width, float sm_scale,
                           float soft_cap, float *max, float *sum, bool pairs) {
     float factor = sm_scale * LOG2E;
     if (soft_cap > 0) {
-        for (uint32_t i = 0; i < width; i += VW)
+        for (size_t i = 0; i < width; i += VW)
             v_store(s + i, v_soft_cap(v_load(s + i), 2 * LOG2E * sm_scale / soft_cap, soft_cap));
         factor = LOG2E;
     }
-    for (uint32_t i = 0; i < a; i++)
+    for (size_t i = 0; i < a; i++)
         s[i] = -INFINITY;
-    for (uint32_t i = b; i < width; i++)
+    for (size_t i = b; i < width; i++)
         s[i] = -INFINITY;
     vf largest = v_load(s);
-    for (uint32_t i = VW; i < width; i += VW)
+    for (size_t i = VW; i < width; i += VW)
         largest = v_max(largest, v_load(s + i));
     float old = *max;
     float new = v_hmax(largest) * factor;
     new = new < old ? old : new; // a NaN stays
-    // All -infinity (or NaN, which v_max may lose): a shift of 0 leaves 0, and NaN.
+    // All -infinity (or NaN, which v_max may lose): a shift of 0 leaves 0, and
+    // NaN.
     float base = new == -INFINITY ? 0 : new;
     vf shift = v_set1(-base);
     vf total = v_zero();
     if (pairs) {
 #if ISA_PAIRS
-        for (uint32_t i = 0; i < width; i += 2 * VW) {
+        for (size_t i = 0; i < width; i += 2 * VW) {
             vf x = v_exp2(v_fma(v_load(s + i), v_set1(factor), shift));
             vf y = v_exp2(v_fma(v_load(s + i + VW), v_set1(factor), shift));
             total = v_add(total, v_add(x, y));
@@ -154,7 +159,7 @@ ALWAYS float softmax_step(float *s, uint32_t a, uint32_t b, uint32_t width, floa
         }
 #endif
     } else {
-        for (uint32_t i = 0; i < width; i += VW) {
+        for (size_t i = 0; i < width; i += VW) {
             vf x = v_exp2(v_fma(v_load(s + i), v_set1(factor), shift));
             total = v_add(total, x);
             v_store(s + i, x);
@@ -190,7 +195,7 @@ static void run_bf16(struct attn_work *w) {
 }
 
 static void attn_run(struct attn_work *w, kvpool_dtype dtype) {
-    for (uint32_t r = 0; r < w->rows; r++) {
+    for (size_t r = 0; r < w->rows; r++) {
         w->max[r] = -INFINITY;
         w->sum[r] = 0;
     }
@@ -202,14 +207,14 @@ static void attn_run(struct attn_work *w, kvpool_dtype dtype) {
         run_bf16(w);
 }
 
-ALWAYS void finish_as(kvpool_dtype dtype, uint32_t head_dim, const float *o, float factor,
+ALWAYS void finish_as(kvpool_dtype dtype, size_t head_dim, const float *o, float factor,
                       void *out) {
     vf x = v_set1(factor);
-    for (uint32_t i = 0; i < head_dim; i += VW)
+    for (size_t i = 0; i < head_dim; i += VW)
         v_out(dtype, out, i, v_first_lanes(head_dim - i), v_mul(v_load(o + i), x));
 }
 
-static void attn_finish(kvpool_dtype dtype, uint32_t head_dim, const float *o, float factor,
+static void attn_finish(kvpool_dtype dtype, size_t head_dim, const float *o, float factor,
                         void *out) {
     if (dtype == KVPOOL_FP32)
         finish_as(KVPOOL_FP32, head_dim, o, factor, out);

@@ -1,24 +1,24 @@
 // SPDX-License-Identifier: Apache-2.0
-// cpu_attention_stream.h: the part of cpu_attention_kernel.h for few rows. K and V are read once,
-// where they lie, for all rows, and the next tile is fetched meanwhile: decode runs at the speed of
-// memory.
+// cpu_attention_stream.h: the part of cpu_attention_kernel.h for few rows. K
+// and V are read once, where they lie, for all rows, and the next tile is
+// fetched meanwhile: decode runs at the speed of memory.
 //
-// `dtype`, `nr` (rows: 1, 2 or 4) and `nv` (vectors of head_dim) are constants wherever these
-// functions are expanded.
+// `dtype`, `nr` (rows: 1, 2 or 4) and `nv` (vectors of head_dim) are constants
+// wherever these functions are expanded.
 
 // The next tile, to be fetched while this one is worked on.
 struct ahead {
     const char *const *at;
-    uint32_t n;
+    size_t n;
 };
 
 // Logits of `nr` rows for n keys. at[] is padded to a multiple of 4 entries.
-ALWAYS void stream_logits(const float *q, uint32_t q_stride, uint32_t words, uint32_t nr,
-                          const char *const *at, uint32_t n, struct ahead next, size_t row_bytes,
+ALWAYS void stream_logits(const float *q, size_t q_stride, size_t words, size_t nr,
+                          const char *const *at, size_t n, struct ahead next, size_t row_bytes,
                           float *s, kvpool_dtype dtype) {
-    const uint32_t tokens = nr < 4 ? 4 : STREAM_TOKENS;
-    for (uint32_t t = 0; t < n; t += tokens) {
-        for (uint32_t i = t; i < t + tokens && i < next.n; i++)
+    const size_t tokens = nr < 4 ? 4 : STREAM_TOKENS;
+    for (size_t t = 0; t < n; t += tokens) {
+        for (size_t i = t; i < t + tokens && i < next.n; i++)
             prefetch_row(next.at[i], row_bytes);
         vf acc[4][4];
         UNROLLED(r, nr) {
@@ -26,7 +26,7 @@ ALWAYS void stream_logits(const float *q, uint32_t q_stride, uint32_t words, uin
                 acc[r][i] = v_zero();
             }
         }
-        for (uint32_t j = 0; j < words; j += VW) {
+        for (size_t j = 0; j < words; j += VW) {
             vf k[4];
             v_mask mask = v_first_lanes(words - j);
             UNROLLED(i, tokens) {
@@ -54,10 +54,10 @@ ALWAYS void stream_logits(const float *q, uint32_t q_stride, uint32_t words, uin
     }
 }
 
-// One step of p . V along the keys: key t, or with pairs keys t and t+1, of which the first or the
-// second may be left out: its memory is then not read.
-ALWAYS void value_step(vf (*acc)[STREAM_NV_FEW], const char *const *at, size_t v_offset, uint32_t t,
-                       const float *p, uint32_t col, uint32_t nr, uint32_t nv, const v_mask *masks,
+// One step of p . V along the keys: key t, or with pairs keys t and t+1, of
+// which the first or the second may be left out: its memory is then not read.
+ALWAYS void value_step(vf (*acc)[STREAM_NV_FEW], const char *const *at, size_t v_offset, size_t t,
+                       const float *p, size_t col, size_t nr, size_t nv, const v_mask *masks,
                        bool first, bool second, kvpool_dtype dtype) {
     vf x[STREAM_NV_FEW];
     if (in_pairs(dtype)) {
@@ -84,10 +84,11 @@ ALWAYS void value_step(vf (*acc)[STREAM_NV_FEW], const char *const *at, size_t v
     }
 }
 
-// o[r][col..col+nv*VW) = o * alpha + p . V over keys a..b of the tile, `nr` rows.
-ALWAYS void stream_values_block(const char *const *at, size_t v_offset, uint32_t a, uint32_t b,
-                                const float *p, const float *alpha, float *o, uint32_t o_stride,
-                                uint32_t head_dim, uint32_t col, uint32_t nr, uint32_t nv,
+// o[r][col..col+nv*VW) = o * alpha + p . V over keys a..b of the tile, `nr`
+// rows.
+ALWAYS void stream_values_block(const char *const *at, size_t v_offset, size_t a, size_t b,
+                                const float *p, const float *alpha, float *o, size_t o_stride,
+                                size_t head_dim, size_t col, size_t nr, size_t nv,
                                 struct ahead next, size_t row_bytes, kvpool_dtype dtype) {
     vf acc[4][STREAM_NV_FEW];
     UNROLLED(r, nr) {
@@ -98,19 +99,19 @@ ALWAYS void stream_values_block(const char *const *at, size_t v_offset, uint32_t
     }
 #define STEP(first, second) \
     value_step(acc, at, v_offset, t, p, col, nr, nv, masks, first, second, dtype)
-    const uint32_t step = in_pairs(dtype) ? 2 : 1;
+    const size_t step = in_pairs(dtype) ? 2 : 1;
     v_mask masks[STREAM_NV_FEW];
     UNROLLED(c, nv / step) {
         masks[c] = v_first_lanes(head_dim - (col + c * step * VW));
     }
-    uint32_t t = a;
+    size_t t = a;
     if (a % step != 0) {
         t--;
         STEP(false, true);
         t += 2;
     }
     for (; t + step <= b; t += step) {
-        for (uint32_t i = t; i < t + step && i < next.n; i++)
+        for (size_t i = t; i < t + step && i < next.n; i++)
             prefetch_row(next.at[i] + v_offset, row_bytes);
         STEP(true, true);
     }
@@ -124,14 +125,14 @@ ALWAYS void stream_values_block(const char *const *at, size_t v_offset, uint32_t
     }
 }
 
-ALWAYS void stream_values(struct attn_work *w, const char *const *at, uint32_t a, uint32_t b,
-                          uint32_t row, uint32_t nr, struct ahead next, kvpool_dtype dtype) {
-    const uint32_t few = nr < 4 ? STREAM_NV_FEW : STREAM_NV;
-    const uint32_t least = in_pairs(dtype) ? 2 : 1;
+ALWAYS void stream_values(struct attn_work *w, const char *const *at, size_t a, size_t b,
+                          size_t row, size_t nr, struct ahead next, kvpool_dtype dtype) {
+    const size_t few = nr < 4 ? STREAM_NV_FEW : STREAM_NV;
+    const size_t least = in_pairs(dtype) ? 2 : 1;
     const float *p = w->s + row * ATTN_TILE;
     float *o = w->o + row * w->o_stride;
-    uint32_t vectors = (w->head_dim + VW * least - 1) / (VW * least) * least;
-    uint32_t c = 0;
+    size_t vectors = (w->head_dim + VW * least - 1) / (VW * least) * least;
+    size_t c = 0;
 #define BLOCK(count)                                                                   \
     stream_values_block(at, w->keys.v_offset, a, b, p, w->alpha + row, o, w->o_stride, \
                         w->head_dim, c * VW, nr, count, next, w->keys.row_bytes, dtype)
@@ -156,19 +157,31 @@ ALWAYS void stream_values(struct attn_work *w, const char *const *at, uint32_t a
 #undef BLOCK
 }
 
-ALWAYS void stream_rows(struct attn_work *w, const char *const *at, uint32_t t0, uint32_t n,
-                        struct ahead next, uint32_t words, uint32_t q_stride, uint32_t row,
-                        uint32_t nr, kvpool_dtype dtype) {
+// One row alone: for tiles of which not all rows see the same keys.
+static void one_row_values(struct attn_work *w, const char *const *at, size_t a, size_t b,
+                           size_t row, kvpool_dtype dtype) {
+    const struct ahead none = {at, 0};
+    if (dtype == KVPOOL_FP32)
+        stream_values(w, at, a, b, row, 1, none, KVPOOL_FP32);
+    else if (dtype == KVPOOL_FP16)
+        stream_values(w, at, a, b, row, 1, none, KVPOOL_FP16);
+    else
+        stream_values(w, at, a, b, row, 1, none, KVPOOL_BF16);
+}
+
+ALWAYS void stream_rows(struct attn_work *w, const char *const *at, size_t t0, size_t n,
+                        struct ahead next, size_t words, size_t q_stride, size_t row, size_t nr,
+                        kvpool_dtype dtype) {
     float *s = w->s + row * ATTN_TILE;
-    uint32_t step = in_pairs(dtype) ? 2 * VW : VW;
-    uint32_t width = (n + step - 1) / step * step;
-    uint32_t rows = w->rows - row < nr ? w->rows - row : nr;
+    size_t step = in_pairs(dtype) ? 2 * VW : VW;
+    size_t width = (n + step - 1) / step * step;
+    size_t rows = w->rows - row < nr ? w->rows - row : nr;
     stream_logits(w->q + row * q_stride, q_stride, words, nr, at, n, next, w->keys.row_bytes, s,
                   dtype);
-    uint32_t a[4] = {0};
-    uint32_t b[4] = {0};
+    size_t a[4] = {0};
+    size_t b[4] = {0};
     bool same = true;
-    for (uint32_t r = 0; r < rows; r++) {
+    for (size_t r = 0; r < rows; r++) {
         a[r] = clamp(w->lo[row + r], t0, t0 + n) - t0;
         b[r] = clamp(w->hi[row + r], t0, t0 + n) - t0;
         same = same && a[r] == a[0] && b[r] == b[0];
@@ -182,29 +195,28 @@ ALWAYS void stream_rows(struct attn_work *w, const char *const *at, uint32_t t0,
             stream_values(w, at, a[0], b[0], row, nr, next, dtype);
         return;
     }
-    next.n = 0;
-    for (uint32_t r = 0; r < rows; r++)
+    for (size_t r = 0; r < rows; r++)
         if (a[r] < b[r])
-            stream_values(w, at, a[r], b[r], row + r, 1, next, dtype);
+            one_row_values(w, at, a[r], b[r], row + r, dtype);
 }
 
 ALWAYS void run_stream(struct attn_work *w, kvpool_dtype dtype) {
-    uint32_t words = in_pairs(dtype) ? w->head_dim / 2 : w->head_dim;
-    uint32_t q_stride = (words + VW - 1) / VW * VW;
-    uint32_t padded = w->rows <= 2 ? w->rows : (w->rows + 3) / 4 * 4;
+    size_t words = in_pairs(dtype) ? w->head_dim / 2 : w->head_dim;
+    size_t q_stride = (words + VW - 1) / VW * VW;
+    size_t padded = w->rows <= 2 ? w->rows : (w->rows + 3) / 4 * 4;
     load_q(w, words, q_stride, padded, dtype);
     memset(w->o, 0, (size_t)padded * w->o_stride * sizeof(float));
 
-    uint32_t turn = 0;
-    uint32_t n = w->end - w->begin < ATTN_TILE ? w->end - w->begin : ATTN_TILE;
+    size_t turn = 0;
+    size_t n = w->end - w->begin < ATTN_TILE ? w->end - w->begin : ATTN_TILE;
     find_rows(&w->keys, w->begin, n, w->at[turn]);
-    for (uint32_t t0 = w->begin; t0 < w->end; turn ^= 1) {
+    for (size_t t0 = w->begin; t0 < w->end; turn ^= 1) {
         const char **at = w->at[turn];
-        uint32_t after = t0 + n;
+        size_t after = t0 + n;
         struct ahead next = {w->at[turn ^ 1],
                              w->end - after < ATTN_TILE ? w->end - after : ATTN_TILE};
         find_rows(&w->keys, after, next.n, w->at[turn ^ 1]);
-        for (uint32_t t = n; t % 4 != 0; t++)
+        for (size_t t = n; t % 4 != 0; t++)
             at[t] = at[n - 1];
         t0 = after;
         if (padded == 1)
@@ -212,7 +224,7 @@ ALWAYS void run_stream(struct attn_work *w, kvpool_dtype dtype) {
         else if (padded == 2)
             stream_rows(w, at, t0 - n, n, next, words, q_stride, 0, 2, dtype);
         else
-            for (uint32_t row = 0; row < padded; row += 4) {
+            for (size_t row = 0; row < padded; row += 4) {
                 struct ahead none = {next.at, 0};
                 stream_rows(w, at, t0 - n, n, row == 0 ? next : none, words, q_stride, row, 4,
                             dtype);

@@ -1,12 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
-// cpu_attention_tiled.h: the part of cpu_attention_kernel.h for many rows. K and V of a tile are
-// repacked, so that q . K and p . V are matrix products with register blocks of MR rows x NV
-// vectors.
+// cpu_attention_tiled.h: the part of cpu_attention_kernel.h for many rows. K
+// and V of a tile are repacked, so that q . K and p . V are matrix products
+// with register blocks of MR rows x NV vectors.
 
-// c[r][0..nv*VW) = a . b (+ c * alpha[r] when alpha is given), MR rows, `depth` words.
-ALWAYS void product_block(const float *a, uint32_t a_stride, const float *b, uint32_t b_stride,
-                          float *c, uint32_t c_stride, const float *alpha, uint32_t depth,
-                          uint32_t nv, bool pairs) {
+// c[r][0..nv*VW) = a . b (+ c * alpha[r] when alpha is given), MR rows, `depth`
+// words.
+ALWAYS void product_block(const float *a, size_t a_stride, const float *b, size_t b_stride,
+                          float *c, size_t c_stride, const float *alpha, size_t depth, size_t nv,
+                          bool pairs) {
     vf acc[MR][NV];
     UNROLLED(r, MR) {
         UNROLLED(i, nv) {
@@ -14,7 +15,7 @@ ALWAYS void product_block(const float *a, uint32_t a_stride, const float *b, uin
                                       : v_mul(v_load(c + r * c_stride + i * VW), v_set1(alpha[r]));
         }
     }
-    for (uint32_t j = 0; j < depth; j++) {
+    for (size_t j = 0; j < depth; j++) {
         vf x[NV];
         UNROLLED(i, nv) {
             x[i] = v_load(b + i * VW);
@@ -34,16 +35,17 @@ ALWAYS void product_block(const float *a, uint32_t a_stride, const float *b, uin
     }
 }
 
-// The same over `rows` rows (a multiple of MR) and `vectors` vectors of columns.
-ALWAYS void product_of(const float *a, uint32_t a_stride, const float *b, uint32_t b_stride,
-                       float *c, uint32_t c_stride, const float *alpha, uint32_t depth,
-                       uint32_t rows, uint32_t vectors, bool pairs) {
+// The same over `rows` rows (a multiple of MR) and `vectors` vectors of
+// columns.
+ALWAYS void product_of(const float *a, size_t a_stride, const float *b, size_t b_stride, float *c,
+                       size_t c_stride, const float *alpha, size_t depth, size_t rows,
+                       size_t vectors, bool pairs) {
 #define BLOCK(nv)                                                                              \
     product_block(a + r * a_stride, a_stride, b + i * VW, b_stride, c + r * c_stride + i * VW, \
                   c_stride, alpha == NULL ? NULL : alpha + r, depth, nv, pairs)
-    for (uint32_t i = 0; i < vectors; i += NV) {
-        uint32_t nv = vectors - i < NV ? vectors - i : NV;
-        for (uint32_t r = 0; r < rows; r += MR) {
+    for (size_t i = 0; i < vectors; i += NV) {
+        size_t nv = vectors - i < NV ? vectors - i : NV;
+        for (size_t r = 0; r < rows; r += MR) {
             if (nv == NV)
                 BLOCK(NV);
             else if (nv == 1)
@@ -59,9 +61,9 @@ ALWAYS void product_of(const float *a, uint32_t a_stride, const float *b, uint32
 #undef BLOCK
 }
 
-static void product(const float *a, uint32_t a_stride, const float *b, uint32_t b_stride, float *c,
-                    uint32_t c_stride, const float *alpha, uint32_t depth, uint32_t rows,
-                    uint32_t vectors, bool pairs) {
+static void product(const float *a, size_t a_stride, const float *b, size_t b_stride, float *c,
+                    size_t c_stride, const float *alpha, size_t depth, size_t rows, size_t vectors,
+                    bool pairs) {
     if (pairs)
         product_of(a, a_stride, b, b_stride, c, c_stride, alpha, depth, rows, vectors, ISA_PAIRS);
     else
@@ -69,13 +71,12 @@ static void product(const float *a, uint32_t a_stride, const float *b, uint32_t 
 }
 
 // k[word][key], keys past n zero.
-ALWAYS void pack_keys(const char *const *at, uint32_t n, uint32_t words, float *k,
-                      kvpool_dtype dtype) {
-    for (uint32_t t = 0; t < n; t += VW)
-        for (uint32_t j = 0; j < words; j += VW) {
+ALWAYS void pack_keys(const char *const *at, size_t n, size_t words, float *k, kvpool_dtype dtype) {
+    for (size_t t = 0; t < n; t += VW)
+        for (size_t j = 0; j < words; j += VW) {
             vf x[VW];
             v_mask mask = v_first_lanes(words - j);
-            for (uint32_t i = 0; i < VW; i++)
+            for (size_t i = 0; i < VW; i++)
                 x[i] = t + i < n ? v_words(dtype, at[t + i], j, mask) : v_zero();
             v_transpose(x);
             UNROLLED(i, VW) {
@@ -85,14 +86,14 @@ ALWAYS void pack_keys(const char *const *at, uint32_t n, uint32_t words, float *
 }
 
 // v[key][dim], or v[pair of keys][dim].
-ALWAYS void pack_values(const char *const *at, size_t v_offset, uint32_t n, uint32_t head_dim,
-                        float *v, uint32_t stride, kvpool_dtype dtype) {
+ALWAYS void pack_values(const char *const *at, size_t v_offset, size_t n, size_t head_dim, float *v,
+                        size_t stride, kvpool_dtype dtype) {
     if (in_pairs(dtype)) {
 #if ISA_PAIRS
-        for (uint32_t t = 0; t < n; t += 2) {
+        for (size_t t = 0; t < n; t += 2) {
             const char *v0 = at[t] + v_offset;
             const char *v1 = t + 1 < n ? at[t + 1] + v_offset : v0;
-            for (uint32_t i = 0; i < head_dim; i += 2 * VW) {
+            for (size_t i = 0; i < head_dim; i += 2 * VW) {
                 v_mask mask = v_first_lanes(head_dim - i);
                 vf lo;
                 vf hi;
@@ -104,18 +105,18 @@ ALWAYS void pack_values(const char *const *at, size_t v_offset, uint32_t n, uint
 #endif
         return;
     }
-    for (uint32_t t = 0; t < n; t++)
-        for (uint32_t i = 0; i < head_dim; i += VW)
+    for (size_t t = 0; t < n; t++)
+        for (size_t i = 0; i < head_dim; i += VW)
             v_store(v + t * stride + i,
                     v_words(dtype, at[t] + v_offset, i, v_first_lanes(head_dim - i)));
 }
 
-// Whether packed values hold a NaN or an infinity: those must not meet a probability of 0.
-ALWAYS bool has_nonfinite(const float *v, uint32_t rows, uint32_t stride, uint32_t cols,
-                          bool pairs) {
+// Whether packed values hold a NaN or an infinity: those must not meet a
+// probability of 0.
+ALWAYS bool has_nonfinite(const float *v, size_t rows, size_t stride, size_t cols, bool pairs) {
     uint32_t bad = 0;
-    for (uint32_t r = 0; r < rows; r++)
-        for (uint32_t i = 0; i < cols; i++) {
+    for (size_t r = 0; r < rows; r++)
+        for (size_t i = 0; i < cols; i++) {
             uint32_t bits;
             memcpy(&bits, v + r * stride + i, sizeof bits);
             bad |= (bits & 0x7f800000u) == 0x7f800000u;
@@ -125,25 +126,25 @@ ALWAYS bool has_nonfinite(const float *v, uint32_t rows, uint32_t stride, uint32
     return bad != 0;
 }
 
-ALWAYS void tile_rows(struct attn_work *w, const char *const *at, uint32_t t0, uint32_t n,
-                      uint32_t words, uint32_t q_stride, kvpool_dtype dtype) {
+ALWAYS void tile_rows(struct attn_work *w, const char *const *at, size_t t0, size_t n, size_t words,
+                      size_t q_stride, kvpool_dtype dtype) {
     const bool pairs = in_pairs(dtype);
-    const uint32_t step = pairs ? 2 * VW : VW;
-    uint32_t width = (n + step - 1) / step * step;
-    uint32_t depth = pairs ? (n + 1) / 2 : n;
-    uint32_t dims = (w->head_dim + step - 1) / step * step;
+    const size_t step = pairs ? 2 * VW : VW;
+    size_t width = (n + step - 1) / step * step;
+    size_t depth = pairs ? (n + 1) / 2 : n;
+    size_t dims = (w->head_dim + step - 1) / step * step;
 
     // Rows first..last see some key of the tile; whole blocks of MR are computed.
-    uint32_t first = 0;
-    uint32_t last = w->rows;
+    size_t first = 0;
+    size_t last = w->rows;
     while (first < last && w->hi[first] <= t0)
         first++;
     while (last > first && w->lo[last - 1] >= t0 + n)
         last--;
     if (first == last)
         return;
-    uint32_t row = first / MR * MR;
-    uint32_t rows = (last - row + MR - 1) / MR * MR;
+    size_t row = first / MR * MR;
+    size_t rows = (last - row + MR - 1) / MR * MR;
 
     pack_keys(at, n, words, w->k, dtype);
     pack_values(at, w->keys.v_offset, n, w->head_dim, w->v, w->o_stride, dtype);
@@ -151,7 +152,7 @@ ALWAYS void tile_rows(struct attn_work *w, const char *const *at, uint32_t t0, u
             NULL, words, rows, width / VW, pairs);
 
     bool partial = false;
-    for (uint32_t r = row; r < row + rows; r++) {
+    for (size_t r = row; r < row + rows; r++) {
         float *s = w->s + r * ATTN_TILE;
         if (r < first || r >= last) {
             memset(s, 0, width * sizeof *s);
@@ -159,8 +160,8 @@ ALWAYS void tile_rows(struct attn_work *w, const char *const *at, uint32_t t0, u
             partial = partial || r < w->rows;
             continue;
         }
-        uint32_t a = clamp(w->lo[r], t0, t0 + n) - t0;
-        uint32_t b = clamp(w->hi[r], t0, t0 + n) - t0;
+        size_t a = clamp(w->lo[r], t0, t0 + n) - t0;
+        size_t b = clamp(w->hi[r], t0, t0 + n) - t0;
         partial = partial || a != 0 || b != n;
         w->alpha[r] =
             softmax_step(s, a, b, width, w->sm_scale, w->soft_cap, &w->max[r], &w->sum[r], pairs);
@@ -170,27 +171,26 @@ ALWAYS void tile_rows(struct attn_work *w, const char *const *at, uint32_t t0, u
                 w->o_stride, w->alpha + row, depth, rows, dims / VW, pairs);
         return;
     }
-    const struct ahead none = {at, 0};
-    for (uint32_t r = first; r < last; r++)
-        stream_values(w, at, clamp(w->lo[r], t0, t0 + n) - t0, clamp(w->hi[r], t0, t0 + n) - t0, r,
-                      1, none, dtype);
+    for (size_t r = first; r < last; r++)
+        one_row_values(w, at, clamp(w->lo[r], t0, t0 + n) - t0, clamp(w->hi[r], t0, t0 + n) - t0, r,
+                       dtype);
 }
 
 ALWAYS void run_tiled(struct attn_work *w, kvpool_dtype dtype) {
-    uint32_t words = in_pairs(dtype) ? w->head_dim / 2 : w->head_dim;
-    uint32_t q_stride = (words + VW - 1) / VW * VW;
-    uint32_t padded = (w->rows + MR - 1) / MR * MR;
+    size_t words = in_pairs(dtype) ? w->head_dim / 2 : w->head_dim;
+    size_t q_stride = (words + VW - 1) / VW * VW;
+    size_t padded = (w->rows + MR - 1) / MR * MR;
     load_q(w, words, q_stride, padded, dtype);
     memset(w->o, 0, (size_t)padded * w->o_stride * sizeof(float));
 
-    uint32_t turn = 0;
-    uint32_t n = w->end - w->begin < ATTN_TILE ? w->end - w->begin : ATTN_TILE;
+    size_t turn = 0;
+    size_t n = w->end - w->begin < ATTN_TILE ? w->end - w->begin : ATTN_TILE;
     find_rows(&w->keys, w->begin, n, w->at[turn]);
-    for (uint32_t t0 = w->begin; t0 < w->end; turn ^= 1) {
-        uint32_t after = t0 + n;
-        uint32_t n_next = w->end - after < ATTN_TILE ? w->end - after : ATTN_TILE;
+    for (size_t t0 = w->begin; t0 < w->end; turn ^= 1) {
+        size_t after = t0 + n;
+        size_t n_next = w->end - after < ATTN_TILE ? w->end - after : ATTN_TILE;
         find_rows(&w->keys, after, n_next, w->at[turn ^ 1]);
-        for (uint32_t i = 0; i < n_next; i++) {
+        for (size_t i = 0; i < n_next; i++) {
             prefetch_row(w->at[turn ^ 1][i], w->keys.row_bytes);
             prefetch_row(w->at[turn ^ 1][i] + w->keys.v_offset, w->keys.row_bytes);
         }

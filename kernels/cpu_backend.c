@@ -1,11 +1,14 @@
 // SPDX-License-Identifier: Apache-2.0
-// cpu_backend.c: the backend that needs no device: memory is memfd, a stream is the caller's thread
-// and the backend's compute threads beside it. See backend.h.
+// cpu_backend.c: the backend that needs no device: memory is memfd, a stream is
+// the caller's thread and the backend's compute threads beside it. See
+// backend.h.
 //
 // Invariants
-//  1. submit runs the whole program and calls `done` before it returns: the order of the streams is
+//  1. submit runs the whole program and calls `done` before it returns: the
+//  order of the streams is
 //     the order of the calls.
-//  2. A program does not fail: what can be refused is refused when memory or pools are made.
+//  2. A program does not fail: what can be refused is refused when memory or
+//  pools are made.
 // Threads: those of backend.h. The compute threads live as long as the backend.
 #include "kernels/backend.h"
 
@@ -119,7 +122,8 @@ static int cpu_pool_open(struct backend *b, const struct kv_geometry *geometry, 
     if (__builtin_mul_overflow(page_bytes, num_pages, &plane_bytes) ||
         __builtin_mul_overflow(plane_bytes, geometry->layers, &bytes))
         return err_set(err, KVPOOL_E_NOMEM,
-                       "the pool wants %u layers x %u pages x %zu bytes: more than any machine has",
+                       "the pool wants %u layers x %u pages x %zu bytes: more than "
+                       "any machine has",
                        geometry->layers, num_pages, page_bytes);
     struct backend_pool *pool = calloc(1, sizeof *pool);
     if (pool == NULL)

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// cpu_isa_avx512.h: the primitives of cpu_attention_kernel.h on AVX-512 (F, BW, VL, DQ). The
-// including file defines ISA_PAIRS: 1 uses AVX512_BF16 as well.
+// cpu_isa_avx512.h: the primitives of cpu_attention_kernel.h on AVX-512 (F, BW,
+// VL, DQ). The including file defines ISA_PAIRS: 1 uses AVX512_BF16 as well.
 #include "kernels/dtype.h"
 
 #include <immintrin.h>
@@ -100,11 +100,11 @@ static inline __attribute__((always_inline)) void v_transpose(vf *r) {
 
 // 32 bits: a load of fp32, words or widened elements uses the lower 16.
 typedef __mmask32 v_mask;
-static inline v_mask v_first_lanes(uint32_t n) {
+static inline v_mask v_first_lanes(size_t n) {
     return n >= 32 ? ~(v_mask)0 : (v_mask)((1u << n) - 1u);
 }
 
-static inline vf v_words(kvpool_dtype dtype, const void *row, uint32_t i, v_mask mask32) {
+static inline vf v_words(kvpool_dtype dtype, const void *row, size_t i, v_mask mask32) {
     __mmask16 mask = (__mmask16)mask32;
     if (dtype == KVPOOL_FP32 || (ISA_PAIRS && dtype == KVPOOL_BF16))
         return _mm512_maskz_loadu_ps(mask, (const float *)row + i);
@@ -123,7 +123,7 @@ static inline __m256i narrow_bf16(vf x) { // as dtype_fp32_to_bf16
     return _mm512_cvtepi32_epi16(_mm512_srli_epi32(bits, 16));
 }
 
-static inline void v_out(kvpool_dtype dtype, void *out, uint32_t i, v_mask mask32, vf x) {
+static inline void v_out(kvpool_dtype dtype, void *out, size_t i, v_mask mask32, vf x) {
     __mmask16 mask = (__mmask16)mask32;
     if (dtype == KVPOOL_FP32)
         _mm512_mask_storeu_ps((float *)out + i, mask, x);
@@ -139,9 +139,10 @@ static inline vf v_dot_pairs(vf acc, vf a, vf b) {
                             (__m512bh)_mm512_castps_si512(b));
 }
 
-// Elements i..i+32 of two rows as pairs (a, b), those outside of the masks zero and not read.
-static inline void v_pair_rows(const void *a, const void *b, uint32_t i, v_mask mask_a,
-                               v_mask mask_b, vf *lo, vf *hi) {
+// Elements i..i+32 of two rows as pairs (a, b), those outside of the masks zero
+// and not read.
+static inline void v_pair_rows(const void *a, const void *b, size_t i, v_mask mask_a, v_mask mask_b,
+                               vf *lo, vf *hi) {
     static const uint16_t order[64] = {
         0,  32, 1,  33, 2,  34, 3,  35, 4,  36, 5,  37, 6,  38, 7,  39, 8,  40, 9,  41, 10, 42,
         11, 43, 12, 44, 13, 45, 14, 46, 15, 47, 16, 48, 17, 49, 18, 50, 19, 51, 20, 52, 21, 53,

@@ -12,7 +12,7 @@ const struct core_limits core_limits_default = {
     .max_steps = 1024,
     .max_session_steps = 64,
     .max_batch = 1024,
-    .max_table_entries = UINT64_C(64) << 20,
+    .max_table_entries = UINT64_C(256) << 20,
 };
 
 static bool in(uint64_t value, uint64_t max) {

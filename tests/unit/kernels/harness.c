@@ -253,7 +253,7 @@ static void poison_pool(struct backend *b, struct backend_pool *pool, const stru
     uint32_t *ids = must_alloc(num_pages, sizeof *ids);
     for (uint32_t i = 0; i < num_pages; i++)
         ids[i] = i;
-    size_t bytes = g->kv_heads * g->head_dim * kv_dtype_size(g->dtype);
+    size_t bytes = kv_dtype_size(g->dtype) * g->kv_heads * g->head_dim;
     struct backend_mem *mem = harness_alloc(b, bytes);
     memset(harness_ops()->mem_host(mem), 0xff, bytes);
     // Every token reads the same NaN row: a token stride of 0.

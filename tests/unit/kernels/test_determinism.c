@@ -88,7 +88,7 @@ static void check_neighbours(const struct attention_data *d) {
     for (uint32_t i = 0; i < c->n; i++) {
         unsigned char *alone = run_with(2, d, i, 1, 5 + i, &bytes);
         size_t o = c->q_len[i] * out_bytes;
-        size_t l = c->q_len[i] * c->qo_heads * sizeof(float);
+        size_t l = sizeof(float) * c->q_len[i] * c->qo_heads;
         assert_memory_equal(alone, out, o);
         assert_memory_equal(alone + o, lse, l);
         out += o;

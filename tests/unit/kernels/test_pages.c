@@ -76,8 +76,8 @@ static void check_append(uint32_t kv_heads, uint32_t head_dim, uint32_t page_siz
 
     size_t element = kv_dtype_size(dtype);
     size_t head_stride = head_dim + 8;
-    size_t token_stride = 2 * kv_heads * head_stride + 16;
-    size_t bytes = (2 * tokens * token_stride + 8) * element;
+    size_t token_stride = head_stride * 2 * kv_heads + 16;
+    size_t bytes = (token_stride * 2 * tokens + 8) * element;
     struct backend_mem *mem = harness_alloc(f.backend, bytes);
     unsigned char *host = f.ops->mem_host(mem);
     for (size_t i = 0; i < bytes; i++)
@@ -170,8 +170,9 @@ static void test_table_updates_apply_in_order(void **state) {
     (void)state;
     struct fixture f;
     open_pool(&f, 1, 8, 8, KVPOOL_FP16, 8);
-    struct backend_mem *mem = harness_alloc(f.backend, 24 * 16);
-    memset(f.ops->mem_host(mem), 0x11, 24 * 16);
+    unsigned char tokens[24][16];
+    struct backend_mem *mem = harness_alloc(f.backend, sizeof tokens);
+    memset(f.ops->mem_host(mem), 0x11, sizeof tokens);
     struct backend_tensor t = {mem, 0, 8, 8};
     const uint32_t first[3] = {0, 1, 2};
     const uint32_t middle[1] = {7};
