@@ -2,8 +2,7 @@
 // cpu_append.h: K and V of new tokens into pages; whole pages into others.
 //
 // Invariants
-//  1. Bits are copied as they are. Nothing but the new tokens' slots (the
-//  destination pages) is
+//  1. Bits are copied as they are. Nothing but the new tokens' slots (the destination pages) is
 //     written.
 //  2. Page ids of positions below a sequence's kv_len are below num_pages.
 // Thread: the one that runs the program.

@@ -1,14 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // cpu_attention.c: see cpu_attention.h.
 //
-//     sequence -> (kv head, block of ATTN_ROWS rows) -> one unit, written
-//     straight to out and lse
-//              -> (kv head), few rows, many keys     -> a *group* of units, one
-//              per chunk of keys,
-//                                                       whose last one to
-//                                                       finish merges all parts
-//                                                       in the order of the
-//                                                       keys
+//     sequence -> few rows:  a block of K/V heads                  -> unit, or group of units
+//              -> many rows: one K/V head, a block of ATTN_ROWS rows -> unit, or group of units
+//
+// A unit alone writes out and lse. Where the rows of a sequence fit one block and see many keys,
+// the keys are cut into chunks, one unit each: a *group*, whose last unit to finish merges the
+// parts of all in the order of the keys.
 #include "kernels/cpu_attention.h"
 
 #include "kernels/cpu_attention_isa.h"
@@ -22,18 +20,21 @@
 enum {
     MAX_UNITS = 8192,       // of one wave
     MAX_CHUNKS = 64,        // of one group
-    CHUNK_TOKENS = 1024,    // least length of a chunk: fixed, see invariant 1 of the header
+    CHUNK_FEW = 256,        // least keys of a chunk, few rows and many heads
+    CHUNK_MANY = 1024,      // the same, many rows and one head
     PART_FLOATS = 16 << 20, // of the parts of one wave
     ALONE_COST = 1 << 20,   // keys x rows x head_dim that are not worth waking a thread
 };
+#define NO_GROUP UINT32_MAX
 
 struct unit {
-    uint32_t sequence, head; // head: of K and V
-    uint32_t rows;
-    uint64_t first_row;  // of the sequence's q_len * group rows
-    uint32_t begin, end; // keys
-    uint32_t group;      // UINT32_MAX: none
-    float *part;         // in a group: [rows] max, [rows] sum, [rows][o_stride] o
+    uint32_t sequence;
+    uint32_t head, heads; // of K and V
+    uint32_t rows;        // of each head
+    uint64_t first_row;   // of the q_len * group_heads rows of a head
+    uint32_t begin, end;  // keys
+    uint32_t group;       // or NO_GROUP
+    float *part;          // of a group, n indices: [n] max, [n] sum, [n][o_stride] o
 };
 
 struct group {
@@ -42,7 +43,7 @@ struct group {
     uint32_t units;
 };
 
-struct wave { // the op at hand
+struct wave { // the op at hand, and the units planned and not yet run
     const struct cpu_cache *cache;
     const struct backend_attend_op *op;
     const char *q;
@@ -66,16 +67,26 @@ struct cpu_attention {
 // ---------------------------------------------------------------------------------------------
 // One unit
 
-// A row of the sequence: its query token and head.
-struct row_place {
-    uint32_t token, head;
+// A row's query token and query head; rows go through the heads of a token first.
+struct place {
+    uint32_t token, head, turn; // turn: of head within its group
 };
-static struct row_place place_of(const struct wave *wave, const struct unit *u, uint32_t row) {
-    uint64_t r = u->first_row + row;
-    return (struct row_place){
-        .token = wave->op->batch.qo_indptr[u->sequence] + (uint32_t)(r / wave->group_heads),
-        .head = u->head * wave->group_heads + (uint32_t)(r % wave->group_heads),
+static struct place first_place(const struct wave *wave, const struct unit *u, uint32_t head) {
+    uint32_t turn = (uint32_t)(u->first_row % wave->group_heads);
+    return (struct place){
+        .token =
+            wave->op->batch.qo_indptr[u->sequence] + (uint32_t)(u->first_row / wave->group_heads),
+        .head = (u->head + head) * wave->group_heads + turn,
+        .turn = turn,
     };
+}
+static void next_place(const struct wave *wave, struct place *at) {
+    at->head++;
+    if (++at->turn == wave->group_heads) {
+        at->token++;
+        at->head -= wave->group_heads;
+        at->turn = 0;
+    }
 }
 
 // Keys lo..hi that query j of a sequence sees.
@@ -104,6 +115,7 @@ static void load_unit(const struct wave *wave, const struct unit *u, struct attn
     size_t element = kv_dtype_size(c->geometry.dtype);
     w->keys = (struct attn_keys){
         .k = cpu_cache_plane(c, op->layer) + u->head * c->slab_bytes,
+        .slab_bytes = c->slab_bytes,
         .v_offset = c->geometry.kv_heads * c->slab_bytes,
         .page_bytes = c->page_bytes,
         .row_bytes = c->row_bytes,
@@ -112,62 +124,81 @@ static void load_unit(const struct wave *wave, const struct unit *u, struct attn
     };
     w->head_dim = c->geometry.head_dim;
     w->o_stride = attn_o_stride(w->head_dim);
+    w->heads = u->heads;
     w->rows = u->rows;
+    w->head_rows = attn_head_rows(u->rows);
     w->begin = u->begin;
     w->end = u->end;
     w->sm_scale = op->sm_scale;
     w->soft_cap = op->soft_cap;
     uint32_t first = op->batch.qo_indptr[u->sequence];
-    for (uint32_t r = 0; r < u->rows; r++) {
-        struct row_place at = place_of(wave, u, r);
-        w->row_q[r] =
-            wave->q + (at.token * op->q.token_stride + at.head * op->q.head_stride) * element;
-        uint32_t lo;
-        uint32_t hi;
-        visible(op, u->sequence, at.token - first, &lo, &hi);
-        w->lo[r] = clamp(lo, u->begin, u->end);
-        w->hi[r] = clamp(hi, u->begin, u->end);
+    for (uint32_t head = 0; head < u->heads; head++) {
+        struct place at = first_place(wave, u, head);
+        for (uint32_t r = 0; r < u->rows; r++, next_place(wave, &at)) {
+            w->row_q[head * w->head_rows + r] =
+                wave->q + (at.token * op->q.token_stride + at.head * op->q.head_stride) * element;
+            if (head != 0)
+                continue;
+            uint32_t lo;
+            uint32_t hi;
+            visible(op, u->sequence, at.token - first, &lo, &hi);
+            w->lo[r] = clamp(lo, u->begin, u->end);
+            w->hi[r] = clamp(hi, u->begin, u->end);
+        }
     }
 }
 
-static void write_row(const struct cpu_attention *a, const struct unit *u, uint32_t row,
-                      const float *o, float max, float sum) {
+static void write_row(const struct cpu_attention *a, const struct place *at, const float *o,
+                      float max, float sum) {
     const struct wave *wave = &a->wave;
     const struct backend_attend_op *op = wave->op;
     const struct kv_geometry *g = &wave->cache->geometry;
-    struct row_place at = place_of(wave, u, row);
-    char *out = wave->out + (at.token * op->out.token_stride + at.head * op->out.head_stride) *
+    char *out = wave->out + (at->token * op->out.token_stride + at->head * op->out.head_stride) *
                                 kv_dtype_size(g->dtype);
     a->isa->finish(g->dtype, g->head_dim, o, sum == 0 ? 0 : 1 / sum, out);
     if (wave->lse != NULL) {
-        float lse = sum == 0 ? -INFINITY : (float)((double)max * M_LN2 + log((double)sum));
+        float lse = sum == 0 ? -INFINITY : (float)((double)max * M_LN2) + logf(sum);
         memcpy(wave->lse +
-                   (at.token * op->lse.token_stride + at.head * op->lse.head_stride) * sizeof lse,
+                   (at->token * op->lse.token_stride + at->head * op->lse.head_stride) * sizeof lse,
                &lse, sizeof lse);
     }
 }
 
+// Adds up row `index` of all parts of a group in w->o.
+static void merge_row(const struct unit *first, uint32_t units, size_t n, size_t index,
+                      struct attn_work *w, float *ret_max, float *ret_sum) {
+    size_t stride = w->o_stride;
+    float max = -INFINITY;
+    for (uint32_t i = 0; i < units; i++)
+        max = fmaxf(max, first[i].part[index]);
+    float sum = 0;
+    memset(w->o, 0, stride * sizeof *w->o);
+    for (uint32_t i = 0; i < units; i++) {
+        const float *part = first[i].part;
+        if (part[n + index] == 0)
+            continue;
+        float factor = exp2f(part[index] - max);
+        const float *o = part + 2 * n + index * stride;
+        sum += factor * part[n + index];
+        for (size_t d = 0; d < stride; d++)
+            w->o[d] += factor * o[d];
+    }
+    *ret_max = max;
+    *ret_sum = sum;
+}
+
 static void merge_group(struct cpu_attention *a, const struct group *g, struct attn_work *w) {
     const struct unit *first = &a->unit[g->first_unit];
-    size_t stride = w->o_stride;
-    for (uint32_t r = 0; r < first->rows; r++) {
-        float max = -INFINITY;
-        for (uint32_t i = 0; i < g->units; i++)
-            max = fmaxf(max, first[i].part[r]);
-        float sum = 0;
-        memset(w->o, 0, stride * sizeof *w->o);
-        for (uint32_t i = 0; i < g->units; i++) {
-            const float *part = first[i].part;
-            float part_sum = part[first->rows + r];
-            if (part_sum == 0)
-                continue;
-            float factor = exp2f(part[r] - max);
-            const float *o = part + (size_t)2 * first->rows + r * stride;
-            sum += factor * part_sum;
-            for (size_t d = 0; d < stride; d++)
-                w->o[d] += factor * o[d];
+    uint32_t head_rows = attn_head_rows(first->rows);
+    for (uint32_t head = 0; head < first->heads; head++) {
+        struct place at = first_place(&a->wave, first, head);
+        for (uint32_t r = 0; r < first->rows; r++, next_place(&a->wave, &at)) {
+            float max;
+            float sum;
+            merge_row(first, g->units, (size_t)first->heads * head_rows, head * head_rows + r, w,
+                      &max, &sum);
+            write_row(a, &at, w->o, max, sum);
         }
-        write_row(a, first, r, w->o, max, sum);
     }
 }
 
@@ -177,14 +208,20 @@ static void run_unit(void *arg, uint32_t index, uint32_t worker) {
     struct attn_work *w = &a->work[worker];
     load_unit(&a->wave, u, w);
     a->isa->run(w, a->wave.cache->geometry.dtype);
-    if (u->group == UINT32_MAX) {
-        for (uint32_t r = 0; r < u->rows; r++)
-            write_row(a, u, r, w->o + r * w->o_stride, w->max[r], w->sum[r]);
+    if (u->group == NO_GROUP) {
+        for (uint32_t head = 0; head < u->heads; head++) {
+            struct place at = first_place(&a->wave, u, head);
+            for (uint32_t r = 0; r < u->rows; r++, next_place(&a->wave, &at)) {
+                size_t i = head * w->head_rows + r;
+                write_row(a, &at, w->o + i * w->o_stride, w->max[i], w->sum[i]);
+            }
+        }
         return;
     }
-    memcpy(u->part, w->max, u->rows * sizeof(float));
-    memcpy(u->part + u->rows, w->sum, u->rows * sizeof(float));
-    memcpy(u->part + (size_t)2 * u->rows, w->o, u->rows * w->o_stride * sizeof(float));
+    size_t n = (size_t)u->heads * w->head_rows;
+    memcpy(u->part, w->max, n * sizeof(float));
+    memcpy(u->part + n, w->sum, n * sizeof(float));
+    memcpy(u->part + 2 * n, w->o, n * w->o_stride * sizeof(float));
     struct group *g = &a->group[u->group];
     if (atomic_fetch_sub_explicit(&g->left, 1, memory_order_acq_rel) == 1)
         merge_group(a, g, w);
@@ -206,19 +243,20 @@ static void run_wave(struct cpu_attention *a) {
     wave->cost = 0;
 }
 
-static void add_unit(struct cpu_attention *a, struct unit unit) {
+static void put_unit(struct cpu_attention *a, struct unit unit) {
     struct wave *wave = &a->wave;
-    wave->cost += (uint64_t)(unit.end - unit.begin) * unit.rows * wave->cache->geometry.head_dim;
+    wave->cost +=
+        (uint64_t)(unit.end - unit.begin) * unit.heads * unit.rows * wave->cache->geometry.head_dim;
     a->unit[wave->units++] = unit;
 }
 
-// Rows of one sequence and K/V head whose keys begin..end are long enough to be
-// cut.
-static void add_group(struct cpu_attention *a, struct unit unit, uint32_t chunk) {
+// The chunks of a unit whose keys are to be cut.
+static void put_group(struct cpu_attention *a, struct unit unit, uint32_t chunk) {
     struct wave *wave = &a->wave;
     uint32_t first = unit.begin / chunk;
     uint32_t count = (unit.end - 1) / chunk - first + 1;
-    size_t floats = unit.rows * (2 + attn_o_stride(wave->cache->geometry.head_dim));
+    size_t floats = (size_t)unit.heads * attn_head_rows(unit.rows) *
+                    (2 + attn_o_stride(wave->cache->geometry.head_dim));
     if (wave->units + count > MAX_UNITS || wave->part_floats + count * floats > PART_FLOATS)
         run_wave(a);
     struct group *g = &a->group[wave->groups];
@@ -235,43 +273,57 @@ static void add_group(struct cpu_attention *a, struct unit unit, uint32_t chunk)
         unit.end = to < end ? (uint32_t)to : end;
         unit.part = a->parts + wave->part_floats;
         wave->part_floats += floats;
-        add_unit(a, unit);
+        put_unit(a, unit);
+    }
+}
+
+// One block of rows, for all K/V heads. Only a sequence's single block is cut along the keys.
+static void add_block(struct cpu_attention *a, struct unit unit, bool single) {
+    struct wave *wave = &a->wave;
+    uint32_t kv_heads = wave->cache->geometry.kv_heads;
+    uint32_t ignored;
+    visible(wave->op, unit.sequence, (uint32_t)(unit.first_row / wave->group_heads), &unit.begin,
+            &ignored);
+    visible(wave->op, unit.sequence,
+            (uint32_t)((unit.first_row + unit.rows - 1) / wave->group_heads), &ignored, &unit.end);
+
+    // Few rows: as many heads as there are indices for, evenly.
+    bool few = unit.rows <= ATTN_STREAM_ROWS;
+    uint32_t most = few ? ATTN_ROWS / attn_head_rows(unit.rows) : 1;
+    uint32_t parts = (kv_heads + most - 1) / most;
+    uint32_t chunk = few ? CHUNK_FEW : CHUNK_MANY;
+    while (wave->op->batch.kv_len[unit.sequence] / chunk >= MAX_CHUNKS)
+        chunk *= 2;
+    bool cut = single && unit.end > unit.begin && unit.begin / chunk != (unit.end - 1) / chunk;
+    for (uint32_t i = 0; i < parts; i++) {
+        unit.head = (uint32_t)((uint64_t)kv_heads * i / parts);
+        unit.heads = (uint32_t)((uint64_t)kv_heads * (i + 1) / parts) - unit.head;
+        if (cut) {
+            put_group(a, unit, chunk);
+            continue;
+        }
+        if (wave->units == MAX_UNITS)
+            run_wave(a);
+        put_unit(a, unit);
     }
 }
 
 static void add_sequence(struct cpu_attention *a, uint32_t sequence) {
-    struct wave *wave = &a->wave;
-    const struct backend_batch *batch = &wave->op->batch;
+    const struct backend_batch *batch = &a->wave.op->batch;
     uint32_t q_len = batch->qo_indptr[sequence + 1] - batch->qo_indptr[sequence];
-    uint64_t rows = (uint64_t)q_len * wave->group_heads;
+    uint64_t rows = (uint64_t)q_len * a->wave.group_heads;
     uint64_t blocks = (rows + ATTN_ROWS - 1) / ATTN_ROWS;
-    uint32_t chunk = CHUNK_TOKENS;
-    while (batch->kv_len[sequence] / chunk >= MAX_CHUNKS)
-        chunk *= 2;
-    for (uint32_t head = 0; head < wave->cache->geometry.kv_heads; head++)
-        for (uint64_t block = blocks; block-- > 0;) { // the longest first
-            struct unit unit = {
-                .sequence = sequence,
-                .head = head,
-                .first_row = block * ATTN_ROWS,
-                .group = UINT32_MAX,
-            };
-            uint64_t left = rows - unit.first_row;
-            unit.rows = (uint32_t)(left < ATTN_ROWS ? left : ATTN_ROWS);
-            uint32_t ignored;
-            uint32_t first = (uint32_t)(unit.first_row / wave->group_heads);
-            uint32_t last = (uint32_t)((unit.first_row + unit.rows - 1) / wave->group_heads);
-            visible(wave->op, sequence, first, &unit.begin, &ignored);
-            visible(wave->op, sequence, last, &ignored, &unit.end);
-            if (blocks == 1 && unit.end > unit.begin &&
-                unit.begin / chunk != (unit.end - 1) / chunk) {
-                add_group(a, unit, chunk);
-                continue;
-            }
-            if (wave->units == MAX_UNITS)
-                run_wave(a);
-            add_unit(a, unit);
-        }
+    for (uint64_t block = blocks; block-- > 0;) { // those that see the most first
+        uint64_t first_row = block * ATTN_ROWS;
+        uint64_t left = rows - first_row;
+        struct unit unit = {
+            .sequence = sequence,
+            .rows = (uint32_t)(left < ATTN_ROWS ? left : ATTN_ROWS),
+            .first_row = first_row,
+            .group = NO_GROUP,
+        };
+        add_block(a, unit, blocks == 1);
+    }
 }
 
 void cpu_attention_run(struct cpu_attention *a, const struct cpu_cache *cache,

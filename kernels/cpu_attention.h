@@ -1,13 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// cpu_attention.h: attention of a batch over paged K and V: cuts it into units,
-// runs them on all threads, merges what was cut along the keys.
+// cpu_attention.h: attention of a batch over paged K and V: cuts it into units, runs them on all
+// threads, merges what was cut along the keys.
 //
 // Invariants
-//  1. How a sequence is cut depends on its own lengths and the head counts
-//  only: its bits do not
+//  1. How a sequence is cut depends on its own lengths and the head counts only: its bits do not
 //     depend on the number of threads nor on the other sequences of the batch.
-//  2. Memory does not grow with the batch: the units are run in waves of
-//  bounded size.
+//  2. Memory does not grow with the batch: the units are run in waves of bounded size.
 // Thread: one at a time per object.
 #ifndef KVPOOL_KERNELS_CPU_ATTENTION_H
 #define KVPOOL_KERNELS_CPU_ATTENTION_H
@@ -17,9 +15,8 @@
 
 struct cpu_attention;
 
-// The kernel is the best this CPU has, or the one that KVPOOL_CPU_ISA names
-// (generic, avx2, avx512, avx512bf16). Errors: NOMEM, BACKEND (no such kernel,
-// or not on this CPU).
+// The kernel is the best this CPU has, or the one that KVPOOL_CPU_ISA names (generic, avx2, avx512,
+// avx512bf16). Errors: NOMEM, BACKEND (no such kernel, or not on this CPU).
 int cpu_attention_open(struct cpu_threads *threads, struct cpu_attention **ret, struct err *err);
 void cpu_attention_close(struct cpu_attention *a);
 const char *cpu_attention_isa(const struct cpu_attention *a);

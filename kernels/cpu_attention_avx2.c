@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// cpu_attention_avx2.c: the attention kernel for AVX2 with FMA and F16C. Call
-// it only where cpu_attention.c found them.
+// cpu_attention_avx2.c: the attention kernel for AVX2 with FMA and F16C. Call it only where
+// cpu_attention.c found them.
 #include "kernels/dtype.h"
 
 #include <immintrin.h>
@@ -48,8 +48,7 @@ static inline vf v_round(vf x) {
     return _mm256_round_ps(x, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
 }
 static inline vf v_scale2(vf x, vf n) {
-    // n + 127 is an exponent field from 0 (which makes the factor 0) to 254; NaN
-    // passes through x.
+    // n + 127 is an exponent field from 0 (which makes the factor 0) to 254; NaN passes through x.
     __m256i biased = _mm256_add_epi32(_mm256_cvtps_epi32(n), _mm256_set1_epi32(127));
     return _mm256_mul_ps(x, _mm256_castsi256_ps(_mm256_slli_epi32(biased, 23)));
 }
@@ -93,8 +92,7 @@ static inline void v_transpose(vf *r) {
     }
 }
 
-// head_dim is a multiple of 8: a vector is always whole, and masks mean
-// nothing.
+// head_dim is a multiple of 8: a vector is always whole, and masks mean nothing.
 typedef uint32_t v_mask;
 static inline v_mask v_first_lanes(size_t n) {
     return (v_mask)n;

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// cpu_attention_avx512bf16.c: the attention kernel for AVX-512 with
-// AVX512_BF16, which multiplies pairs of bf16. Call it only where
-// cpu_attention.c found them.
+// cpu_attention_avx512bf16.c: the attention kernel for AVX-512 with AVX512_BF16, which multiplies
+// pairs of bf16. Call it only where cpu_attention.c found them.
 #define ISA_PAIRS 1
 #include "kernels/cpu_isa_avx512.h"
 

@@ -1,6 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// cpu_attention_generic.c: the attention kernel for any processor, on 16-byte
-// vectors (SSE2, NEON).
+// cpu_attention_generic.c: the attention kernel for any processor, on 16-byte vectors (SSE2, NEON).
 #include "kernels/dtype.h"
 
 #include <stddef.h>
@@ -55,8 +54,7 @@ static inline vf v_round(vf x) {
     return (x + magic) - magic;
 }
 static inline vf v_scale2(vf x, vf n) {
-    // n + 127 is an exponent field from 0 (which makes the factor 0) to 254; NaN
-    // passes through x.
+    // n + 127 is an exponent field from 0 (which makes the factor 0) to 254; NaN passes through x.
     vf biased = n + v_set1(127.0f);
     biased = v_select(biased >= v_zero(), biased, v_zero());
     return x * (vf)(__builtin_convertvector(biased, vi) << 23);
@@ -89,8 +87,7 @@ static inline void v_transpose(vf *r) {
     r[3] = (vf){a[3], b[3], c[3], d[3]};
 }
 
-// head_dim is a multiple of 8: a vector is always whole, and masks mean
-// nothing.
+// head_dim is a multiple of 8: a vector is always whole, and masks mean nothing.
 typedef uint32_t v_mask;
 static inline v_mask v_first_lanes(size_t n) {
     return (v_mask)n;

@@ -1,38 +1,37 @@
 // SPDX-License-Identifier: Apache-2.0
-// cpu_attention_isa.h: one work unit of attention, and the kernels that can run
-// it.
+// cpu_attention_isa.h: one work unit of attention, and the kernels that can run it.
 //
-// A unit is up to ATTN_ROWS *rows* of one sequence and one key head, over keys
-// begin..end. A row is one query token of one query head; the rows of a unit
-// are ordered by token, so that lo and hi never fall from row to row. A kernel
-// leaves, for each row, o = sum(2^(x - max) v), sum = sum(2^(x - max)) and max,
-// where x is the logit times log2(e).
+// A unit is a block of *rows* of one sequence, for one or more neighbouring K/V heads, over keys
+// begin..end. A row is one query token of one query head; the rows of a head are ordered by token,
+// so that lo and hi never fall from row to row, and are the same for every head. Row r of head h
+// has index h * head_rows + r. Few rows come with many heads, many rows with one head.
+//
+// A kernel leaves, for each row, o = sum(2^(x - max) v), sum = sum(2^(x - max)) and max, where x is
+// the logit times log2(e).
 //
 // Invariants
-//  1. Keys outside a row's lo..hi have no influence on it, be they NaN. Keys
-//  outside begin..end are
+//  1. Keys outside a row's lo..hi have no influence on it, be they NaN. Keys outside begin..end are
 //     not read at all.
-//  2. The bits of a row depend on its own q, lo, hi, begin, end, rows of the
-//  unit and head_dim.
+//  2. The bits of a row depend on its own q, lo, hi, on begin, end, rows and head_dim, and on the
+//     keys: not on where in memory anything lies.
 //  3. A row that sees nothing has o = 0, sum = 0, max = -infinity.
-// Threads: a struct attn_work belongs to one thread at a time; kernels have no
-// state.
+// Threads: a struct attn_work belongs to one thread at a time; kernels have no state.
 #ifndef KVPOOL_KERNELS_CPU_ATTENTION_ISA_H
 #define KVPOOL_KERNELS_CPU_ATTENTION_ISA_H
 
 #include <kvpool/kvpool.h>
 
 enum {
-    ATTN_ROWS = 120,                  // rows of a unit: a multiple of every kernel's row block
+    ATTN_ROWS = 120,                  // indices of a unit: a multiple of every kernel's row block
     ATTN_STREAM_ROWS = 16,            // up to here K and V are used as they stream by
-    ATTN_TILE = 64,                   // keys of one online-softmax step
+    ATTN_TILE = 64,                   // most keys of one online-softmax step
     ATTN_WORDS = KVPOOL_MAX_HEAD_DIM, // 32-bit words of a row: a multiple of 64
 };
 
-struct attn_keys {   // K and V of one head of one layer, seen through a page
-                     // table
-    const char *k;   // K slab of this head in page 0
-    size_t v_offset; // bytes from a K row to its V row
+struct attn_keys {     // K and V of a layer from the unit's first head on, through a page table
+    const char *k;     // K slab of the first head in page 0
+    size_t slab_bytes; // from head to head
+    size_t v_offset;   // from a K row to its V row
     size_t page_bytes, row_bytes;
     const uint32_t *ids; // pages of the sequence
     uint32_t page_shift; // log2 of tokens a page
@@ -41,10 +40,11 @@ struct attn_keys {   // K and V of one head of one layer, seen through a page
 struct attn_work {
     // The unit.
     struct attn_keys keys;
-    uint32_t head_dim, rows, begin, end;
+    uint32_t heads, rows, head_rows; // head_rows: attn_head_rows(rows)
+    uint32_t head_dim, begin, end;
     float sm_scale, soft_cap;
     const void *row_q[ATTN_ROWS];
-    uint32_t lo[ATTN_ROWS], hi[ATTN_ROWS]; // within begin..end, lo <= hi
+    uint32_t lo[ATTN_ROWS], hi[ATTN_ROWS]; // of row r of every head; within begin..end, lo <= hi
 
     // The result, with `o` below.
     size_t o_stride; // floats from row to row of o: attn_o_stride(head_dim)
@@ -63,6 +63,12 @@ struct attn_work {
 
 static inline size_t attn_o_stride(size_t head_dim) {
     return (head_dim + 31) / 32 * 32;
+}
+
+// Indices that the rows of one head take: whole register blocks.
+static inline uint32_t attn_head_rows(uint32_t rows) {
+    uint32_t block = rows > ATTN_STREAM_ROWS ? 12 : rows > 2 ? 4 : rows;
+    return (rows + block - 1) / block * block;
 }
 
 struct attn_isa {

@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// cpu_attention_kernel.h: the body of every CPU attention kernel. A file that
-// includes it defines the vector primitives first and so makes the kernel of
-// one instruction set.
+// cpu_attention_kernel.h: the body of every CPU attention kernel. A file that includes it defines
+// the vector primitives first and so makes the kernel of one instruction set.
 //
 //   VW                      lanes of a vector `vf` of fp32
 //   ISA_PAIRS               1: bf16 is multiplied in pairs, see below
@@ -12,16 +11,15 @@
 //   v_hsum v_hmax           over the lanes
 //   v_sum4(a,b,c,d,ret)     four v_hsum
 //   v_transpose(vf r[VW])
-//   v_mask v_first_lanes(n)       the first n elements of a load (all, when
-//   there are not as many) v_words(dtype, row, i, mask)  words i.. of a row of
-//   K, V or q, zero outside of the mask v_out(dtype, out, i, mask, x) narrows
-//   and stores elements i.. of an output row with ISA_PAIRS: v_dot_pairs(acc,
-//   a, b), v_pair_rows(a, b, i, mask_a, mask_b, &lo, &hi),
+//   v_mask v_first_lanes(n)       the first n elements of a load (all, when there are not as many)
+//   v_words(dtype, row, i, mask)  words i.. of a row of K, V or q, zero outside of the mask
+//   v_out(dtype, out, i, mask, x) narrows and stores elements i.. of an output row
+//   with ISA_PAIRS: v_dot_pairs(acc, a, b), v_pair_rows(a, b, i, mask_a, mask_b, &lo, &hi),
 //                   v_narrow_pairs(a, b)
 //
-// A *word* is 32 bits of operand: one fp32 (fp16, bf16 and fp32 elements
-// widened), or, with ISA_PAIRS and bf16, two neighbouring bf16. q and K are
-// multiplied word by word along head_dim, p and V along the keys.
+// A *word* is 32 bits of operand: one fp32 (fp16, bf16 and fp32 elements widened), or, with
+// ISA_PAIRS and bf16, two neighbouring bf16. q and K are multiplied word by word along head_dim, p
+// and V along the keys.
 #include "kernels/cpu_attention_isa.h"
 
 #include <math.h>
@@ -63,8 +61,8 @@ ALWAYS vf v_dot(bool pairs, vf acc, vf a, vf b) {
     return v_fma(a, b, acc);
 }
 
-// 2^x for x <= 127. Relative error below 1e-7 (polynomial 5e-9, then rounding);
-// 2^0 is 1 exactly, and what is below V_EXP2_LEAST, -infinity included, gives
+// 2^x for x <= 127. Relative error below 1e-7 (polynomial 5e-9, then rounding); 2^0 is 1 exactly,
+// and what is below V_EXP2_LEAST, -infinity included, gives
 // 0.
 ALWAYS vf v_exp2(vf x) {
     x = v_max(v_set1(V_EXP2_LEAST), x);
@@ -108,24 +106,28 @@ static void find_rows(const struct attn_keys *keys, size_t first, size_t n, cons
     }
 }
 
-ALWAYS void prefetch_row(const char *row, size_t bytes) {
-    for (size_t i = 0; i < bytes; i += 64)
-        __builtin_prefetch(row + i, 0, 2);
+ALWAYS size_t element_bytes(kvpool_dtype dtype) {
+    return dtype == KVPOOL_FP32 ? 4 : 2;
 }
 
-// q rows as words; rows up to `padded` are zero.
-ALWAYS void load_q(struct attn_work *w, size_t words, size_t stride, size_t padded,
-                   kvpool_dtype dtype) {
-    for (size_t r = 0; r < w->rows; r++)
-        for (size_t i = 0; i < words; i += VW)
-            v_store(w->q + r * stride + i,
-                    v_words(dtype, w->row_q[r], i, v_first_lanes(words - i)));
-    memset(w->q + w->rows * stride, 0, (size_t)(padded - w->rows) * stride * sizeof(float));
+ALWAYS void prefetch(const char *at) {
+    __builtin_prefetch(at, 0, 2);
+} // into the level-2 cache
+
+// q rows as words; rows of no query are zero.
+ALWAYS void load_q(struct attn_work *w, size_t words, size_t stride, kvpool_dtype dtype) {
+    memset(w->q, 0, w->heads * w->head_rows * stride * sizeof(float));
+    for (size_t head = 0; head < w->heads; head++)
+        for (size_t r = 0; r < w->rows; r++) {
+            size_t row = head * w->head_rows + r;
+            for (size_t i = 0; i < words; i += VW)
+                v_store(w->q + row * stride + i,
+                        v_words(dtype, w->row_q[row], i, v_first_lanes(words - i)));
+        }
 }
 
-// One online-softmax step of one row: logits s[a..b) become probabilities
-// (s[0..a) and s[b..width) zero), and `max` and `sum` take them in. Returns the
-// factor for what was accumulated before.
+// One online-softmax step of one row: logits s[a..b) become probabilities (s[0..a) and s[b..width)
+// zero), and `max` and `sum` take them in. Returns the factor for what was accumulated before.
 ALWAYS float softmax_step(float *s, size_t a, size_t b, size_t width, float sm_scale,
                           float soft_cap, float *max, float *sum, bool pairs) {
     float factor = sm_scale * LOG2E;
@@ -144,8 +146,7 @@ ALWAYS float softmax_step(float *s, size_t a, size_t b, size_t width, float sm_s
     float old = *max;
     float new = v_hmax(largest) * factor;
     new = new < old ? old : new; // a NaN stays
-    // All -infinity (or NaN, which v_max may lose): a shift of 0 leaves 0, and
-    // NaN.
+    // All -infinity (or NaN, which v_max may lose): a shift of 0 leaves 0, and NaN.
     float base = new == -INFINITY ? 0 : new;
     vf shift = v_set1(-base);
     vf total = v_zero();
@@ -195,7 +196,7 @@ static void run_bf16(struct attn_work *w) {
 }
 
 static void attn_run(struct attn_work *w, kvpool_dtype dtype) {
-    for (size_t r = 0; r < w->rows; r++) {
+    for (size_t r = 0; r < w->heads * w->head_rows; r++) {
         w->max[r] = -INFINITY;
         w->sum[r] = 0;
     }

@@ -1,10 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
-// cpu_attention_tiled.h: the part of cpu_attention_kernel.h for many rows. K
-// and V of a tile are repacked, so that q . K and p . V are matrix products
-// with register blocks of MR rows x NV vectors.
+// cpu_attention_tiled.h: the part of cpu_attention_kernel.h for many rows. K and V of a tile are
+// repacked, so that q . K and p . V are matrix products with register blocks of MR rows x NV
+// vectors.
 
-// c[r][0..nv*VW) = a . b (+ c * alpha[r] when alpha is given), MR rows, `depth`
-// words.
+// c[r][0..nv*VW) = a . b (+ c * alpha[r] when alpha is given), MR rows, `depth` words.
 ALWAYS void product_block(const float *a, size_t a_stride, const float *b, size_t b_stride,
                           float *c, size_t c_stride, const float *alpha, size_t depth, size_t nv,
                           bool pairs) {
@@ -35,8 +34,7 @@ ALWAYS void product_block(const float *a, size_t a_stride, const float *b, size_
     }
 }
 
-// The same over `rows` rows (a multiple of MR) and `vectors` vectors of
-// columns.
+// The same over `rows` rows (a multiple of MR) and `vectors` vectors of columns.
 ALWAYS void product_of(const float *a, size_t a_stride, const float *b, size_t b_stride, float *c,
                        size_t c_stride, const float *alpha, size_t depth, size_t rows,
                        size_t vectors, bool pairs) {
@@ -111,8 +109,7 @@ ALWAYS void pack_values(const char *const *at, size_t v_offset, size_t n, size_t
                     v_words(dtype, at[t] + v_offset, i, v_first_lanes(head_dim - i)));
 }
 
-// Whether packed values hold a NaN or an infinity: those must not meet a
-// probability of 0.
+// Whether packed values hold a NaN or an infinity: those must not meet a probability of 0.
 ALWAYS bool has_nonfinite(const float *v, size_t rows, size_t stride, size_t cols, bool pairs) {
     uint32_t bad = 0;
     for (size_t r = 0; r < rows; r++)
@@ -171,17 +168,17 @@ ALWAYS void tile_rows(struct attn_work *w, const char *const *at, size_t t0, siz
                 w->o_stride, w->alpha + row, depth, rows, dims / VW, pairs);
         return;
     }
+    const struct span span = {at, n, 0, w->keys.v_offset};
     for (size_t r = first; r < last; r++)
-        one_row_values(w, at, clamp(w->lo[r], t0, t0 + n) - t0, clamp(w->hi[r], t0, t0 + n) - t0, r,
-                       dtype);
+        one_row_values(w, &span, clamp(w->lo[r], t0, t0 + n) - t0, clamp(w->hi[r], t0, t0 + n) - t0,
+                       r, r, dtype);
 }
 
 ALWAYS void run_tiled(struct attn_work *w, kvpool_dtype dtype) {
     size_t words = in_pairs(dtype) ? w->head_dim / 2 : w->head_dim;
     size_t q_stride = (words + VW - 1) / VW * VW;
-    size_t padded = (w->rows + MR - 1) / MR * MR;
-    load_q(w, words, q_stride, padded, dtype);
-    memset(w->o, 0, (size_t)padded * w->o_stride * sizeof(float));
+    load_q(w, words, q_stride, dtype);
+    memset(w->o, 0, w->head_rows * w->o_stride * sizeof(float));
 
     size_t turn = 0;
     size_t n = w->end - w->begin < ATTN_TILE ? w->end - w->begin : ATTN_TILE;
@@ -190,10 +187,11 @@ ALWAYS void run_tiled(struct attn_work *w, kvpool_dtype dtype) {
         size_t after = t0 + n;
         size_t n_next = w->end - after < ATTN_TILE ? w->end - after : ATTN_TILE;
         find_rows(&w->keys, after, n_next, w->at[turn ^ 1]);
-        for (size_t i = 0; i < n_next; i++) {
-            prefetch_row(w->at[turn ^ 1][i], w->keys.row_bytes);
-            prefetch_row(w->at[turn ^ 1][i] + w->keys.v_offset, w->keys.row_bytes);
-        }
+        for (size_t i = 0; i < n_next; i++)
+            for (size_t j = 0; j < w->keys.row_bytes; j += 64) {
+                prefetch(w->at[turn ^ 1][i] + j);
+                prefetch(w->at[turn ^ 1][i] + w->keys.v_offset + j);
+            }
         tile_rows(w, w->at[turn], t0, n, words, q_stride, dtype);
         t0 = after;
         n = n_next;

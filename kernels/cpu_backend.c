@@ -1,14 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// cpu_backend.c: the backend that needs no device: memory is memfd, a stream is
-// the caller's thread and the backend's compute threads beside it. See
-// backend.h.
+// cpu_backend.c: the backend that needs no device: memory is memfd, a stream is the caller's thread
+// and the backend's compute threads beside it. See backend.h.
 //
 // Invariants
-//  1. submit runs the whole program and calls `done` before it returns: the
-//  order of the streams is
+//  1. submit runs the whole program and calls `done` before it returns: the order of the streams is
 //     the order of the calls.
-//  2. A program does not fail: what can be refused is refused when memory or
-//  pools are made.
+//  2. A program does not fail: what can be refused is refused when memory or pools are made.
 // Threads: those of backend.h. The compute threads live as long as the backend.
 #include "kernels/backend.h"
 

@@ -1,15 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
-// cpu_cache.h: where the pages of a pool lie in memory, as append, attention
-// and copy see them.
+// cpu_cache.h: where the pages of a pool lie in memory, as append, attention and copy see them.
 //
-//   base --> plane 0            plane 1 ...          page --> K of head 0:
-//   [page_size][head_dim]
-//            [page 0][page 1]   [page 0]                      K of head 1
-//                                                             V of head 0 ...
+//   base --> plane 0            plane 1 ...     page --> K of head 0: [page_size][head_dim]
+//            [page 0][page 1]   [page 0]                 K of head 1
+//                                                        V of head 0 ...
 //
-// Invariant: a page's K slabs of all heads come first, then its V slabs;
-// nothing is padded. Any thread; the table is changed by BACKEND_TABLE ops
-// only.
+// Invariant: a page's K slabs of all heads come first, then its V slabs; nothing is padded. Any
+// thread; the table is changed by BACKEND_TABLE ops only.
 #ifndef KVPOOL_KERNELS_CPU_CACHE_H
 #define KVPOOL_KERNELS_CPU_CACHE_H
 

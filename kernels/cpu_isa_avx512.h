@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// cpu_isa_avx512.h: the primitives of cpu_attention_kernel.h on AVX-512 (F, BW,
-// VL, DQ). The including file defines ISA_PAIRS: 1 uses AVX512_BF16 as well.
+// cpu_isa_avx512.h: the primitives of cpu_attention_kernel.h on AVX-512 (F, BW, VL, DQ). The
+// including file defines ISA_PAIRS: 1 uses AVX512_BF16 as well.
 #include "kernels/dtype.h"
 
 #include <immintrin.h>
@@ -139,8 +139,7 @@ static inline vf v_dot_pairs(vf acc, vf a, vf b) {
                             (__m512bh)_mm512_castps_si512(b));
 }
 
-// Elements i..i+32 of two rows as pairs (a, b), those outside of the masks zero
-// and not read.
+// Elements i..i+32 of two rows as pairs (a, b), those outside of the masks zero and not read.
 static inline void v_pair_rows(const void *a, const void *b, size_t i, v_mask mask_a, v_mask mask_b,
                                vf *lo, vf *hi) {
     static const uint16_t order[64] = {

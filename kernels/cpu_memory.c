@@ -42,8 +42,7 @@ static uint64_t machine_available(void) {
     return value;
 }
 
-// The tightest limit of this process's cgroup (version 2) and of those above
-// it.
+// The tightest limit of this process's cgroup (version 2) and of those above it.
 static uint64_t cgroup_available(void) {
     uint64_t least = UINT64_MAX;
     char group[TEXT_MAX] = "";

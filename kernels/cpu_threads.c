@@ -5,11 +5,9 @@
 //     write job; state = OPEN                   sleep on `wakeups` (futex)
 //     wakeups++; wake                           join: state OPEN|n -> OPEN|n+1
 //     take indices until none is left           take indices until none is left
-//     clear OPEN; wait until state is 0         leave: state - 1; the last one
-//     wakes the caller
+//     clear OPEN; wait until state is 0         leave: state - 1; the last one wakes the caller
 //
-// The job's fields are written only while state is 0, and read only between
-// join and leave.
+// The job's fields are written only while state is 0, and read only between join and leave.
 #include "kernels/cpu_threads.h"
 
 #include <limits.h>

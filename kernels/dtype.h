@@ -4,7 +4,7 @@
 // Invariants
 //  1. Widening is exact; narrowing rounds to nearest, ties to even; overflow gives infinity.
 //  2. Denormals are kept in both directions. A NaN stays a NaN (quiet, sign and upper payload
-//  kept).
+//     kept).
 // Any thread; no state.
 #ifndef KVPOOL_KERNELS_DTYPE_H
 #define KVPOOL_KERNELS_DTYPE_H

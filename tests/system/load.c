@@ -7,12 +7,10 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum {
-    MAX_NEW = 24, // tokens of one sequence in one step
-    Q_FLOATS = LOAD_QO_HEADS * LOAD_HEAD_DIM,
-    KV_FLOATS = LOAD_KV_HEADS * LOAD_HEAD_DIM,
-    ROWS = LOAD_SEQS * MAX_NEW,
-};
+#define MAX_NEW 24u // tokens of one sequence in one step
+#define Q_FLOATS ((size_t)LOAD_QO_HEADS * LOAD_HEAD_DIM)
+#define KV_FLOATS ((size_t)LOAD_KV_HEADS * LOAD_HEAD_DIM)
+#define ROWS ((size_t)LOAD_SEQS * MAX_NEW)
 
 struct tokens {
     kvpool_seq seq; // 0: slot unused
@@ -85,7 +83,7 @@ static int verify(const struct load *l, const uint32_t *token, uint32_t at, uint
             return 1;
         }
         for (uint32_t d = 0; d < LOAD_HEAD_DIM; d++) {
-            double got = (double)l->out[row * Q_FLOATS + h * LOAD_HEAD_DIM + d];
+            double got = (double)l->out[row * Q_FLOATS + (size_t)h * LOAD_HEAD_DIM + d];
             if (!(fabs(got - out[d] / sum) < 1e-4)) {
                 fprintf(stderr, "load: out of layer %u head %u position %u is %g, should be %g\n",
                         layer, h, at, got, out[d] / sum);

@@ -328,7 +328,7 @@ static void tensors_that_leave_their_region_or_overlap_are_refused(void **state)
     // What only looks like an overlap is legal: out in its own columns of the rows that hold q.
     kvpool_attn_args a = s.attn;
     a.q = (kvpool_tensor){s.region, 0, 128, 16};
-    a.out = (kvpool_tensor){s.region, 64 * 4, 128, 16};
+    a.out = (kvpool_tensor){s.region, 256, 128, 16};
     memset(data, 0, 65536);
     expect_ok(s.client, kvpool_decode(s.client, &a));
     scene_close(&s);
