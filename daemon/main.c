@@ -3,8 +3,8 @@
 // arrive is the server's.
 //
 //   configuration -> log -> directory and lock -> dispatch -> server -> READY=1 -> loop
-//   SIGTERM, SIGINT: drain -> all answered, or drain_timeout -> close -> exit 0; the second: at
-//   once SIGHUP: read the configuration again, reopen the log
+//   SIGTERM, SIGINT: drain -> all answered, or drain_timeout -> close -> exit 0; the second: at once
+//   SIGHUP: read the configuration again, reopen the log
 //
 // Invariants
 //  1. READY=1 is sent after the socket listens, STOPPING=1 before anything closes.

@@ -116,7 +116,7 @@ ALWAYS void prefetch(const char *at) {
 
 // q rows as words; rows of no query are zero.
 ALWAYS void load_q(struct attn_work *w, size_t words, size_t stride, kvpool_dtype dtype) {
-    memset(w->q, 0, w->heads * w->head_rows * stride * sizeof(float));
+    memset(w->q, 0, sizeof(float) * stride * w->heads * w->head_rows);
     for (size_t head = 0; head < w->heads; head++)
         for (size_t r = 0; r < w->rows; r++) {
             size_t row = head * w->head_rows + r;
@@ -152,7 +152,7 @@ ALWAYS float softmax_step(float *s, size_t a, size_t b, size_t width, float sm_s
     vf total = v_zero();
     if (pairs) {
 #if ISA_PAIRS
-        for (size_t i = 0; i < width; i += 2 * VW) {
+        for (size_t i = 0; i < width; i += (size_t)2 * VW) {
             vf x = v_exp2(v_fma(v_load(s + i), v_set1(factor), shift));
             vf y = v_exp2(v_fma(v_load(s + i + VW), v_set1(factor), shift));
             total = v_add(total, v_add(x, y));
@@ -196,7 +196,7 @@ static void run_bf16(struct attn_work *w) {
 }
 
 static void attn_run(struct attn_work *w, kvpool_dtype dtype) {
-    for (size_t r = 0; r < w->heads * w->head_rows; r++) {
+    for (size_t r = 0; r < (size_t)w->heads * w->head_rows; r++) {
         w->max[r] = -INFINITY;
         w->sum[r] = 0;
     }

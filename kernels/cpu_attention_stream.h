@@ -226,7 +226,7 @@ ALWAYS void run_stream(struct attn_work *w, kvpool_dtype dtype) {
     size_t words = in_pairs(dtype) ? w->head_dim / 2 : w->head_dim;
     size_t q_stride = (words + VW - 1) / VW * VW;
     load_q(w, words, q_stride, dtype);
-    memset(w->o, 0, w->heads * w->head_rows * w->o_stride * sizeof(float));
+    memset(w->o, 0, sizeof(float) * w->o_stride * w->heads * w->head_rows);
 
     const struct span none = {0};
     struct span span = find_span(w, 0, w->begin, w->end);

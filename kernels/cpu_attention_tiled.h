@@ -91,7 +91,7 @@ ALWAYS void pack_values(const char *const *at, size_t v_offset, size_t n, size_t
         for (size_t t = 0; t < n; t += 2) {
             const char *v0 = at[t] + v_offset;
             const char *v1 = t + 1 < n ? at[t + 1] + v_offset : v0;
-            for (size_t i = 0; i < head_dim; i += 2 * VW) {
+            for (size_t i = 0; i < head_dim; i += (size_t)2 * VW) {
                 v_mask mask = v_first_lanes(head_dim - i);
                 vf lo;
                 vf hi;

@@ -20,6 +20,29 @@ int core_find_seq(const struct core *c, uint32_t session, uint64_t handle, uint3
     return 0;
 }
 
+int core_batch_seq(struct core *c, uint32_t session, uint32_t pool, uint64_t handle, uint64_t stamp,
+                   uint32_t *ret, struct err *err) {
+    uint32_t seq = 0;
+    int rc = core_find_seq(c, session, handle, &seq, err);
+    if (rc != 0) {
+        return rc;
+    }
+    const struct seq_rec *rec = &c->t.seqs[seq];
+    if (rec->pool != pool) {
+        return err_set(err, KVPOOL_E_INVAL, "sequence 0x%" PRIx64 " is of another pool", handle);
+    }
+    if (c->seen[seq] == stamp) {
+        return err_set(err, KVPOOL_E_INVAL, "sequence 0x%" PRIx64 " is in the batch twice", handle);
+    }
+    if (rec->step != LAYOUT_NONE) {
+        return err_set(err, KVPOOL_E_BUSY, "sequence 0x%" PRIx64 " is in open step %" PRIu64,
+                       handle, c->t.steps[rec->step].id);
+    }
+    c->seen[seq] = stamp;
+    *ret = seq;
+    return 0;
+}
+
 static int in_step(struct err *err, uint64_t handle) {
     return err_set(err, KVPOOL_E_BUSY, "sequence 0x%" PRIx64 " is in an open step", handle);
 }

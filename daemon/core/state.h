@@ -98,6 +98,10 @@ int core_find_session(const struct core *c, uint64_t handle, uint32_t *ret, stru
 int core_find_pool(const struct core *c, uint64_t handle, uint32_t *ret, struct err *err);
 int core_find_seq(const struct core *c, uint32_t session, uint64_t handle, uint32_t *ret,
                   struct err *err);
+// The next sequence of a batch on `pool`, named for the first time since `stamp` was new. Errors: as
+// above; INVAL (another pool, twice), BUSY (in an open step).
+int core_batch_seq(struct core *c, uint32_t session, uint32_t pool, uint64_t handle, uint64_t stamp,
+                   uint32_t *ret, struct err *err);
 
 static inline uint64_t core_session_handle(const struct core *c, uint32_t session) {
     return handle_make(c->t.sessions[session].generation, session);

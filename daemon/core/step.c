@@ -154,24 +154,11 @@ static int plan(struct core *c, uint32_t session, uint32_t pool, uint32_t n,
     plan.qo_indptr[0] = 0;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t seq = 0;
-        int rc = core_find_seq(c, session, items[i].seq, &seq, err);
+        int rc = core_batch_seq(c, session, pool, items[i].seq, stamp, &seq, err);
         if (rc != 0) {
             return rc;
         }
         const struct seq_rec *rec = &c->t.seqs[seq];
-        if (rec->pool != pool) {
-            return err_set(err, KVPOOL_E_INVAL, "sequence 0x%" PRIx64 " is of another pool",
-                           items[i].seq);
-        }
-        if (c->seen[seq] == stamp) {
-            return err_set(err, KVPOOL_E_INVAL, "sequence 0x%" PRIx64 " is in the batch twice",
-                           items[i].seq);
-        }
-        c->seen[seq] = stamp;
-        if (rec->step != LAYOUT_NONE) {
-            return err_set(err, KVPOOL_E_BUSY, "sequence 0x%" PRIx64 " is in open step %" PRIu64,
-                           items[i].seq, c->t.steps[rec->step].id);
-        }
         uint32_t q_len = items[i].tokens;
         if (q_len > max_seq_len - rec->length) {
             return err_set(err, KVPOOL_E_INVAL,

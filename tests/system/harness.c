@@ -190,6 +190,21 @@ void daemon_cleanup(struct daemon *d) {
     program_run(buf, sizeof buf, 10000, argv);
 }
 
+struct daemon kvd;
+
+int kvd_setup(void **state) {
+    (void)state;
+    daemon_prepare(&kvd);
+    daemon_start(&kvd, NULL);
+    return 0;
+}
+
+int kvd_teardown(void **state) {
+    (void)state;
+    daemon_cleanup(&kvd);
+    return 0;
+}
+
 pid_t worker_start(int (*fn)(void *arg), void *arg) {
     pid_t parent = getpid();
     fflush(NULL);

@@ -34,6 +34,10 @@ int daemon_run_to_end(struct daemon *d, const char *const *extra, unsigned timeo
 int daemon_end(struct daemon *d, int sig, unsigned timeout_ms);
 // Ends whatever still runs and removes the directory.
 void daemon_cleanup(struct daemon *d);
+// The daemon of the test program, and group or test fixtures that start it with no options and end it.
+extern struct daemon kvd;
+int kvd_setup(void **state);
+int kvd_teardown(void **state);
 // The whole log (static buffer), for strstr.
 const char *daemon_log(const struct daemon *d);
 

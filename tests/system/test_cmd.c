@@ -13,19 +13,12 @@
 #include <signal.h>
 #include <string.h>
 
-static struct daemon kvd;
 static char out[1 << 16];
 
 static int setup(void **state) {
     (void)state;
     daemon_prepare(&kvd);
     daemon_start(&kvd, NULL);
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    daemon_cleanup(&kvd);
     return 0;
 }
 
@@ -94,5 +87,5 @@ int main(void) {
         cmocka_unit_test(commands_show_a_live_daemon),
         cmocka_unit_test(commands_without_a_daemon_say_so_and_fail),
     };
-    return cmocka_run_group_tests_name("cmd", tests, setup, teardown);
+    return cmocka_run_group_tests_name("cmd", tests, setup, kvd_teardown);
 }

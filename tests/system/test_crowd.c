@@ -14,21 +14,6 @@
 #include <pthread.h>
 #include <string.h>
 
-static struct daemon kvd;
-
-static int setup(void **state) {
-    (void)state;
-    daemon_prepare(&kvd);
-    daemon_start(&kvd, NULL);
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    daemon_cleanup(&kvd);
-    return 0;
-}
-
 static int work(void *arg) {
     const unsigned *seed = arg;
     kvpool_client *client = client_open_timeout(&kvd, 60000);
@@ -131,5 +116,5 @@ int main(void) {
         cmocka_unit_test(eight_threads_share_one_client),
         cmocka_unit_test(a_client_over_the_session_limit_gets_a_typed_error),
     };
-    return cmocka_run_group_tests_name("crowd", tests, setup, teardown);
+    return cmocka_run_group_tests_name("crowd", tests, kvd_setup, kvd_teardown);
 }

@@ -16,17 +16,9 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static struct daemon kvd;
-
 static int setup(void **state) {
     (void)state;
     daemon_prepare(&kvd);
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    daemon_cleanup(&kvd);
     return 0;
 }
 
@@ -202,20 +194,21 @@ static void log_lines_are_single_and_have_priorities_under_journald(void **state
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(
-            contradictory_and_broken_configurations_are_refused_with_the_line, setup, teardown),
-        cmocka_unit_test_setup_teardown(a_socket_path_that_is_too_long_is_refused, setup, teardown),
+            contradictory_and_broken_configurations_are_refused_with_the_line, setup, kvd_teardown),
+        cmocka_unit_test_setup_teardown(a_socket_path_that_is_too_long_is_refused, setup,
+                                        kvd_teardown),
         cmocka_unit_test_setup_teardown(backend_cuda_says_plainly_that_there_is_none, setup,
-                                        teardown),
+                                        kvd_teardown),
         cmocka_unit_test_setup_teardown(
-            pools_of_the_configuration_are_there_and_check_config_accepts, setup, teardown),
-        cmocka_unit_test_setup_teardown(print_config_reads_back, setup, teardown),
+            pools_of_the_configuration_are_there_and_check_config_accepts, setup, kvd_teardown),
+        cmocka_unit_test_setup_teardown(print_config_reads_back, setup, kvd_teardown),
         cmocka_unit_test_setup_teardown(sighup_applies_what_is_safe_and_names_what_is_not, setup,
-                                        teardown),
-        cmocka_unit_test_setup_teardown(a_full_disk_for_logs_stops_nothing, setup, teardown),
+                                        kvd_teardown),
+        cmocka_unit_test_setup_teardown(a_full_disk_for_logs_stops_nothing, setup, kvd_teardown),
         cmocka_unit_test_setup_teardown(sockets_and_directory_are_closed_to_strangers, setup,
-                                        teardown),
+                                        kvd_teardown),
         cmocka_unit_test_setup_teardown(log_lines_are_single_and_have_priorities_under_journald,
-                                        setup, teardown),
+                                        setup, kvd_teardown),
     };
     return cmocka_run_group_tests_name("daemon", tests, NULL, NULL);
 }

@@ -11,21 +11,6 @@
 
 #include <cmocka.h>
 
-static struct daemon kvd;
-
-static int setup(void **state) {
-    (void)state;
-    daemon_prepare(&kvd);
-    daemon_start(&kvd, NULL);
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    daemon_cleanup(&kvd);
-    return 0;
-}
-
 struct inherited {
     kvpool_client *client;
     kvpool_region *region;
@@ -89,5 +74,5 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_child_gets_clean_errors_and_may_connect_anew),
     };
-    return cmocka_run_group_tests_name("fork", tests, setup, teardown);
+    return cmocka_run_group_tests_name("fork", tests, kvd_setup, kvd_teardown);
 }

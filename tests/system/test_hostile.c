@@ -23,19 +23,11 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-static struct daemon kvd;
-
 static int setup(void **state) {
     (void)state;
     daemon_prepare(&kvd);
     const char *const extra[] = {"--probe-interval", "200ms", NULL};
     daemon_start(&kvd, extra);
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    daemon_cleanup(&kvd);
     return 0;
 }
 
@@ -353,5 +345,5 @@ int main(void) {
         cmocka_unit_test(silent_peers_of_the_fd_socket_are_closed),
         cmocka_unit_test(no_descriptor_is_lost_by_hostile_peers),
     };
-    return cmocka_run_group_tests_name("hostile", tests, setup, teardown);
+    return cmocka_run_group_tests_name("hostile", tests, setup, kvd_teardown);
 }

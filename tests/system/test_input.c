@@ -15,21 +15,6 @@
 #include <math.h>
 #include <string.h>
 
-static struct daemon kvd;
-
-static int setup(void **state) {
-    (void)state;
-    daemon_prepare(&kvd);
-    daemon_start(&kvd, NULL);
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    daemon_cleanup(&kvd);
-    return 0;
-}
-
 // A client with a pool, two sequences of 20 committed tokens, a region, and well-formed arguments.
 struct scene {
     kvpool_client *client;
@@ -481,5 +466,5 @@ int main(void) {
         cmocka_unit_test(connect_arguments_are_checked),
         cmocka_unit_test(region_limits_are_enforced),
     };
-    return cmocka_run_group_tests_name("input", tests, setup, teardown);
+    return cmocka_run_group_tests_name("input", tests, kvd_setup, kvd_teardown);
 }

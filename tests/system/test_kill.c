@@ -16,7 +16,6 @@
 #include <sys/mman.h>
 #include <sys/wait.h>
 
-static struct daemon kvd;
 static volatile unsigned *stop; // shared with the survivors
 
 static int setup(void **state) {
@@ -25,12 +24,6 @@ static int setup(void **state) {
     daemon_start(&kvd, NULL);
     stop = mmap(NULL, 4096, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
     return stop == MAP_FAILED;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    daemon_cleanup(&kvd);
-    return 0;
 }
 
 static int survivor(void *arg) {
@@ -127,5 +120,5 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(killed_workers_give_their_pages_back_within_100_ms),
     };
-    return cmocka_run_group_tests_name("kill", tests, setup, teardown);
+    return cmocka_run_group_tests_name("kill", tests, setup, kvd_teardown);
 }

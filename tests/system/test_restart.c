@@ -15,21 +15,6 @@
 #include <string.h>
 #include <unistd.h>
 
-static struct daemon kvd;
-
-static int setup(void **state) {
-    (void)state;
-    daemon_prepare(&kvd);
-    daemon_start(&kvd, NULL);
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    daemon_cleanup(&kvd);
-    return 0;
-}
-
 // Loads until the daemon is gone; the end must be a typed error that says so.
 static int load_until_gone(void *arg) {
     const unsigned *seed = arg;
@@ -171,14 +156,18 @@ static void a_second_daemon_on_the_path_is_refused_and_the_first_goes_on(void **
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test_setup_teardown(sigterm_under_load_drains_and_exits_0, setup, teardown),
+        cmocka_unit_test_setup_teardown(sigterm_under_load_drains_and_exits_0, kvd_setup,
+                                        kvd_teardown),
         cmocka_unit_test_setup_teardown(
-            sigkill_under_load_leaves_typed_errors_and_the_path_is_usable_again, setup, teardown),
+            sigkill_under_load_leaves_typed_errors_and_the_path_is_usable_again, kvd_setup,
+            kvd_teardown),
         cmocka_unit_test_setup_teardown(
-            a_client_reconnects_by_itself_and_learns_that_its_sequences_are_gone, setup, teardown),
-        cmocka_unit_test_setup_teardown(a_region_of_before_the_restart_is_refused, setup, teardown),
+            a_client_reconnects_by_itself_and_learns_that_its_sequences_are_gone, kvd_setup,
+            kvd_teardown),
+        cmocka_unit_test_setup_teardown(a_region_of_before_the_restart_is_refused, kvd_setup,
+                                        kvd_teardown),
         cmocka_unit_test_setup_teardown(
-            a_second_daemon_on_the_path_is_refused_and_the_first_goes_on, setup, teardown),
+            a_second_daemon_on_the_path_is_refused_and_the_first_goes_on, kvd_setup, kvd_teardown),
     };
     return cmocka_run_group_tests_name("restart", tests, NULL, NULL);
 }

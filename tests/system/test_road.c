@@ -10,21 +10,6 @@
 
 #include <cmocka.h>
 
-static struct daemon kvd;
-
-static int setup(void **state) {
-    (void)state;
-    daemon_prepare(&kvd);
-    daemon_start(&kvd, NULL);
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    daemon_cleanup(&kvd);
-    return 0;
-}
-
 static void expect_all_free(kvpool_client *client, kvpool_pool pool) {
     kvpool_pool_info info = {.size = sizeof info};
     expect_ok(client, kvpool_pool_stat(client, pool, &info));
@@ -161,5 +146,5 @@ int main(void) {
         cmocka_unit_test(workers_that_share_a_small_pool_do_not_disturb_each_other),
         cmocka_unit_test(a_whole_step_may_be_in_flight),
     };
-    return cmocka_run_group_tests_name("road", tests, setup, teardown);
+    return cmocka_run_group_tests_name("road", tests, kvd_setup, kvd_teardown);
 }

@@ -31,7 +31,7 @@ void harness_run(struct backend *b, struct backend_pool *pool, const struct back
                  uint32_t n);
 struct backend_mem *harness_alloc(struct backend *b, size_t bytes);
 
-enum { CASE_MAX_SEQUENCES = 24 };
+enum { CASE_MAX_SEQUENCES = 40 };
 
 struct attention_case {
     const char *name;

@@ -155,6 +155,35 @@ static void test_prefill_with_many_heads_per_key_head(void **state) {
     }
 }
 
+// More key heads than one unit takes, evenly divided or not.
+static void test_many_key_heads(void **state) {
+    (void)state;
+    const uint32_t heads[][2] = {{40, 40}, {130, 130}, {9, 9 * 13}, {256, 256}};
+    for (size_t i = 0; i < sizeof heads / sizeof *heads; i++)
+        for (size_t j = 0; j < 3; j++) {
+            struct attention_case c = base("many key heads", DTYPES[j]);
+            c.kv_heads = heads[i][0];
+            c.qo_heads = heads[i][1];
+            c.head_dim = 16;
+            add(&c, 1, 40);
+            add(&c, 1, 300);
+            add(&c, 3, 33);
+            attention_check(backends, &c);
+        }
+}
+
+// 40 sequences x 256 key heads are more units than are planned at once.
+static void test_more_units_than_one_wave(void **state) {
+    (void)state;
+    struct attention_case c = base("waves", KVPOOL_BF16);
+    c.kv_heads = 256;
+    c.qo_heads = 256;
+    c.head_dim = 8;
+    for (uint32_t i = 0; i < 40; i++)
+        add(&c, 17, 17 + i % 3);
+    attention_check(backends, &c);
+}
+
 static void test_more_queries_than_keys(void **state) {
     (void)state;
     for (size_t j = 0; j < 3; j++)
@@ -326,6 +355,8 @@ int main(void) {
         cmocka_unit_test(test_every_head_dim),
         cmocka_unit_test(test_prefill_lengths_and_prefixes),
         cmocka_unit_test(test_prefill_with_many_heads_per_key_head),
+        cmocka_unit_test(test_many_key_heads),
+        cmocka_unit_test(test_more_units_than_one_wave),
         cmocka_unit_test(test_more_queries_than_keys),
         cmocka_unit_test(test_sliding_windows),
         cmocka_unit_test(test_window_over_chunks),
