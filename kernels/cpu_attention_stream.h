@@ -2,9 +2,10 @@
 // cpu_attention_stream.h: the part of cpu_attention_kernel.h for few rows. K and V are read once,
 // where they lie, so that decode runs at the speed of memory.
 //
-// The heads of a unit take turns on each tile of keys: in a page the slabs of neighbouring heads
-// are neighbours, so memory is read in long runs (half as fast again as one head through all
-// pages). While one head is worked on, the same lines of the next one are fetched.
+// The heads of a unit take turns on each tile of keys: in a page the slabs of neighbouring heads are
+// neighbours, so memory is read in long runs (measured: a fifth faster than one head through all
+// pages after another). While one head is worked on, the same lines of the next one are fetched,
+// into the level-2 cache (without that: half the speed).
 //
 // `dtype`, `nr` (rows: 1, 2 or 4) and `nv` (vectors of head_dim) are constants wherever these
 // functions are expanded.
