@@ -264,7 +264,8 @@ static void a_daemon_that_does_not_read_is_a_timeout(void **state) {
     free(tokens);
 }
 
-// A daemon that answers everything it reads, with more than the socket holds in both directions.
+// A daemon that answers everything it reads, with more than the socket holds in both directions. Not
+// expect(): it waits for the fake's lock, and the fake may be waiting for this thread to read.
 static void much_traffic_both_ways_does_not_jam(void **state) {
     (void)state;
     enum { N = 1000, ROUNDS = 300 };
@@ -280,10 +281,10 @@ static void much_traffic_both_ways_does_not_jam(void **state) {
     kvpool_request request = {.size = sizeof request, .kind = KVPOOL_OP_BEGIN, .begin = &begin};
     for (unsigned i = 0; i < ROUNDS; i++) {
         begin.step = kvpool_step_id(c);
-        expect(c, KVPOOL_OK, kvpool_submit(c, &request, &ops[i]));
+        assert_int_equal(KVPOOL_OK, kvpool_submit(c, &request, &ops[i]));
     }
     for (unsigned i = 0; i < ROUNDS; i++)
-        expect(c, KVPOOL_OK, kvpool_wait(c, ops[i], UINT32_MAX));
+        assert_int_equal(KVPOOL_OK, kvpool_wait(c, ops[i], UINT32_MAX));
     assert_int_equal(fake_count(&kvd, PROTO_STEP_BEGIN), ROUNDS);
     free(ops);
     free(tokens);
