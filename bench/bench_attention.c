@@ -1,8 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // bench_attention.c: attention through the backend's vtable, against what the memory can do.
 //
-//   roof           gb_per_s: plain reads of a buffer much larger than the last-level cache, by as
-//                  many threads as the backend has
+//   roof           gb_per_s: plain reads of the pool's memory from end to end, much larger than the
+//                  last-level cache, by as many threads as the backend has
+//   roof_huge      gb_per_s: the same over private memory in huge pages, for comparison: a pool is a
+//                  memfd, which has them only where the system allows it (docs/performance.md)
 //   decode_b8_4k   gb_per_s: bytes of K and V over the time of one layer, 8 sequences of 4096
 //                  tokens, bf16, 32 query and 8 key heads of 128, pages of 16 in random order;
 //                  roof_fraction: that over the roof measured in the same round
@@ -40,8 +42,8 @@ enum {
     ROUNDS = 40,
     ROOF_BLOCK = 1 << 20,
 };
-#define ROOF_BYTES ((size_t)512 << 20)
 #define KV_BYTES ((size_t)BATCH * KV_LEN * 2 * KV_HEADS * HEAD_DIM * 2)
+#define ROOF_BYTES (LAYERS * KV_BYTES) // the whole pool
 #define MAX_ROUNDS 400
 
 // ---------------------------------------------------------------------------------------------
@@ -75,15 +77,16 @@ static uint64_t read_block_generic(const char *block) {
 
 struct roof {
     uint64_t (*read)(const char *);
-    const char *base;
+    const char *parts[LAYERS]; // of ROOF_BYTES / LAYERS each
     atomic_uint_fast64_t sink; // so that the reads are not dropped
 };
 
 static void roof_index(void *arg, uint32_t index, uint32_t worker) {
     (void)worker;
     struct roof *r = arg;
-    atomic_fetch_or_explicit(&r->sink, r->read(r->base + (size_t)index * ROOF_BLOCK),
-                             memory_order_relaxed);
+    const uint32_t blocks = ROOF_BYTES / LAYERS / ROOF_BLOCK;
+    const char *block = r->parts[index / blocks] + (size_t)(index % blocks) * ROOF_BLOCK;
+    atomic_fetch_or_explicit(&r->sink, r->read(block), memory_order_relaxed);
 }
 
 static double roof_round(struct cpu_threads *threads, struct roof *r) {
@@ -125,6 +128,14 @@ static uint64_t random_bits(uint64_t *state) {
     *state ^= *state >> 7;
     *state ^= *state << 17;
     return *state;
+}
+
+// Every page differs from every other: equal ones could be merged and be read from the cache.
+static void fill_random(void *to, size_t bytes) {
+    uint64_t state = 0x9e3779b97f4a7c15u;
+    uint64_t *words = to;
+    for (size_t i = 0; i < bytes / sizeof *words; i++)
+        words[i] = random_bits(&state);
 }
 
 static void fill_normal(uint16_t *to, size_t n, uint64_t *state) {
@@ -246,12 +257,15 @@ static uint32_t rounds_of(uint32_t full) {
     return rounds < 3 ? 3 : rounds > MAX_ROUNDS ? MAX_ROUNDS : (uint32_t)rounds;
 }
 
-static int measure_decode(struct setup *s, struct cpu_threads *threads, struct roof *roof) {
+static int measure_decode(struct setup *s, struct cpu_threads *threads, struct roof *roof,
+                          struct roof *huge) {
     double roofs[MAX_ROUNDS];
+    double huges[MAX_ROUNDS];
     double speeds[MAX_ROUNDS];
     double fractions[MAX_ROUNDS];
     uint32_t rounds = rounds_of(ROUNDS);
     for (uint32_t i = 0; i < rounds; i++) {
+        huges[i] = roof_round(threads, huge);
         roofs[i] = roof_round(threads, roof);
         double seconds = attend(s, i % LAYERS, BATCH, 1, KV_LEN);
         if (seconds < 0)
@@ -264,6 +278,7 @@ static int measure_decode(struct setup *s, struct cpu_threads *threads, struct r
     fprintf(stderr, "attention: roof best %.1f GB/s, decode best %.1f GB/s\n",
             bench_percentile(roofs, rounds, 100), bench_percentile(speeds, rounds, 100));
     bench_emit("attention", "roof", "gb_per_s", median_roof);
+    bench_emit("attention", "roof_huge", "gb_per_s", bench_percentile(huges, rounds, 50));
     bench_emit("attention", "decode_b8_4k", "gb_per_s", median_speed);
     bench_emit("attention", "decode_b8_4k", "roof_fraction",
                bench_percentile(fractions, rounds, 50));
@@ -322,11 +337,18 @@ int bench_attention(void) {
         goto free_threads;
     }
     madvise(buffer, ROOF_BYTES, MADV_HUGEPAGE);
-    memset(buffer, 1, ROOF_BYTES);
-    roof.base = buffer;
-    if (setup_open(&s) == 0 && measure_decode(&s, threads, &roof) == 0 && measure_short(&s) == 0 &&
+    fill_random(buffer, ROOF_BYTES);
+    if (setup_open(&s) != 0)
+        goto close_setup;
+    struct roof huge = {.read = roof.read};
+    for (uint32_t l = 0; l < LAYERS; l++) {
+        roof.parts[l] = s.ops->pool_plane(s.pool, l);
+        huge.parts[l] = buffer + l * KV_BYTES;
+    }
+    if (measure_decode(&s, threads, &roof, &huge) == 0 && measure_short(&s) == 0 &&
         measure_prefill(&s) == 0)
         failed = 0;
+close_setup:
     setup_close(&s);
     munmap(buffer, ROOF_BYTES);
 free_threads:
