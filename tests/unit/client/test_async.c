@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // test_async.c: many requests in flight, from one thread and from many.
-#include "tests/unit/client/fake.h"
+#include "tests/unit/client/kvd.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,24 +11,6 @@
 
 #include <stdlib.h>
 #include <unistd.h>
-
-static struct fake kvd;
-static unsigned fds_before;
-
-static int setup(void **state) {
-    (void)state;
-    fds_before = open_fds();
-    fake_init(&kvd);
-    fake_start(&kvd);
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    fake_cleanup(&kvd);
-    assert_int_equal(open_fds(), fds_before);
-    return 0;
-}
 
 static kvpool_status submit_abort(kvpool_client *c, kvpool_step step, kvpool_op **ret) {
     kvpool_request request = {.size = sizeof request, .kind = KVPOOL_OP_ABORT, .step = step};
@@ -344,7 +326,7 @@ static void many_threads_share_one_client(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define T(f) cmocka_unit_test_setup_teardown(f, kvd_setup, kvd_teardown)
         T(replies_may_come_in_any_order),
         T(a_whole_step_is_submitted_at_once),
         T(max_inflight_is_the_limit),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // test_calls.c: one call at a time: replies good and bad, messages, struct sizes, lists.
-#include "tests/unit/client/fake.h"
+#include "tests/unit/client/kvd.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,24 +11,6 @@
 
 #include <stdlib.h>
 #include <unistd.h>
-
-static struct fake kvd;
-static unsigned fds_before;
-
-static int setup(void **state) {
-    (void)state;
-    fds_before = open_fds();
-    fake_init(&kvd);
-    fake_start(&kvd);
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    fake_cleanup(&kvd);
-    assert_int_equal(open_fds(), fds_before);
-    return 0;
-}
 
 static void a_ping_goes_round(void **state) {
     (void)state;
@@ -512,7 +494,7 @@ static void a_message_over_the_daemons_limit_is_not_sent(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define T(f) cmocka_unit_test_setup_teardown(f, kvd_setup, kvd_teardown)
         T(a_ping_goes_round),
         T(a_bad_reply_is_an_error_and_the_next_call_works),
         T(a_slow_reply_is_a_timeout_and_nothing_breaks),

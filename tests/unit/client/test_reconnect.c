@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // test_reconnect.c: connections that break, daemons that restart, and what a caller is told.
-#include "tests/unit/client/fake.h"
+#include "tests/unit/client/kvd.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -10,24 +10,6 @@
 #include <cmocka.h>
 
 #include <unistd.h>
-
-static struct fake kvd;
-static unsigned fds_before;
-
-static int setup(void **state) {
-    (void)state;
-    fds_before = open_fds();
-    fake_init(&kvd);
-    fake_start(&kvd);
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    fake_cleanup(&kvd);
-    assert_int_equal(open_fds(), fds_before);
-    return 0;
-}
 
 static kvpool_status begin(kvpool_client *c, kvpool_step id, kvpool_step *ret) {
     kvpool_seq seq = 1;
@@ -319,7 +301,7 @@ static void threads_reconnect_together(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define T(f) cmocka_unit_test_setup_teardown(f, kvd_setup, kvd_teardown)
         T(an_idle_connection_that_broke_is_replaced_in_the_same_session),
         T(a_control_socket_being_recreated_is_waited_for),
         T(begin_and_commit_are_repeated_by_their_id),

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // test_region.c: regions: what the fd socket brings, and that every descriptor is closed.
-#include "tests/unit/client/fake.h"
+#include "tests/unit/client/kvd.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -11,24 +11,6 @@
 
 #include <sys/mman.h>
 #include <unistd.h>
-
-static struct fake kvd;
-static unsigned fds_before;
-
-static int setup(void **state) {
-    (void)state;
-    fds_before = open_fds();
-    fake_init(&kvd);
-    fake_start(&kvd);
-    return 0;
-}
-
-static int teardown(void **state) {
-    (void)state;
-    fake_cleanup(&kvd);
-    assert_int_equal(open_fds(), fds_before);
-    return 0;
-}
 
 static void a_region_is_memory_shared_and_given_back(void **state) {
     (void)state;
@@ -233,7 +215,7 @@ static void a_region_that_comes_too_late_is_freed(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-#define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
+#define T(f) cmocka_unit_test_setup_teardown(f, kvd_setup, kvd_teardown)
         T(a_region_is_memory_shared_and_given_back),
         T(regions_left_over_go_with_the_client),
         T(bad_arguments_are_refused),

@@ -554,3 +554,20 @@ uint32_t free_pages(struct fixture *f, struct client *c, uint64_t pool) {
     assert_int_equal(call(f, c, PROTO_POOL_STAT, &body, sizeof body, NULL, 0, &msg, NULL), 0);
     return msg.body.pool_info.free_pages;
 }
+
+int client_ping(struct fixture *f, struct client *c) {
+    struct proto_ping body = {.payload = 77};
+    struct proto_msg msg = {0};
+    int status = call(f, c, PROTO_PING, &body, sizeof body, NULL, 0, &msg, NULL);
+    if (status == 0)
+        assert_int_equal(msg.body.ping.payload, 77);
+    return status;
+}
+
+int client_stats(struct fixture *f, struct client *c, struct proto_stats *ret) {
+    struct proto_msg msg = {0};
+    int status = call(f, c, PROTO_STATS, NULL, 0, NULL, 0, &msg, NULL);
+    if (status == 0)
+        *ret = msg.body.stats;
+    return status;
+}

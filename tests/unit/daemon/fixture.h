@@ -91,4 +91,8 @@ int begin(struct fixture *f, struct client *c, uint64_t step, uint64_t pool, uin
 int by_handle(struct fixture *f, struct client *c, uint16_t op, uint64_t handle, struct err *err);
 uint32_t free_pages(struct fixture *f, struct client *c, uint64_t pool);
 
+// One PING, whose payload must come back / one STATS: the reply's status.
+int client_ping(struct fixture *f, struct client *c);
+int client_stats(struct fixture *f, struct client *c, struct proto_stats *ret);
+
 #endif

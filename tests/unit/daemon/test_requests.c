@@ -24,23 +24,6 @@ static int teardown(void **state) {
     return 0;
 }
 
-static int ping(struct client *c) {
-    struct proto_ping body = {.payload = 77};
-    struct proto_msg msg = {0};
-    int status = call(&fx, c, PROTO_PING, &body, sizeof body, NULL, 0, &msg, NULL);
-    if (status == 0)
-        assert_int_equal(msg.body.ping.payload, 77);
-    return status;
-}
-
-static int stats(struct client *c, struct proto_stats *ret) {
-    struct proto_msg msg = {0};
-    int status = call(&fx, c, PROTO_STATS, NULL, 0, NULL, 0, &msg, NULL);
-    if (status == 0)
-        *ret = msg.body.stats;
-    return status;
-}
-
 // --- malformed and misordered requests --------------------------------------------------------
 
 static int raw_status(struct client *c, const void *bytes, size_t len, struct proto_header *ret) {
@@ -74,7 +57,7 @@ static void malformed_messages_are_answered(void **state) {
     assert_int_equal(raw_status(&c, &header, sizeof header, &reply), KVPOOL_E_PROTO);
     header.op = PROTO_REGION_FREE; // of the other socket
     assert_int_equal(raw_status(&c, &header, sizeof header, &reply), KVPOOL_E_PROTO);
-    assert_int_equal(ping(&c), 0);
+    assert_int_equal(client_ping(&fx, &c), 0);
     assert_int_equal(fx.d->stats.errors, 7);
     assert_int_equal(fx.d->stats.requests, 8);
 }
@@ -128,7 +111,7 @@ static void a_request_whose_predecessor_never_comes_is_answered_after_a_second(v
     struct call *late = call_start(&fx, &c, c.seq + 1, PROTO_STATS, NULL, 0, NULL, 0);
     assert_int_equal(call_end(&fx, late, NULL, NULL), KVPOOL_E_PROTO);
     c.seq += 3;
-    assert_int_equal(ping(&c), 0);
+    assert_int_equal(client_ping(&fx, &c), 0);
     assert_true(dispatch_idle(fx.d));
     client_bye(&fx, &c);
 }
@@ -142,10 +125,10 @@ static void requests_that_wait_are_answered_when_the_connection_goes(void **stat
     assert_true(a->answered);
     assert_int_equal(call_end(&fx, a, NULL, NULL), KVPOOL_E_CONN);
     struct proto_stats s = {0};
-    assert_int_equal(stats(&c, &s), KVPOOL_E_STATE);
+    assert_int_equal(client_stats(&fx, &c, &s), KVPOOL_E_STATE);
     c.pipe = 2; // the session lives on
     assert_int_equal(client_hello(&fx, &c, NULL), 0);
-    assert_int_equal(stats(&c, &s), 0);
+    assert_int_equal(client_stats(&fx, &c, &s), 0);
     a = call_start(&fx, &c, c.seq + 2, PROTO_STATS, NULL, 0, NULL, 0);
     client_bye(&fx, &c);
     assert_int_equal(call_end(&fx, a, NULL, NULL), KVPOOL_E_SHUTDOWN);
@@ -162,12 +145,12 @@ static void more_requests_than_slots_are_refused(void **state) {
             waiting[n++] = call_start(&fx, &c[i], c[i].seq + 2 + j, PROTO_STATS, NULL, 0, NULL, 0);
     }
     c[4] = (struct client){.pipe = 9, .pid = 1};
-    assert_int_equal(ping(&c[4]), KVPOOL_E_AGAIN);
+    assert_int_equal(client_ping(&fx, &c[4]), KVPOOL_E_AGAIN);
     for (uint32_t i = 0; i < 4; i++)
         client_bye(&fx, &c[i]);
     for (uint32_t i = 0; i < n; i++)
         assert_int_equal(call_end(&fx, waiting[i], NULL, NULL), KVPOOL_E_SHUTDOWN);
-    assert_int_equal(ping(&c[4]), 0);
+    assert_int_equal(client_ping(&fx, &c[4]), 0);
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)

@@ -31,23 +31,6 @@ static int teardown(void **state) {
     return 0;
 }
 
-static int ping(struct client *c) {
-    struct proto_ping body = {.payload = 77};
-    struct proto_msg msg = {0};
-    int status = call(&fx, c, PROTO_PING, &body, sizeof body, NULL, 0, &msg, NULL);
-    if (status == 0)
-        assert_int_equal(msg.body.ping.payload, 77);
-    return status;
-}
-
-static int stats(struct client *c, struct proto_stats *ret) {
-    struct proto_msg msg = {0};
-    int status = call(&fx, c, PROTO_STATS, NULL, 0, NULL, 0, &msg, NULL);
-    if (status == 0)
-        *ret = msg.body.stats;
-    return status;
-}
-
 static bool no_sessions(void *arg) {
     return ((struct fixture *)arg)->d->sessions.count == 0;
 }
@@ -70,7 +53,7 @@ static void hello_binds_a_connection_to_its_session(void **state) {
     assert_string_equal(msg.body.hello_reply.backend, "cpu");
     assert_string_equal(msg.body.hello_reply.daemon_version, "0.1.0");
     assert_int_equal(msg.body.hello_reply.pid, getpid());
-    assert_int_equal(stats(&c, &s), 0);
+    assert_int_equal(client_stats(&fx, &c, &s), 0);
     assert_int_equal(s.clients, 1);
     assert_int_equal(s.queue_depth, 1); // this request
     client_bye(&fx, &c);
@@ -82,10 +65,10 @@ static void ping_needs_no_session_but_everything_else_does(void **state) {
     (void)state;
     struct client c = {.pipe = 5, .pid = 1};
     struct proto_stats s = {0};
-    assert_int_equal(ping(&c), 0);
-    assert_int_equal(stats(&c, &s), KVPOOL_E_STATE);
+    assert_int_equal(client_ping(&fx, &c), 0);
+    assert_int_equal(client_stats(&fx, &c, &s), KVPOOL_E_STATE);
     assert_int_equal(by_handle(&fx, &c, PROTO_STEP_COMMIT, 1, NULL), KVPOOL_E_STATE);
-    assert_int_equal(ping(&c), 0);
+    assert_int_equal(client_ping(&fx, &c), 0);
 }
 
 static void a_wrong_protocol_version_is_refused_on_both_sockets(void **state) {
@@ -136,10 +119,10 @@ static void another_epoch_means_lost(void **state) {
     struct proto_stats s = {0};
     client_open(&fx, &c, 1);
     c.epoch++;
-    assert_int_equal(ping(&c), KVPOOL_E_LOST);
-    assert_int_equal(stats(&c, &s), KVPOOL_E_LOST);
+    assert_int_equal(client_ping(&fx, &c), KVPOOL_E_LOST);
+    assert_int_equal(client_stats(&fx, &c, &s), KVPOOL_E_LOST);
     c.epoch = 0;
-    assert_int_equal(stats(&c, &s), 0);
+    assert_int_equal(client_stats(&fx, &c, &s), 0);
     client_bye(&fx, &c);
 }
 
@@ -157,8 +140,8 @@ static void a_session_moves_to_a_new_connection(void **state) {
     assert_int_equal(client_hello(&fx, &c, NULL), 0);
     assert_true(waiting->answered);
     assert_int_equal(call_end(&fx, waiting, NULL, NULL), KVPOOL_E_CONN);
-    assert_int_equal(stats(&c, &s), 0);
-    assert_int_equal(stats(&before, &s), KVPOOL_E_STATE);
+    assert_int_equal(client_stats(&fx, &c, &s), 0);
+    assert_int_equal(client_stats(&fx, &before, &s), KVPOOL_E_STATE);
     client_bye(&fx, &c);
 }
 
@@ -261,7 +244,7 @@ static void a_client_that_does_not_read_its_replies_is_closed(void **state) {
     }
     assert_true(one_session(&fx));
     assert_int_equal(fx.d->stats.sessions_died, 1);
-    assert_int_equal(ping(&good), 0);
+    assert_int_equal(client_ping(&fx, &good), 0);
     close(slow.fd);
     client_bye(&fx, &good);
 }
@@ -334,12 +317,13 @@ static void a_closed_connection_ends_the_session_and_frees_its_pages(void **stat
     assert_int_equal(free_pages(&fx, &other, pool), 64);
     assert_int_equal(regions_count(fx.d->regions), 0);
     struct proto_stats s = {0};
-    assert_int_equal(stats(&other, &s), 0);
+    assert_int_equal(client_stats(&fx, &other, &s), 0);
     assert_int_equal(s.sessions_died, 1);
     assert_true(s.reclaim_last_ns > 0 && s.reclaim_last_ns <= s.reclaim_max_ns);
-    assert_int_equal(stats(&c, &s), KVPOOL_E_STALE); // its NNG connection may live a little longer
+    assert_int_equal(client_stats(&fx, &c, &s),
+                     KVPOOL_E_STALE); // its NNG connection may live a little longer
     dispatch_pipe(fx.d, c.pipe, c.pid, true);
-    assert_int_equal(stats(&c, &s), KVPOOL_E_STATE);
+    assert_int_equal(client_stats(&fx, &c, &s), KVPOOL_E_STATE);
     client_bye(&fx, &other);
 }
 
