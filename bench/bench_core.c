@@ -104,10 +104,10 @@ static uint64_t run_step(struct steps *s, uint32_t n) {
     struct core_effects effects;
     uint64_t id = ++s->step;
     uint64_t start = bench_now_ns();
-    if (core_step_begin(s->core, s->session, id, s->pool, n, s->items, &info, &effects, &s->err) !=
-            0 ||
+    if (core_step_begin(s->core, s->session, id, s->pool, n, s->items, NULL, &info, &effects,
+                        &s->err) != 0 ||
         core_step_mark(s->core, s->session, id, 0, true, &s->err) != 0 ||
-        core_step_commit(s->core, s->session, id, &info, &s->err) != 0) {
+        core_step_commit(s->core, s->session, id, &info, &effects, &s->err) != 0) {
         return 0;
     }
     uint64_t ns = bench_now_ns() - start;
@@ -135,10 +135,11 @@ static int open_steps(struct steps *s) {
                                       .max_seq_len = MAX_LEN};
     const uint8_t token[CORE_TOKEN_SIZE] = {0};
     bool created = false;
-    if (core_create(s->block, size, limits, 1, &s->core, &s->err) != 0 ||
+    if (core_create(s->block, size, limits, 1, (const uint8_t[CORE_SECRET_SIZE]){1}, &s->core,
+                    &s->err) != 0 ||
         core_session_open(s->core, 1, 0, "bench", token, &s->session, &s->err) != 0 ||
         core_pool_create(s->core, &config, &s->pool, &created, &s->err) != 0 ||
-        core_seq_create(s->core, s->session, s->pool, MAX_BATCH, s->seqs, &s->err) != 0) {
+        core_seq_create(s->core, s->session, s->pool, 0, MAX_BATCH, s->seqs, &s->err) != 0) {
         return failed(s);
     }
     for (uint32_t i = 0; i < MAX_BATCH; i++) {

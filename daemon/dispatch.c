@@ -311,7 +311,10 @@ static int open_core(struct dispatch *d, struct err *err) {
     if (block == MAP_FAILED)
         return err_set(err, KVPOOL_E_NOMEM, "core tables: cannot map %zu bytes", d->block_size);
     d->block = block;
-    return core_create(block, d->block_size, limits, d->epoch, &d->core, err);
+    uint8_t secret[CORE_SECRET_SIZE];
+    if (getrandom(secret, sizeof secret, 0) != (ssize_t)sizeof secret)
+        return err_set(err, KVPOOL_E_SYSTEM, "getrandom failed");
+    return core_create(block, d->block_size, limits, d->epoch, secret, &d->core, err);
 }
 
 static int open_tables(struct dispatch *d, struct err *err) {

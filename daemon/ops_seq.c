@@ -22,7 +22,7 @@ int op_seq_create(struct dispatch *d, struct request *r, struct err *err) {
     const struct proto_seq_create *c = &r->msg.body.seq_create;
     int status = check_n(d, c->n, err);
     if (status == 0)
-        status = core_seq_create(d->core, r->session->handle, c->pool, c->n, d->handles, err);
+        status = core_seq_create(d->core, r->session->handle, c->pool, 0, c->n, d->handles, err);
     if (status != 0)
         return status;
     dispatch_verify(d);
@@ -60,7 +60,7 @@ int op_seq_fork(struct dispatch *d, struct request *r, struct err *err) {
     reply_handles(d, r, f->n);
     return 0;
 free_seqs:
-    core_seq_free(d->core, s->handle, f->n, d->handles, NULL);
+    core_seq_free(d->core, s->handle, f->n, d->handles, CORE_KEEP, NULL);
 put_job:
     job_put(d->jobs, job);
     return status;
@@ -83,7 +83,8 @@ int op_seq_free(struct dispatch *d, struct request *r, struct err *err) {
     }
     for (uint32_t i = 0; i < r->msg.count; i++)
         proto_record(&r->msg, i, &d->handles[i]);
-    int status = core_seq_free(d->core, r->session->handle, r->msg.count, d->handles, err);
+    int status =
+        core_seq_free(d->core, r->session->handle, r->msg.count, d->handles, CORE_KEEP, err);
     if (status != 0)
         return status;
     dispatch_verify(d);

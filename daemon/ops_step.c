@@ -45,8 +45,8 @@ int op_step_begin(struct dispatch *d, struct request *r, struct err *err) {
         return status;
     struct core_step_info info;
     struct core_effects effects = {0};
-    status = core_step_begin(d->core, s->handle, b->step, b->pool, r->msg.count, d->items, &info,
-                             &effects, err);
+    status = core_step_begin(d->core, s->handle, b->step, b->pool, r->msg.count, d->items, NULL,
+                             &info, &effects, err);
     if (status != 0)
         goto put_job;
     if (info.repeated) {
@@ -78,7 +78,8 @@ put_job:
 int op_step_commit(struct dispatch *d, struct request *r, struct err *err) {
     uint64_t step = r->msg.body.handle.handle;
     struct core_step_info info;
-    int status = core_step_commit(d->core, r->session->handle, step, &info, err);
+    struct core_effects effects;
+    int status = core_step_commit(d->core, r->session->handle, step, &info, &effects, err);
     if (status == KVPOOL_E_BUSY) {
         session_park(r->session, r);
         return 0;

@@ -17,7 +17,8 @@ int main(void) {
     ok(kvpool_seq_create(client, pool, 1, &seq));
     ok(kvpool_region_create(client, 128, &mem));    // shared memory: q, k, v, out of 32 bytes each
     float *x = kvpool_region_data(mem); for (int i = 0; i < 24; i++) x[i] = (float)i;
-    kvpool_step_args batch = {sizeof batch, pool, 1, 0, &seq, (uint32_t[]){1}, 0};
+    kvpool_step_args batch = {.size = sizeof batch, .pool = pool, .n = 1, .seqs = &seq,
+        .new_tokens = (uint32_t[]){1}};
     ok(kvpool_step_begin(client, &batch, &step, NULL)); // a step with one new token
     kvpool_attn_args attn = {.size = sizeof attn, .step = step, .qo_heads = 1, .window_left = -1,
         .q = {mem, 0, 0, 0}, .k = {mem, 32, 0, 0}, .v = {mem, 64, 0, 0}, .out = {mem, 96, 0, 0}};

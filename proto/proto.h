@@ -5,7 +5,7 @@
 //   kvpool.sock   NNG REQ/REP (ipc transport): one message a request, one a reply
 //   fd.sock       SOCK_SEQPACKET: opens the session and carries file descriptors (SCM_RIGHTS)
 // Both carry the same framing: a 32-byte header, a fixed body struct of the op, then `count`
-// records.
+// records, then `num_tokens` token ids (u32) where the op has any.
 //
 // Invariants
 //  1. Little-endian, naturally aligned structs without implicit padding; sizes asserted below.
@@ -26,13 +26,22 @@
 #define PROTO_MAGIC 0x3150564Bu // bytes "KVP1"
 #define PROTO_VERSION_MIN 1u
 #define PROTO_VERSION_MAX 1u
-#define PROTO_FEATURES 0ull // bits of optional abilities; the session has the AND of both sides
+// Optional abilities; the session has the AND of both sides.
+#define PROTO_FEATURE_PREFIX 1ull // ops 22 to 29: prefix sharing
+#define PROTO_FEATURE_RESUME 2ull // FD_OPEN: credentials, and sessions that outlive a connection
+#define PROTO_FEATURE_TRACE 4ull  // TRACE
+#define PROTO_FEATURES (PROTO_FEATURE_PREFIX | PROTO_FEATURE_RESUME | PROTO_FEATURE_TRACE)
 #define PROTO_CONTROL_SOCKET "kvpool.sock"
 #define PROTO_FD_SOCKET "fd.sock"
 #define PROTO_TOKEN_SIZE 16
 #define PROTO_NAME_SIZE 32       // names on the wire, terminated and zero-padded
 #define PROTO_MAX_BATCH 1024u    // records in one request
-#define PROTO_MAX_MESSAGE 65536u // bytes with header, both directions, both sockets
+#define PROTO_MAX_MESSAGE 65536u // bytes with header, both directions, both sockets, without tokens
+#define PROTO_MAX_TOKENS 262144u // token ids in one request
+// Bytes with header of a request with tokens: what the control socket takes at most.
+#define PROTO_MAX_REQUEST (PROTO_MAX_MESSAGE + 4u * PROTO_MAX_TOKENS)
+#define PROTO_EXTRA_MAX 64u      // bytes of key material of a sequence
+#define PROTO_CREDENTIAL_SIZE 96 // on the wire, terminated and zero-padded
 #define PROTO_MAX_LIST 256u      // records in one list reply
 #define PROTO_DECODE_MAX_Q 8u
 
@@ -42,28 +51,40 @@ enum proto_op {
     PROTO_HELLO = 1, // proto_hello -> proto_hello_reply            (control)
     PROTO_PING = 2,  // proto_ping -> proto_ping                    (control, session optional)
     PROTO_STATS = 3, // no body -> proto_stats                      (control)
-    PROTO_POOL_CREATE = 4,    // proto_pool_create -> proto_handle
-    PROTO_POOL_OPEN = 5,      // proto_name -> proto_handle
-    PROTO_POOL_DESTROY = 6,   // proto_handle -> no body
-    PROTO_POOL_STAT = 7,      // proto_handle -> proto_pool_info
-    PROTO_POOL_LIST = 8,      // proto_list -> proto_list_reply + n x proto_pool_info
-    PROTO_SEQ_CREATE = 9,     // proto_seq_create -> proto_count + n x u64
-    PROTO_SEQ_FORK = 10,      // proto_seq_fork -> proto_count + n x u64
-    PROTO_SEQ_TRUNCATE = 11,  // proto_seq_truncate -> no body
-    PROTO_SEQ_FREE = 12,      // proto_count + n x u64 -> no body
-    PROTO_SEQ_STAT = 13,      // proto_handle -> proto_seq_info
-    PROTO_SEQ_LIST = 14,      // proto_list -> proto_list_reply + n x proto_seq_info
-    PROTO_STEP_BEGIN = 15,    // proto_step_begin + n x proto_batch_item -> proto_step_reply
-    PROTO_STEP_COMMIT = 16,   // proto_handle (step id) -> proto_step_reply
-    PROTO_STEP_ABORT = 17,    // proto_handle (step id) -> no body
-    PROTO_APPEND = 18,        // proto_attn -> no body
-    PROTO_PREFILL = 19,       // proto_attn + n x proto_batch_item -> no body
-    PROTO_DECODE = 20,        // proto_attn + n x proto_batch_item -> no body
-    PROTO_CLIENT_LIST = 21,   // proto_list -> proto_list_reply + n x proto_client_info
+    PROTO_POOL_CREATE = 4,   // proto_pool_create -> proto_handle
+    PROTO_POOL_OPEN = 5,     // proto_name -> proto_handle
+    PROTO_POOL_DESTROY = 6,  // proto_handle -> no body
+    PROTO_POOL_STAT = 7,     // proto_handle -> proto_pool_info
+    PROTO_POOL_LIST = 8,     // proto_list -> proto_list_reply + n x proto_pool_info
+    PROTO_SEQ_CREATE = 9,    // proto_seq_create -> proto_count + n x u64
+    PROTO_SEQ_FORK = 10,     // proto_seq_fork -> proto_count + n x u64
+    PROTO_SEQ_TRUNCATE = 11, // proto_seq_truncate -> no body
+    PROTO_SEQ_FREE = 12,     // proto_count + n x u64 -> no body
+    PROTO_SEQ_STAT = 13,     // proto_handle -> proto_seq_info
+    PROTO_SEQ_LIST = 14,     // proto_list -> proto_list_reply + n x proto_seq_info
+    PROTO_STEP_BEGIN = 15,   // proto_step_begin + n x proto_batch_item -> proto_step_reply
+    PROTO_STEP_COMMIT = 16,  // proto_handle (step id) -> proto_step_reply
+    PROTO_STEP_ABORT = 17,   // proto_handle (step id) -> no body
+    PROTO_APPEND = 18,       // proto_attn -> no body
+    PROTO_PREFILL = 19,      // proto_attn + n x proto_batch_item -> no body
+    PROTO_DECODE = 20,       // proto_attn + n x proto_batch_item -> no body
+    PROTO_CLIENT_LIST = 21,  // proto_list -> proto_list_reply + n x proto_client_info
+    PROTO_SEQ_OPEN = 22,     // proto_seq_open + num_tokens x u32 -> proto_seq_open_reply
+    PROTO_STEP_BEGIN_TOKENS =
+        23,                   // proto_step_begin_tokens + n x proto_batch_item + num_tokens x u32
+                              // -> proto_step_reply
+    PROTO_SEQ_RELEASE = 24,   // proto_seq_release + n x u64 -> no body     (SEQ_FREE with a hint)
+    PROTO_SEQ_PRIORITY = 25,  // proto_seq_priority -> no body
+    PROTO_PREFIX_PIN = 26,    // proto_prefix_pin -> proto_prefix_pin_reply
+    PROTO_PREFIX_UNPIN = 27,  // proto_prefix_unpin -> no body
+    PROTO_POOL_USAGE = 28,    // proto_pool_usage -> proto_list_reply + n x proto_ns_info
+    PROTO_CACHE_CLEAR = 29,   // proto_handle (pool) -> proto_cleared      (one's own namespace)
     PROTO_FD_HELLO = 32,      // proto_fd_hello -> proto_fd_hello_reply      (fd socket)
     PROTO_REGION_CREATE = 33, // proto_region_create -> proto_region_reply + 1 fd (fd socket)
     PROTO_REGION_FREE = 34,   // proto_handle -> no body                    (fd socket)
     PROTO_BYE = 35,           // no body -> no body, then the daemon closes  (fd socket)
+    PROTO_FD_OPEN = 36,       // proto_fd_open -> proto_fd_hello_reply       (fd socket)
+    PROTO_TRACE = 37,         // proto_trace -> proto_trace_reply + 1 fd     (fd socket)
 };
 
 // 32 bytes before every body. In a request `status` is 0; in a reply it is the request's status,
@@ -80,7 +101,7 @@ struct proto_header {
 };
 
 struct proto_error { // body of every reply with status != 0
-    uint64_t detail; // E_NOSPACE: pages missing
+    uint64_t detail; // E_NOSPACE: pages missing. E_AGAIN: nanoseconds after which to try again
     char text[ERR_TEXT_MAX];
 };
 
@@ -96,6 +117,28 @@ struct proto_fd_hello_reply {
     uint64_t session;                // handle
     uint8_t token[PROTO_TOKEN_SIZE]; // secret: binds the control connection to the session
     uint64_t epoch;
+};
+
+// FD_HELLO for a session that was begun on another connection (session and token of its reply), or
+// with a credential, or both.
+struct proto_fd_open {
+    uint32_t version_min, version_max;
+    uint64_t features;
+    char name[PROTO_NAME_SIZE];
+    uint64_t session;                       // 0: a new one, then token is 0
+    uint8_t token[PROTO_TOKEN_SIZE];        // of that session
+    char credential[PROTO_CREDENTIAL_SIZE]; // "": none. With a session: ignored
+};
+// The daemon writes a trace of its requests (docs/operations.md) into the pipe whose read end comes
+// with the reply, until that is closed. For root and the daemon's own user.
+struct proto_trace {
+    uint32_t flags; // PROTO_TRACE_*
+    uint32_t reserved;
+};
+#define PROTO_TRACE_TOKENS 1u // with token ids
+#define PROTO_TRACE_KNOWN PROTO_TRACE_TOKENS
+struct proto_trace_reply {
+    uint64_t started_ns; // CLOCK_REALTIME
 };
 
 struct proto_hello {
@@ -183,6 +226,65 @@ struct proto_step_reply {
     uint32_t pages;  // begin: reserved; commit: added
 };
 
+struct proto_seq_open {
+    uint64_t pool;
+    uint32_t num_tokens;            // that follow: 0..PROTO_MAX_TOKENS
+    uint32_t flags;                 // PROTO_OPEN_*
+    uint32_t priority;              // kvpool_priority
+    uint32_t extra_size;            // 0..PROTO_EXTRA_MAX
+    uint8_t extra[PROTO_EXTRA_MAX]; // zero-padded
+};
+#define PROTO_OPEN_PROBE 1u   // only say how many tokens match; no sequence
+#define PROTO_OPEN_MATCHED 2u // no sequence when nothing matches
+#define PROTO_OPEN_KNOWN (PROTO_OPEN_PROBE | PROTO_OPEN_MATCHED)
+struct proto_seq_open_reply {
+    uint64_t seq;     // 0: none was made
+    uint32_t matched; // tokens: its length
+    uint32_t reserved;
+};
+struct proto_step_begin_tokens {
+    uint64_t pool;
+    uint64_t step;       // not 0
+    uint32_t count;      // records: proto_batch_item
+    uint32_t num_tokens; // the sum of their tokens, 0..PROTO_MAX_TOKENS
+};
+struct proto_seq_release {
+    uint32_t count; // records: u64 handles
+    uint32_t hint;  // kvpool_free_hint
+};
+struct proto_seq_priority {
+    uint64_t seq;
+    uint32_t priority, reserved;
+};
+struct proto_prefix_pin {
+    uint64_t seq;
+    uint32_t tokens; // 0: all that is sealed
+    uint32_t ttl_ms; // 1..
+};
+struct proto_prefix_pin_reply {
+    uint64_t pin;
+    uint32_t tokens; // that are pinned
+    uint32_t reserved;
+};
+struct proto_prefix_unpin {
+    uint64_t pool, pin;
+};
+struct proto_pool_usage {
+    uint64_t pool;
+    uint32_t cursor, max; // as in proto_list
+};
+struct proto_ns_info { // of one's own namespace; of all, for root and the daemon's own user
+    char name[PROTO_NAME_SIZE];
+    char group[PROTO_NAME_SIZE];
+    uint32_t num_pages, free_pages; // of the pool
+    uint32_t reserve, limit, weight;
+    uint32_t active, cached, seqs; // pages, pages, sequences
+    uint64_t hit_tokens, miss_tokens, sealed, deduplicated, evicted, dropped, refused;
+};
+struct proto_cleared {
+    uint32_t pages, reserved;
+};
+
 struct proto_tensor {
     uint64_t region;                    // handle, 0: no tensor (then all fields are 0)
     uint64_t offset;                    // bytes
@@ -246,6 +348,20 @@ PROTO_SIZE(proto_seq_info, 40);
 PROTO_SIZE(proto_batch_item, 16);
 PROTO_SIZE(proto_step_begin, 24);
 PROTO_SIZE(proto_step_reply, 16);
+PROTO_SIZE(proto_fd_open, 168);
+PROTO_SIZE(proto_trace, 8);
+PROTO_SIZE(proto_trace_reply, 8);
+PROTO_SIZE(proto_seq_open, 88);
+PROTO_SIZE(proto_seq_open_reply, 16);
+PROTO_SIZE(proto_step_begin_tokens, 24);
+PROTO_SIZE(proto_seq_release, 8);
+PROTO_SIZE(proto_seq_priority, 16);
+PROTO_SIZE(proto_prefix_pin, 16);
+PROTO_SIZE(proto_prefix_pin_reply, 16);
+PROTO_SIZE(proto_prefix_unpin, 16);
+PROTO_SIZE(proto_pool_usage, 16);
+PROTO_SIZE(proto_ns_info, 152);
+PROTO_SIZE(proto_cleared, 8);
 PROTO_SIZE(proto_tensor, 32);
 PROTO_SIZE(proto_attn, 208);
 PROTO_SIZE(proto_region_create, 8);
@@ -283,11 +399,33 @@ struct proto_msg {
         struct proto_region_reply region_reply;
         struct proto_stats stats;
         struct proto_client_info client_info;
+        struct proto_fd_open fd_open;
+        struct proto_trace trace;
+        struct proto_trace_reply trace_reply;
+        struct proto_seq_open seq_open;
+        struct proto_seq_open_reply seq_open_reply;
+        struct proto_step_begin_tokens step_begin_tokens;
+        struct proto_seq_release seq_release;
+        struct proto_seq_priority seq_priority;
+        struct proto_prefix_pin prefix_pin;
+        struct proto_prefix_pin_reply prefix_pin_reply;
+        struct proto_prefix_unpin prefix_unpin;
+        struct proto_pool_usage pool_usage;
+        struct proto_cleared cleared;
     } body;
     const uint8_t *records; // count * record_size bytes inside the message
     uint32_t count;
     uint32_t record_size;
+    const uint8_t *tokens; // 4 * num_tokens bytes behind the records, not aligned
+    uint32_t num_tokens;
 };
+
+// Copies the message's token ids into ret[msg->num_tokens].
+static inline void proto_tokens(const struct proto_msg *msg, uint32_t *ret) {
+    if (msg->num_tokens > 0) {
+        memcpy(ret, msg->tokens, (size_t)msg->num_tokens * sizeof *ret);
+    }
+}
 
 // Copies record i (< msg->count) into *ret, which has msg->record_size bytes.
 static inline void proto_record(const struct proto_msg *msg, uint32_t i, void *ret) {
@@ -323,6 +461,10 @@ const char *proto_op_name(uint16_t op);
 // are filled in.
 size_t proto_write(void *buf, size_t cap, const struct proto_header *header, const void *body,
                    size_t body_len, const void *records, size_t records_len);
+// The same, with token ids behind the records; at most PROTO_MAX_REQUEST bytes.
+size_t proto_write_tokens(void *buf, size_t cap, const struct proto_header *header,
+                          const void *body, size_t body_len, const void *records,
+                          size_t records_len, const uint32_t *tokens, uint32_t num_tokens);
 
 // The header of a reply to `request` (which may be NULL: unreadable request) with `status`.
 struct proto_header proto_reply_header(const struct proto_header *request, int status,

@@ -72,8 +72,8 @@ close:
 }
 
 int core_create(void *block, size_t size, const struct core_limits *limits, uint64_t epoch,
-                struct core **ret, struct err *err) {
-    int rc = layout_format(block, size, limits, epoch, err);
+                const uint8_t secret[CORE_SECRET_SIZE], struct core **ret, struct err *err) {
+    int rc = layout_format(block, size, limits, epoch, secret, err);
     if (rc != 0) {
         return rc;
     }

@@ -13,6 +13,9 @@ const struct core_limits core_limits_default = {
     .max_session_steps = 64,
     .max_batch = 1024,
     .max_table_entries = UINT64_C(256) << 20,
+    .max_pages = UINT64_C(16) << 20,
+    .max_page_tokens = UINT64_C(256) << 20,
+    .max_pins = 1024,
 };
 
 static bool in(uint64_t value, uint64_t max) {
@@ -83,7 +86,7 @@ static int check_memory(const void *block, size_t size, size_t need, struct err 
 }
 
 int layout_format(void *block, size_t size, const struct core_limits *limits, uint64_t epoch,
-                  struct err *err) {
+                  const uint8_t secret[CORE_SECRET_SIZE], struct err *err) {
     struct layout m;
     if (!layout_make(limits, &m)) {
         return err_set(err, KVPOOL_E_INVAL, "a limit of core is out of range");
@@ -100,6 +103,7 @@ int layout_format(void *block, size_t size, const struct core_limits *limits, ui
     h->magic = LAYOUT_MAGIC;
     h->version = LAYOUT_VERSION;
     h->epoch = epoch;
+    memcpy(h->secret, secret, sizeof h->secret);
     h->limits = *limits;
     h->layout = m;
     h->checksum = header_checksum(h);

@@ -62,7 +62,8 @@ struct header_rec {
     uint64_t epoch;
     struct core_limits limits;
     struct layout layout;
-    uint8_t padding[128];
+    uint8_t secret[CORE_SECRET_SIZE]; // see core_create
+    uint8_t padding[72];
     uint64_t checksum; // of all the above
 };
 
@@ -124,7 +125,7 @@ struct step_rec {
     uint32_t reserved[6];
 };
 
-_Static_assert(sizeof(struct core_limits) == 32, "core_limits");
+_Static_assert(sizeof(struct core_limits) == 56, "core_limits");
 _Static_assert(sizeof(struct layout) == 64, "layout");
 _Static_assert(sizeof(struct header_rec) == 256, "header_rec");
 _Static_assert(sizeof(struct pool_rec) == 128, "pool_rec");
@@ -166,7 +167,7 @@ bool layout_make(const struct core_limits *limits, struct layout *ret);
 // Writes the header into a block whose header is zero. Errors: INVAL (limits, size, alignment, not
 // zeroed).
 int layout_format(void *block, size_t size, const struct core_limits *limits, uint64_t epoch,
-                  struct err *err);
+                  const uint8_t secret[CORE_SECRET_SIZE], struct err *err);
 
 // Checks the header of a block that may hold anything and maps its tables.
 // Errors: VERSION, INVAL.

@@ -102,8 +102,9 @@ void core_release_seq(struct core *c, uint32_t seq) {
     ids_give(&c->seq_ids, seq);
 }
 
-int core_seq_create(struct core *c, uint64_t session_handle, uint64_t pool_handle, uint32_t n,
-                    uint64_t *ret_seqs, struct err *err) {
+int core_seq_create(struct core *c, uint64_t session_handle, uint64_t pool_handle, uint32_t ns,
+                    uint32_t n, uint64_t *ret_seqs, struct err *err) {
+    (void)ns;
     uint32_t session = 0;
     uint32_t pool = 0;
     int rc = core_find_session(c, session_handle, &session, err);
@@ -190,7 +191,8 @@ int core_seq_truncate(struct core *c, uint64_t session_handle, uint64_t seq_hand
 }
 
 int core_seq_free(struct core *c, uint64_t session_handle, uint32_t n, const uint64_t *seqs,
-                  struct err *err) {
+                  enum core_hint hint, struct err *err) {
+    (void)hint;
     uint32_t session = 0;
     int rc = core_find_session(c, session_handle, &session, err);
     if (rc != 0) {

@@ -242,8 +242,9 @@ static void reserve(struct core *c, uint32_t step, struct core_effects *ret_effe
 }
 
 int core_step_begin(struct core *c, uint64_t session_handle, uint64_t id, uint64_t pool_handle,
-                    uint32_t n, const struct core_item *items, struct core_step_info *ret,
-                    struct core_effects *ret_effects, struct err *err) {
+                    uint32_t n, const struct core_item *items, const uint32_t *ids,
+                    struct core_step_info *ret, struct core_effects *ret_effects, struct err *err) {
+    (void)ids;
     uint32_t session = 0;
     uint32_t pool = 0;
     int rc = core_find_session(c, session_handle, &session, err);
@@ -368,7 +369,9 @@ static int check_written(const struct core *c, const struct step_rec *rec, struc
 }
 
 int core_step_commit(struct core *c, uint64_t session_handle, uint64_t id,
-                     struct core_step_info *ret, struct err *err) {
+                     struct core_step_info *ret, struct core_effects *ret_effects,
+                     struct err *err) {
+    *ret_effects = (struct core_effects){0};
     uint32_t session = 0;
     uint32_t at = 0;
     int rc = core_find_session(c, session_handle, &session, err);

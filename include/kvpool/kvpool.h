@@ -30,7 +30,7 @@
 //   Restart   When the daemon went away, calls fail with KVPOOL_E_CONN; one that was in flight
 //             may or may not have been carried out. Every further call tries to reconnect by
 //             itself. If only the connection was lost, nothing else changed: handles stay valid,
-//             steps open. If the session ended (the daemon is a new instance, or gave the client
+//             steps open, for as long as the daemon's `session_grace` (30 s). If the session ended (the daemon is a new instance, or gave the client
 //             up), sequences, steps and regions are gone, and pool handles too if it is a new
 //             instance: the next call that takes a handle answers KVPOOL_E_LOST, once, and later
 //             uses of an old one KVPOOL_E_STALE (a step: KVPOOL_E_NOTFOUND). So on KVPOOL_E_LOST:
@@ -130,15 +130,18 @@ typedef struct kvpool_connect_args {
     const char *name;    // shown by `kvpool status`, at most 31 bytes; NULL: the program's name
     uint32_t timeout_ms; // limit of every call; 0: 10,000
     uint32_t flags;      // 0
+    const char *credential; // secret that the daemon knows its tenants by, at most 95 bytes; NULL:
+                            // the process's user and groups say who it is
 } kvpool_connect_args;
 #define KVPOOL_CONNECT_ARGS_INIT \
-    { sizeof(kvpool_connect_args), NULL, NULL, 0, 0 }
+    { sizeof(kvpool_connect_args), NULL, NULL, 0, 0, NULL }
 
 // Connects to a daemon. `args` may be NULL (all defaults). The client is owned by the caller:
 // kvpool_close().
 // Errors: CONN (no daemon there, or no permission: the message says which), VERSION, LIMIT (too
 // many clients), INVAL (a path too long for a socket, a name too long, unknown flags), TIMEOUT,
-// SHUTDOWN.
+// SHUTDOWN, PERM (the credential is not known), UNSUPPORTED (a credential for a daemon that takes
+// none).
 KVPOOL_API kvpool_status kvpool_connect(const kvpool_connect_args *args,
                                         kvpool_client **ret_client);
 
@@ -152,6 +155,10 @@ KVPOOL_API void kvpool_close(kvpool_client *client);
 // terminated; "" when none failed). With client NULL: that of the thread's last failed
 // kvpool_connect(). A message is at most 200 bytes long. Returns buf.
 KVPOOL_API const char *kvpool_last_error(const kvpool_client *client, char *buf, size_t buf_size);
+
+// After KVPOOL_E_AGAIN on `client` in this thread: nanoseconds after which the daemon thinks it worth
+// trying again (1 us to 1 s). 0 when the thread's last failure was another one.
+KVPOOL_API uint64_t kvpool_retry_after_ns(const kvpool_client *client);
 
 // One round trip. ret_ns (may be NULL): its duration in nanoseconds.
 KVPOOL_API kvpool_status kvpool_ping(kvpool_client *client, uint64_t *ret_ns);
@@ -224,8 +231,8 @@ typedef struct kvpool_pool_info {
     uint32_t layers, kv_heads, head_dim, page_size, dtype;
     uint32_t num_pages;
     uint32_t max_seqs;
-    uint32_t max_seq_len; // tokens
-    uint32_t free_pages;
+    uint32_t max_seq_len;  // tokens
+    uint32_t free_pages;   // neither used by a sequence nor cached
     uint32_t shared_pages; // pages that more than one sequence refers to
     uint32_t seqs;         // live sequences
     uint64_t bytes;        // of K and V memory, all layers
@@ -289,6 +296,84 @@ KVPOOL_API kvpool_status kvpool_seq_truncate(kvpool_client *client, kvpool_seq s
 // Frees n sequences: all or none. Errors: STALE, PERM, BUSY, INVAL (a duplicate in the list).
 KVPOOL_API kvpool_status kvpool_seq_free(kvpool_client *client, uint32_t n, const kvpool_seq *seqs);
 
+// How much a sequence's pages are worth keeping once nobody uses them: pages of a lower class are
+// evicted before all pages of a higher one. A page has the highest class of the sequences that let go
+// of it.
+typedef enum kvpool_priority {
+    KVPOOL_PRIORITY_LOW = 0,
+    KVPOOL_PRIORITY_NORMAL = 1,
+    KVPOOL_PRIORITY_HIGH = 2,
+} kvpool_priority;
+
+typedef enum kvpool_free_hint {
+    KVPOOL_FREE_KEEP = 0, // sealed pages stay cached until the space is needed (as kvpool_seq_free)
+    KVPOOL_FREE_DROP = 1, // sealed pages that nobody else uses or continues are free at once
+} kvpool_free_hint;
+
+// kvpool_seq_free with a hint. Errors: as there; INVAL (hint), UNSUPPORTED.
+KVPOOL_API kvpool_status kvpool_seq_release(kvpool_client *client, uint32_t n,
+                                            const kvpool_seq *seqs, kvpool_free_hint hint);
+
+// Errors: STALE, PERM, INVAL, UNSUPPORTED.
+KVPOOL_API kvpool_status kvpool_seq_set_priority(kvpool_client *client, kvpool_seq seq,
+                                                 kvpool_priority priority);
+
+// ---------------------------------------------------------------------------------------------
+// Prefix sharing
+//
+// When a sequence's tokens are known by id (kvpool_step_args.tokens) every page that becomes full is
+// *sealed* at commit: immutable, and found by the tokens up to its end. Any client of the pool (and
+// of the same namespace: the daemon's operator says who that is) that opens a sequence on the same
+// tokens gets those pages, once in memory, whoever computed them. Sealed pages stay cached after
+// their sequences, until the space is needed.
+//
+// The K and V of a token must depend on nothing but the tokens up to it (and `extra`): what computes
+// them otherwise (another LoRA, an image behind a placeholder token) gives its id or hash as `extra`,
+// or uses token ids made from it.
+
+#define KVPOOL_EXTRA_MAX 64
+#define KVPOOL_MAX_TOKENS 262144 // of one call; of a longer prompt the first ones are looked up
+
+typedef struct kvpool_open_args {
+    size_t size;
+    kvpool_pool pool;
+    const uint32_t *tokens; // [n], the prompt
+    uint32_t n;
+    uint32_t priority;   // kvpool_priority; KVPOOL_OPEN_ARGS_INIT: normal
+    const void *extra;   // key material of the whole sequence, extra_size bytes; NULL: none
+    uint32_t extra_size; // at most KVPOOL_EXTRA_MAX
+    uint32_t flags;      // 0
+} kvpool_open_args;
+#define KVPOOL_OPEN_ARGS_INIT \
+    { sizeof(kvpool_open_args), 0, NULL, 0, KVPOOL_PRIORITY_NORMAL, NULL, 0, 0 }
+
+// Makes a sequence that begins with as much of `tokens` as is cached, in whole pages: *ret_matched
+// tokens (0 or more; at most n). The rest is the caller's to compute: steps append it. To have at
+// least one token to compute (its output is the next token's), give all but the last.
+// Errors: STALE, LIMIT (max_seqs), INVAL, PERM (the pool's access list), UNSUPPORTED.
+KVPOOL_API kvpool_status kvpool_seq_open_with(kvpool_client *client, const kvpool_open_args *args,
+                                              kvpool_seq *ret_seq, uint32_t *ret_matched);
+
+// The same, but makes no sequence (*ret_seq is 0) when nothing matches. With ret_seq NULL it only
+// looks: nothing is held, so a later call may find less.
+KVPOOL_API kvpool_status kvpool_seq_match(kvpool_client *client, const kvpool_open_args *args,
+                                          kvpool_seq *ret_seq, uint32_t *ret_matched);
+
+// Keeps the sealed pages of the sequence's first `tokens` tokens (0: all of them) in the cache for
+// ttl_ms (1 or more), whatever becomes of the sequence and of this client: for a system prompt. They
+// count as in use. *ret_tokens (may be NULL): how many tokens that are. *ret_pin (may be NULL) ends
+// it earlier; any client of the namespace may do that.
+// Errors: STALE, PERM, STATE (no sealed page), LIMIT (max_pins), INVAL, UNSUPPORTED.
+KVPOOL_API kvpool_status kvpool_prefix_pin(kvpool_client *client, kvpool_seq seq, uint32_t tokens,
+                                           uint32_t ttl_ms, uint64_t *ret_pin,
+                                           uint32_t *ret_tokens);
+KVPOOL_API kvpool_status kvpool_prefix_unpin(kvpool_client *client, kvpool_pool pool, uint64_t pin);
+
+// Drops every cached page of this client's namespace that nothing uses (when a model's weights
+// change). ret_pages (may be NULL): how many. Errors: STALE, PERM, UNSUPPORTED.
+KVPOOL_API kvpool_status kvpool_cache_clear(kvpool_client *client, kvpool_pool pool,
+                                            uint32_t *ret_pages);
+
 typedef struct kvpool_seq_info {
     size_t size;
     kvpool_seq seq;
@@ -316,9 +401,12 @@ typedef struct kvpool_step_args {
     const kvpool_seq *seqs;     // [n], each once
     const uint32_t *new_tokens; // [n], 0 or more each; their prefix sums are the step's qo_indptr
     kvpool_step step; // 0: the library chooses; else repeats a begin by its id (idempotent)
+    const uint32_t
+        *tokens; // ids of all new tokens, sequence after sequence; NULL: not known. At most
+                 // KVPOOL_MAX_TOKENS. See "Prefix sharing"
 } kvpool_step_args;
 #define KVPOOL_STEP_ARGS_INIT \
-    { sizeof(kvpool_step_args), 0, 0, 0, NULL, NULL, 0 }
+    { sizeof(kvpool_step_args), 0, 0, 0, NULL, NULL, 0, NULL }
 
 // Opens a step: reserves every page that the new tokens need, or none. A sequence is in at most one
 // open step. ret_missing_pages (may be NULL) is written on KVPOOL_E_NOSPACE only: how many more
@@ -463,6 +551,21 @@ typedef struct kvpool_client_info {
     char name[KVPOOL_NAME_MAX + 1];
 } kvpool_client_info;
 
+// What one namespace of a pool has and did. Hits and misses count tokens of kvpool_seq_open_with and
+// kvpool_seq_match that were found, and not found.
+typedef struct kvpool_usage {
+    size_t size;
+    char name[KVPOOL_NAME_MAX + 1];
+    char group[KVPOOL_NAME_MAX + 1]; // namespaces of one group share; "": this one with nobody
+    uint32_t num_pages, free_pages;  // of the whole pool
+    uint32_t reserve, limit, weight; // pages, pages (0: no limit), share of what is borrowed
+    uint32_t active, cached;         // pages in use, and kept until the space is needed
+    uint32_t seqs;
+    uint64_t hit_tokens, miss_tokens;
+    uint64_t sealed, deduplicated, evicted, dropped; // pages
+    uint64_t refused;                                // requests that got KVPOOL_E_NOSPACE
+} kvpool_usage;
+
 // Counters of the daemon. ret->size must be set.
 KVPOOL_API kvpool_status kvpool_get_stats(kvpool_client *client, kvpool_stats *ret);
 
@@ -474,6 +577,10 @@ KVPOOL_API kvpool_status kvpool_list_pools(kvpool_client *client, uint32_t *curs
                                            kvpool_pool_info *ret, uint32_t *ret_n);
 KVPOOL_API kvpool_status kvpool_list_seqs(kvpool_client *client, uint32_t *cursor, uint32_t cap,
                                           kvpool_seq_info *ret, uint32_t *ret_n);
+// One's own namespace; root and the daemon's user see all.
+KVPOOL_API kvpool_status kvpool_list_usage(kvpool_client *client, kvpool_pool pool,
+                                           uint32_t *cursor, uint32_t cap, kvpool_usage *ret,
+                                           uint32_t *ret_n);
 KVPOOL_API kvpool_status kvpool_list_clients(kvpool_client *client, uint32_t *cursor, uint32_t cap,
                                              kvpool_client_info *ret, uint32_t *ret_n);
 

@@ -299,7 +299,8 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len) {
     f.script = bytes;
     f.left = len;
     struct core *core;
-    ENSURE(core_create(block, size, &limits, 3, &core, NULL) == 0);
+    ENSURE(core_create(block, size, &limits, 3, (const uint8_t[CORE_SECRET_SIZE]){3}, &core,
+                       NULL) == 0);
     sim_reset(core);
 
     while (f.left > 0)

@@ -182,7 +182,7 @@ static int seq_create(uint64_t session, const struct proto_msg *msg, struct err 
     uint32_t n = fork ? msg->body.seq_fork.n : msg->body.seq_create.n;
     struct core_effects effects;
     int rc = fork ? core_seq_fork(sim.core, session, msg->body.seq_fork.seq, n, seqs, &effects, err)
-                  : core_seq_create(sim.core, session, msg->body.seq_create.pool, n, seqs, err);
+                  : core_seq_create(sim.core, session, msg->body.seq_create.pool, 0, n, seqs, err);
     if (rc != 0)
         return rc;
     if (fork)
@@ -208,7 +208,7 @@ static int seq_op(uint64_t session, const struct proto_msg *msg, struct err *err
     case PROTO_SEQ_FREE:
         for (uint32_t i = 0; i < msg->count; i++)
             proto_record(msg, i, &seqs[i]);
-        rc = core_seq_free(sim.core, session, msg->count, seqs, err);
+        rc = core_seq_free(sim.core, session, msg->count, seqs, CORE_KEEP, err);
         if (rc == 0)
             model_seqs_freed(msg->count, seqs);
         break;
@@ -237,15 +237,15 @@ static int step_op(uint64_t session, const struct proto_msg *msg, struct err *er
     case PROTO_STEP_BEGIN: {
         uint32_t n = read_items(msg, items);
         id = msg->body.step_begin.step;
-        rc = core_step_begin(sim.core, session, id, msg->body.step_begin.pool, n, items, &info,
-                             &effects, err);
+        rc = core_step_begin(sim.core, session, id, msg->body.step_begin.pool, n, items, NULL,
+                             &info, &effects, err);
         if (rc == 0)
             model_step_begun(sim.core, session, n, items, &info, &effects);
         ENSURE(rc != KVPOOL_E_NOSPACE || err->detail > 0);
         break;
     }
     case PROTO_STEP_COMMIT:
-        rc = core_step_commit(sim.core, session, id, &info, err);
+        rc = core_step_commit(sim.core, session, id, &info, &effects, err);
         if (rc == 0)
             model_step_committed(session, &info);
         break;

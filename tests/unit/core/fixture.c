@@ -6,6 +6,8 @@
 #include <stdlib.h>
 #include <string.h>
 
+const uint8_t fixture_secret[CORE_SECRET_SIZE] = {7, 7, 7};
+
 void *fixture_block(size_t n) {
     void *block = aligned_alloc(4096, n);
     assert_non_null(block);
@@ -40,7 +42,8 @@ int fixture_setup(void **state) {
                                      .max_table_entries = 256};
     f->size = core_block_size(&f->limits);
     f->block = fixture_block(f->size);
-    assert_int_equal(core_create(f->block, f->size, &f->limits, FIXTURE_EPOCH, &f->core, &f->err),
+    assert_int_equal(core_create(f->block, f->size, &f->limits, FIXTURE_EPOCH, fixture_secret,
+                                 &f->core, &f->err),
                      0);
     uint8_t token[CORE_TOKEN_SIZE] = {1, 2, 3};
     assert_int_equal(core_session_open(f->core, 101, 1, "one", token, &f->session, &f->err), 0);
@@ -64,7 +67,7 @@ int fixture_teardown(void **state) {
 
 uint64_t fixture_seq(struct fixture *f, uint64_t session, uint32_t tokens) {
     uint64_t seq = 0;
-    assert_ok(f, core_seq_create(f->core, session, f->pool, 1, &seq, &f->err));
+    assert_ok(f, core_seq_create(f->core, session, f->pool, 0, 1, &seq, &f->err));
     if (tokens > 0) {
         fixture_append(f, session, seq, tokens);
     }
@@ -73,8 +76,8 @@ uint64_t fixture_seq(struct fixture *f, uint64_t session, uint32_t tokens) {
 
 int fixture_begin(struct fixture *f, uint64_t step, uint64_t seq, uint32_t tokens) {
     struct core_item item = {seq, tokens};
-    return core_step_begin(f->core, f->session, step, f->pool, 1, &item, &f->info, &f->effects,
-                           &f->err);
+    return core_step_begin(f->core, f->session, step, f->pool, 1, &item, NULL, &f->info,
+                           &f->effects, &f->err);
 }
 
 void fixture_mark(struct fixture *f, uint64_t session, uint64_t step) {
@@ -86,10 +89,10 @@ void fixture_append(struct fixture *f, uint64_t session, uint64_t seq, uint32_t 
     static uint64_t last_step = 1000000;
     uint64_t step = ++last_step;
     struct core_item item = {seq, tokens};
-    assert_ok(f, core_step_begin(f->core, session, step, f->pool, 1, &item, &f->info, &f->effects,
-                                 &f->err));
+    assert_ok(f, core_step_begin(f->core, session, step, f->pool, 1, &item, NULL, &f->info,
+                                 &f->effects, &f->err));
     fixture_mark(f, session, step);
-    assert_ok(f, core_step_commit(f->core, session, step, &f->info, &f->err));
+    assert_ok(f, core_step_commit(f->core, session, step, &f->info, &f->effects, &f->err));
 }
 
 uint32_t fixture_free_pages(const struct fixture *f) {

@@ -24,6 +24,7 @@ struct fixture {
     struct err err;
 };
 
+extern const uint8_t fixture_secret[CORE_SECRET_SIZE];
 #define FIXTURE_EPOCH 77u
 #define FIXTURE_PAGES 16u
 

@@ -29,7 +29,7 @@ static void op_create(struct run *r) {
     int s = model_session(&r->m, session);
     int p = model_pool(&r->m, pool);
     int want = s < 0 || p < 0 ? KVPOOL_E_STALE : run_want_room(r, p, n);
-    if (run_status(r, core_seq_create(r->core, session, pool, n, handles, &r->err), want)) {
+    if (run_status(r, core_seq_create(r->core, session, pool, 0, n, handles, &r->err), want)) {
         for (uint32_t i = 0; i < n; i++) {
             new_handle(r, handles[i]);
             model_seq_add(&r->m, handles[i], s, p, row_of(r, handles[i]));
@@ -101,7 +101,7 @@ static void op_free(struct run *r) {
         rc = rc != 0 ? rc : run_want_idle_seq(r, s, list[i]);
         want = want != 0 ? want : rc;
     }
-    if (run_status(r, core_seq_free(r->core, session, n, list, &r->err), want)) {
+    if (run_status(r, core_seq_free(r->core, session, n, list, CORE_KEEP, &r->err), want)) {
         for (uint32_t i = 0; i < n; i++) {
             model_seq_drop(&r->m, model_seq(&r->m, list[i]));
         }
@@ -155,7 +155,7 @@ static void op_begin(struct run *r) {
     struct core_effects effects;
     int want = run_want_begin(r, s, id, pool, n, items, &repeated, &missing);
     r->err.detail = 0;
-    int got = core_step_begin(r->core, session, id, pool, n, items, &info, &effects, &r->err);
+    int got = core_step_begin(r->core, session, id, pool, n, items, NULL, &info, &effects, &r->err);
     if (!run_status(r, got, want)) {
         run_same(r, "missing pages", r->err.detail, missing);
         return;
@@ -231,7 +231,8 @@ static void op_commit(struct run *r) {
             (struct model_finished){id, true, m->tokens, m->added, r->m.pools[m->pool].handle};
     }
     struct core_step_info info;
-    if (!run_status(r, core_step_commit(r->core, session, id, &info, &r->err), want)) {
+    struct core_effects effects;
+    if (!run_status(r, core_step_commit(r->core, session, id, &info, &effects, &r->err), want)) {
         return;
     }
     run_same(r, "repeated", info.repeated, repeated);

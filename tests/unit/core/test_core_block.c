@@ -30,19 +30,20 @@ static void create_refuses_bad_memory_and_limits(void **state) {
     struct core *core = NULL;
     uint8_t *block = fixture_block(f->size + 4096);
     assert_fails(f, KVPOOL_E_INVAL, "aligned",
-                 core_create(block + 64, f->size, &f->limits, 1, &core, &f->err));
+                 core_create(block + 64, f->size, &f->limits, 1, fixture_secret, &core, &f->err));
     assert_fails(f, KVPOOL_E_INVAL, "aligned",
-                 core_create(NULL, f->size, &f->limits, 1, &core, &f->err));
+                 core_create(NULL, f->size, &f->limits, 1, fixture_secret, &core, &f->err));
     assert_fails(f, KVPOOL_E_INVAL, "bytes",
-                 core_create(block, f->size - 1, &f->limits, 1, &core, &f->err));
+                 core_create(block, f->size - 1, &f->limits, 1, fixture_secret, &core, &f->err));
     struct core_limits bad = f->limits;
     bad.max_batch = 0;
-    assert_fails(f, KVPOOL_E_INVAL, "limit", core_create(block, f->size, &bad, 1, &core, &f->err));
+    assert_fails(f, KVPOOL_E_INVAL, "limit",
+                 core_create(block, f->size, &bad, 1, fixture_secret, &core, &f->err));
     assert_fails(f, KVPOOL_E_INVAL, "not zeroed",
-                 core_create(f->block, f->size, &f->limits, 1, &core, &f->err));
+                 core_create(f->block, f->size, &f->limits, 1, fixture_secret, &core, &f->err));
     memset(block + 256, 0xA5, f->size - 256); // a zero header, the rest not
     assert_fails(f, KVPOOL_E_INVAL, "damaged",
-                 core_create(block, f->size, &f->limits, 1, &core, &f->err));
+                 core_create(block, f->size, &f->limits, 1, fixture_secret, &core, &f->err));
     uint8_t zero[256] = {0};
     assert_memory_equal(block, zero, sizeof zero); // as it was
     assert_null(core);
@@ -106,9 +107,9 @@ static void attach_finds_everything_and_steps_stay_open(void **state) {
     assert_string_equal(session.name, "one");
     // Holds and pins were work in flight of the instance that is gone.
     assert_ok(f, core_step_mark(f->core, f->session, 7, 0, true, &f->err));
-    assert_ok(f, core_step_commit(f->core, f->session, 7, &f->info, &f->err));
+    assert_ok(f, core_step_commit(f->core, f->session, 7, &f->info, &f->effects, &f->err));
     assert_int_equal(fixture_stat(f, b).length, 33);
-    assert_ok(f, core_seq_free(f->core, f->session, 1, &a, &f->err));
+    assert_ok(f, core_seq_free(f->core, f->session, 1, &a, CORE_KEEP, &f->err));
     core_close(live);
     free(block);
 }
@@ -376,9 +377,9 @@ static void exercise(struct core *c) {
         uint64_t fork = 0;
         core_step_batch(c, session, 1 + below(9), &batch, NULL);
         core_step_mark(c, session, 1 + below(9), below(2), true, NULL);
-        core_step_commit(c, session, 1 + below(9), &info, NULL);
+        core_step_commit(c, session, 1 + below(9), &info, &effects, NULL);
         core_step_abort(c, session, 1 + below(9), &effects, NULL);
-        core_step_begin(c, session, 1 + below(9), pools[below(3)], 1 + below(2), items, &info,
+        core_step_begin(c, session, 1 + below(9), pools[below(3)], 1 + below(2), items, NULL, &info,
                         &effects, NULL);
         core_seq_fork(c, session, seqs[below(n)], 1, &fork, &effects, NULL);
         core_seq_truncate(c, session, seqs[below(n)], below(60), NULL);
@@ -398,8 +399,8 @@ static void attach_survives_random_damage(void **state) {
     uint64_t b[2];
     assert_ok(f, core_seq_fork(f->core, f->session, a, 2, b, &f->effects, &f->err));
     struct core_item both[2] = {{a, 9}, {b[0], 3}};
-    assert_ok(f, core_step_begin(f->core, f->session, 7, f->pool, 2, both, &f->info, &f->effects,
-                                 &f->err));
+    assert_ok(f, core_step_begin(f->core, f->session, 7, f->pool, 2, both, NULL, &f->info,
+                                 &f->effects, &f->err));
     assert_ok(f, fixture_begin(f, 3, b[1], 2));
     fixture_seq(f, f->other, 17);
     struct core_pool_config config = fixture_config("q");
@@ -407,7 +408,7 @@ static void attach_survives_random_damage(void **state) {
     uint64_t qs[2];
     bool created = false;
     assert_ok(f, core_pool_create(f->core, &config, &q, &created, &f->err));
-    assert_ok(f, core_seq_create(f->core, f->other, q, 2, qs, &f->err));
+    assert_ok(f, core_seq_create(f->core, f->other, q, 0, 2, qs, &f->err));
 
     const char *seed = getenv("KVPOOL_SEED");
     rng = seed != NULL ? strtoull(seed, NULL, 0) : 1;

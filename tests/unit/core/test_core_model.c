@@ -140,7 +140,8 @@ static void run_model(const struct scale *scale, uint64_t num_ops) {
     r->size = core_block_size(&scale->limits);
     r->block = fixture_block(r->size);
     r->op_name = "open";
-    run_status(r, core_create(r->block, r->size, &scale->limits, 1, &r->core, &r->err), 0);
+    run_status(
+        r, core_create(r->block, r->size, &scale->limits, 1, fixture_secret, &r->core, &r->err), 0);
     print_message("seed %" PRIu64 ", %" PRIu64 " operations\n", r->seed, num_ops);
     for (int p = 0; p < MODEL_POOLS; p++) {
         run_open_pool(r, p);

@@ -177,7 +177,7 @@ static void a_destroyed_pool_is_stale_also_when_its_slot_lives_again(void **stat
     assert_int_not_equal(f->pool, old);
     uint64_t seq = 0;
     assert_fails(f, KVPOOL_E_STALE, "pool",
-                 core_seq_create(f->core, f->session, old, 1, &seq, &f->err));
+                 core_seq_create(f->core, f->session, old, 0, 1, &seq, &f->err));
     assert_fails(f, KVPOOL_E_STALE, "pool", core_pool_destroy(f->core, old, &f->err));
     assert_null(core_row(f->core, old, 0));
     assert_null(core_row(f->core, f->pool, 6));
@@ -194,7 +194,7 @@ static void a_pool_with_sequences_is_busy(void **state) {
     void *before = fixture_snapshot(f);
     assert_fails(f, KVPOOL_E_BUSY, "1 sequences", core_pool_destroy(f->core, f->pool, &f->err));
     fixture_unchanged(f, before);
-    assert_ok(f, core_seq_free(f->core, f->session, 1, &seq, &f->err));
+    assert_ok(f, core_seq_free(f->core, f->session, 1, &seq, CORE_KEEP, &f->err));
     assert_ok(f, core_pool_destroy(f->core, f->pool, &f->err));
 }
 
@@ -280,18 +280,18 @@ static void every_operation_refuses_a_stale_session(void **state) {
     struct core *c = f->core;
     struct err *err = &f->err;
     int stale = KVPOOL_E_STALE;
-    assert_fails(f, stale, text, core_seq_create(c, s, f->pool, 1, &fork, err));
+    assert_fails(f, stale, text, core_seq_create(c, s, f->pool, 0, 1, &fork, err));
     assert_fails(f, stale, text, core_seq_fork(c, s, seq, 1, &fork, &f->effects, err));
     assert_fails(f, stale, text, core_seq_truncate(c, s, seq, 0, err));
-    assert_fails(f, stale, text, core_seq_free(c, s, 1, &seq, err));
+    assert_fails(f, stale, text, core_seq_free(c, s, 1, &seq, CORE_KEEP, err));
     assert_fails(f, stale, text, core_seq_stat(c, s, seq, &info, err));
     assert_fails(f, stale, text,
-                 core_step_begin(c, s, 1, f->pool, 1, &item, &f->info, &f->effects, err));
+                 core_step_begin(c, s, 1, f->pool, 1, &item, NULL, &f->info, &f->effects, err));
     assert_fails(f, stale, text, core_step_batch(c, s, 1, &batch, err));
     assert_fails(f, stale, text, core_step_hold(c, s, 1, err));
     assert_fails(f, stale, text, core_step_release(c, s, 1, err));
     assert_fails(f, stale, text, core_step_mark(c, s, 1, 0, true, err));
-    assert_fails(f, stale, text, core_step_commit(c, s, 1, &f->info, err));
+    assert_fails(f, stale, text, core_step_commit(c, s, 1, &f->info, &f->effects, err));
     assert_fails(f, stale, text, core_step_abort(c, s, 1, &f->effects, err));
     assert_fails(f, stale, text, core_batch_make(c, s, f->pool, 1, &item, &batch, err));
     assert_fails(f, stale, text, core_seq_pin(c, s, 1, &item, err));
@@ -353,7 +353,8 @@ static void handles_of_another_epoch_or_kind_are_stale(void **state) {
                  core_session_stat(f->core, f->pool, &session, &f->err));
     void *block = fixture_block(f->size);
     struct core *next = NULL;
-    assert_ok(f, core_create(block, f->size, &f->limits, FIXTURE_EPOCH + 1, &next, &f->err));
+    assert_ok(f, core_create(block, f->size, &f->limits, FIXTURE_EPOCH + 1, fixture_secret, &next,
+                             &f->err));
     struct core_pool_config c = fixture_config("p");
     uint64_t next_pool = 0;
     bool created = false;

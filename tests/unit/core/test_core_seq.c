@@ -8,7 +8,7 @@
 static void created_sequences_are_empty_distinct_and_listed(void **state) {
     struct fixture *f = *state;
     uint64_t seqs[4];
-    assert_ok(f, core_seq_create(f->core, f->session, f->pool, 4, seqs, &f->err));
+    assert_ok(f, core_seq_create(f->core, f->session, f->pool, 0, 4, seqs, &f->err));
     bool row_seen[6] = {false};
     for (uint32_t i = 0; i < 4; i++) {
         struct core_seq_info info;
@@ -35,13 +35,13 @@ static void creating_beyond_a_limit_creates_none(void **state) {
     struct fixture *f = *state;
     uint64_t seqs[8] = {0};
     assert_fails(f, KVPOOL_E_INVAL, "n 0 is outside 1..5",
-                 core_seq_create(f->core, f->session, f->pool, 0, seqs, &f->err));
+                 core_seq_create(f->core, f->session, f->pool, 0, 0, seqs, &f->err));
     assert_fails(f, KVPOOL_E_INVAL, "n 6 is outside 1..5",
-                 core_seq_create(f->core, f->session, f->pool, 6, seqs, &f->err));
-    assert_ok(f, core_seq_create(f->core, f->session, f->pool, 3, seqs, &f->err));
+                 core_seq_create(f->core, f->session, f->pool, 0, 6, seqs, &f->err));
+    assert_ok(f, core_seq_create(f->core, f->session, f->pool, 0, 3, seqs, &f->err));
     void *before = fixture_snapshot(f);
     assert_fails(f, KVPOOL_E_LIMIT, "3 of 6 sequences",
-                 core_seq_create(f->core, f->session, f->pool, 4, seqs + 3, &f->err));
+                 core_seq_create(f->core, f->session, f->pool, 0, 4, seqs + 3, &f->err));
     assert_fails(f, KVPOOL_E_LIMIT, "max_seqs",
                  core_seq_fork(f->core, f->session, seqs[0], 4, seqs + 3, &f->effects, &f->err));
     fixture_unchanged(f, before);
@@ -50,15 +50,15 @@ static void creating_beyond_a_limit_creates_none(void **state) {
     uint64_t q = 0;
     bool created = false;
     assert_ok(f, core_pool_create(f->core, &c, &q, &created, &f->err));
-    assert_ok(f, core_seq_create(f->core, f->session, q, 5, seqs + 3, &f->err));
+    assert_ok(f, core_seq_create(f->core, f->session, q, 0, 5, seqs + 3, &f->err));
     assert_fails(f, KVPOOL_E_LIMIT, "8 of 10 sequences exist",
-                 core_seq_create(f->core, f->session, q, 3, seqs, &f->err));
+                 core_seq_create(f->core, f->session, q, 0, 3, seqs, &f->err));
 }
 
 static void a_stale_sequence_is_never_another_one(void **state) {
     struct fixture *f = *state;
     uint64_t old = fixture_seq(f, f->session, 5);
-    assert_ok(f, core_seq_free(f->core, f->session, 1, &old, &f->err));
+    assert_ok(f, core_seq_free(f->core, f->session, 1, &old, CORE_KEEP, &f->err));
     uint64_t young = fixture_seq(f, f->session, 5);
     assert_int_equal((uint32_t)old, (uint32_t)young);
     struct core_item item = {old, 1};
@@ -74,7 +74,7 @@ static void a_stale_sequence_is_never_another_one(void **state) {
         assert_fails(f, KVPOOL_E_STALE, "sequence", core_seq_stat(c, s, h, &info, &f->err));
         assert_fails(f, KVPOOL_E_STALE, "sequence", core_seq_stat(c, 0, h, &info, &f->err));
         assert_fails(f, KVPOOL_E_STALE, "sequence", core_seq_truncate(c, s, h, 0, &f->err));
-        assert_fails(f, KVPOOL_E_STALE, "sequence", core_seq_free(c, s, 1, &h, &f->err));
+        assert_fails(f, KVPOOL_E_STALE, "sequence", core_seq_free(c, s, 1, &h, CORE_KEEP, &f->err));
         assert_fails(f, KVPOOL_E_STALE, "sequence",
                      core_seq_fork(c, s, h, 1, &fork, &f->effects, &f->err));
         assert_fails(f, KVPOOL_E_STALE, "sequence", fixture_begin(f, 1, h, 1));
@@ -96,7 +96,8 @@ static void a_foreign_sequence_is_refused(void **state) {
     uint64_t s = f->session;
     assert_fails(f, KVPOOL_E_PERM, "another session", core_seq_stat(c, s, foreign, &info, &f->err));
     assert_fails(f, KVPOOL_E_PERM, "another session", core_seq_truncate(c, s, foreign, 0, &f->err));
-    assert_fails(f, KVPOOL_E_PERM, "another session", core_seq_free(c, s, 1, &foreign, &f->err));
+    assert_fails(f, KVPOOL_E_PERM, "another session",
+                 core_seq_free(c, s, 1, &foreign, CORE_KEEP, &f->err));
     assert_fails(f, KVPOOL_E_PERM, "another session",
                  core_seq_fork(c, s, foreign, 1, &fork, &f->effects, &f->err));
     assert_fails(f, KVPOOL_E_PERM, "another session", fixture_begin(f, 1, foreign, 1));
@@ -132,10 +133,10 @@ static void a_fork_shares_all_pages_and_tells_the_rows(void **state) {
     assert_int_equal(pool.shared_pages, 3);
     assert_int_equal(pool.seqs, 4);
     // The last of them gives the pages back.
-    assert_ok(f, core_seq_free(f->core, f->session, 3, forks, &f->err));
+    assert_ok(f, core_seq_free(f->core, f->session, 3, forks, CORE_KEEP, &f->err));
     assert_int_equal(fixture_free_pages(f), free_pages);
     assert_int_equal(fixture_stat(f, a).shared_pages, 0);
-    assert_ok(f, core_seq_free(f->core, f->session, 1, &a, &f->err));
+    assert_ok(f, core_seq_free(f->core, f->session, 1, &a, CORE_KEEP, &f->err));
     assert_int_equal(fixture_free_pages(f), FIXTURE_PAGES);
 }
 
@@ -185,7 +186,7 @@ static void truncation_into_shared_pages_leaves_the_other_side_whole(void **stat
     assert_int_equal(f->effects.num_copies, 1);
     assert_int_equal(f->effects.copies[0].src, page);
     fixture_mark(f, f->session, 1);
-    assert_ok(f, core_step_commit(f->core, f->session, 1, &f->info, &f->err));
+    assert_ok(f, core_step_commit(f->core, f->session, 1, &f->info, &f->effects, &f->err));
     assert_int_equal(core_row(f->core, f->pool, fixture_stat(f, a).row)[1], page);
     assert_int_equal(fixture_stat(f, a).length, 32);
     assert_int_equal(fixture_stat(f, a).shared_pages, 1);
@@ -215,13 +216,14 @@ static void a_list_to_free_is_freed_wholly_or_not(void **state) {
         uint64_t list[3] = {mine[0], mine[1], cases[i].bad};
         void *before = fixture_snapshot(f);
         assert_fails(f, cases[i].status, cases[i].text,
-                     core_seq_free(f->core, f->session, 3, list, &f->err));
+                     core_seq_free(f->core, f->session, 3, list, CORE_KEEP, &f->err));
         fixture_unchanged(f, before);
     }
-    assert_fails(f, KVPOOL_E_INVAL, "empty", core_seq_free(f->core, f->session, 0, mine, &f->err));
-    assert_ok(f, core_seq_free(f->core, f->session, 2, mine, &f->err));
+    assert_fails(f, KVPOOL_E_INVAL, "empty",
+                 core_seq_free(f->core, f->session, 0, mine, CORE_KEEP, &f->err));
+    assert_ok(f, core_seq_free(f->core, f->session, 2, mine, CORE_KEEP, &f->err));
     core_seq_unpin(f->core, 1, &pin);
-    assert_ok(f, core_seq_free(f->core, f->session, 1, &pinned, &f->err));
+    assert_ok(f, core_seq_free(f->core, f->session, 1, &pinned, CORE_KEEP, &f->err));
 }
 
 static void pinned_sequences_stay_until_unpinned(void **state) {
@@ -232,14 +234,15 @@ static void pinned_sequences_stay_until_unpinned(void **state) {
     core_seq_unpin(f->core, 1, pin);
     assert_fails(f, KVPOOL_E_BUSY, "in flight",
                  core_seq_truncate(f->core, f->session, a, 1, &f->err));
-    assert_fails(f, KVPOOL_E_BUSY, "in flight", core_seq_free(f->core, f->session, 1, &a, &f->err));
+    assert_fails(f, KVPOOL_E_BUSY, "in flight",
+                 core_seq_free(f->core, f->session, 1, &a, CORE_KEEP, &f->err));
     assert_ok(f, fixture_begin(f, 1, a, 1)); // work of one session runs in order
     assert_ok(f, core_step_abort(f->core, f->session, 1, &f->effects, &f->err));
     uint64_t b = 0;
     assert_ok(f, core_seq_fork(f->core, f->session, a, 1, &b, &f->effects, &f->err));
     struct core_item bad[2] = {{b, 0}, {b + (1ull << 32), 0}};
     assert_fails(f, KVPOOL_E_STALE, "sequence", core_seq_pin(f->core, f->session, 2, bad, &f->err));
-    assert_ok(f, core_seq_free(f->core, f->session, 1, &b, &f->err)); // none was pinned
+    assert_ok(f, core_seq_free(f->core, f->session, 1, &b, CORE_KEEP, &f->err)); // none was pinned
     core_seq_unpin(f->core, 1, pin);
     assert_ok(f, core_seq_truncate(f->core, f->session, a, 1, &f->err));
 }
@@ -274,7 +277,7 @@ static void bad_batches_are_refused(void **state) {
     uint64_t in_q = 0;
     bool created = false;
     assert_ok(f, core_pool_create(f->core, &config, &q, &created, &f->err));
-    assert_ok(f, core_seq_create(f->core, f->session, q, 1, &in_q, &f->err));
+    assert_ok(f, core_seq_create(f->core, f->session, q, 0, 1, &in_q, &f->err));
     struct core_batch batch;
     struct core_item items[6] = {{a, 1}, {b, 1}};
     struct core *c = f->core;

@@ -14,8 +14,8 @@ static void a_step_appends_when_committed(void **state) {
     uint64_t a = fixture_seq(f, f->session, 6);
     uint64_t b = fixture_seq(f, f->session, 0);
     struct core_item items[2] = {{a, 11}, {b, 3}};
-    assert_ok(f, core_step_begin(f->core, f->session, 1, f->pool, 2, items, &f->info, &f->effects,
-                                 &f->err));
+    assert_ok(f, core_step_begin(f->core, f->session, 1, f->pool, 2, items, NULL, &f->info,
+                                 &f->effects, &f->err));
     assert_int_equal(f->info.step, 1);
     assert_int_equal(f->info.pool, f->pool);
     assert_int_equal(f->info.tokens, 14);
@@ -43,7 +43,7 @@ static void a_step_appends_when_committed(void **state) {
     assert_int_equal(fixture_stat(f, a).pages, 1);
     fixture_check(f);
     fixture_mark(f, f->session, 1);
-    assert_ok(f, core_step_commit(f->core, f->session, 1, &f->info, &f->err));
+    assert_ok(f, core_step_commit(f->core, f->session, 1, &f->info, &f->effects, &f->err));
     assert_int_equal(f->info.tokens, 14);
     assert_int_equal(f->info.pages, 3);
     assert_false(f->info.repeated);
@@ -91,7 +91,7 @@ static void the_first_writer_copies_the_last_holder_does_not(void **state) {
         fixture_check(f);
         fixture_mark(f, f->session, (uint64_t)parent_first * 2 + 1);
         assert_ok(f, core_step_commit(f->core, f->session, (uint64_t)parent_first * 2 + 1, &f->info,
-                                      &f->err));
+                                      &f->effects, &f->err));
         assert_int_equal(f->info.pages, 1); // added: 12 tokens have two pages, 18 three
         assert_int_equal(fixture_stat(f, second).shared_pages, 1);
         assert_ok(f, fixture_begin(f, (uint64_t)parent_first * 2 + 2, second, 1));
@@ -100,7 +100,7 @@ static void the_first_writer_copies_the_last_holder_does_not(void **state) {
         assert_ok(f, core_step_abort(f->core, f->session, (uint64_t)parent_first * 2 + 2,
                                      &f->effects, &f->err));
         uint64_t both[2] = {a, b};
-        assert_ok(f, core_seq_free(f->core, f->session, 2, both, &f->err));
+        assert_ok(f, core_seq_free(f->core, f->session, 2, both, CORE_KEEP, &f->err));
         assert_int_equal(fixture_free_pages(f), FIXTURE_PAGES);
     }
 }
@@ -112,7 +112,7 @@ static void holders_in_one_step_all_copy(void **state) {
         assert_ok(f, core_seq_fork(f->core, f->session, s[0], 2, s + 1, &f->effects, &f->err));
         uint32_t shared = row_of(f, s[0])[0];
         struct core_item items[3] = {{s[0], 1}, {s[1], 1}, {s[2], 1}};
-        assert_ok(f, core_step_begin(f->core, f->session, step, f->pool, 3, items, &f->info,
+        assert_ok(f, core_step_begin(f->core, f->session, step, f->pool, 3, items, NULL, &f->info,
                                      &f->effects, &f->err));
         assert_int_equal(f->effects.num_copies, 3);
         assert_int_equal(f->effects.num_deltas, 3);
@@ -126,7 +126,8 @@ static void holders_in_one_step_all_copy(void **state) {
         if (step == 1) {
             assert_int_equal(fixture_free_pages(f), FIXTURE_PAGES - 4);
             fixture_mark(f, f->session, step);
-            assert_ok(f, core_step_commit(f->core, f->session, step, &f->info, &f->err));
+            assert_ok(f,
+                      core_step_commit(f->core, f->session, step, &f->info, &f->effects, &f->err));
             assert_int_equal(f->info.pages, 0);
             assert_int_equal(fixture_free_pages(f), FIXTURE_PAGES - 3); // nobody has it any more
         } else {
@@ -141,7 +142,7 @@ static void holders_in_one_step_all_copy(void **state) {
             assert_int_equal(fixture_free_pages(f), FIXTURE_PAGES - 1);
         }
         fixture_check(f);
-        assert_ok(f, core_seq_free(f->core, f->session, 3, s, &f->err));
+        assert_ok(f, core_seq_free(f->core, f->session, 3, s, CORE_KEEP, &f->err));
         assert_int_equal(fixture_free_pages(f), FIXTURE_PAGES);
     }
 }
@@ -153,7 +154,7 @@ static void the_other_side_may_be_freed_while_its_page_is_being_copied(void **st
     assert_ok(f, core_seq_fork(f->core, f->session, a, 1, &b, &f->effects, &f->err));
     uint32_t shared = row_of(f, a)[0];
     assert_ok(f, fixture_begin(f, 1, b, 1));
-    assert_ok(f, core_seq_free(f->core, f->session, 1, &a, &f->err));
+    assert_ok(f, core_seq_free(f->core, f->session, 1, &a, CORE_KEEP, &f->err));
     assert_int_equal(fixture_free_pages(f), FIXTURE_PAGES - 2); // the step still names it
     fixture_check(f);
     assert_ok(f, core_step_abort(f->core, f->session, 1, &f->effects, &f->err));
@@ -172,7 +173,8 @@ static void zero_new_tokens_copy_nothing(void **state) {
     assert_int_equal(f->info.pages + f->info.tokens, 0);
     assert_true(fixture_stat(f, b).in_step);
     assert_int_equal(fixture_stat(f, b).shared_pages, 1);
-    assert_ok(f, core_step_commit(f->core, f->session, 1, &f->info, &f->err)); // needs no layers
+    assert_ok(f, core_step_commit(f->core, f->session, 1, &f->info, &f->effects,
+                                  &f->err)); // needs no layers
     assert_int_equal(fixture_stat(f, b).length, 4);
 }
 
@@ -197,8 +199,8 @@ static void nospace_says_how_many_pages_and_changes_nothing(void **state) {
     uint64_t d = fixture_seq(f, f->session, 0);
     // Two copies of the tail, 5 pages for c, 3 for d: 10, and 6 are free.
     struct core_item items[4] = {{forks[0], 4}, {forks[1], 1}, {c, 33}, {d, 24}};
-    int rc =
-        core_step_begin(f->core, f->session, 1, f->pool, 4, items, &f->info, &f->effects, &f->err);
+    int rc = core_step_begin(f->core, f->session, 1, f->pool, 4, items, NULL, &f->info, &f->effects,
+                             &f->err);
     assert_int_equal(f->err.detail, 4);
     assert_fails(f, KVPOOL_E_NOSPACE, "needs 10 pages, pool \"p\" has 6 free", rc);
     struct core_batch batch;
@@ -208,8 +210,8 @@ static void nospace_says_how_many_pages_and_changes_nothing(void **state) {
     assert_false(fixture_stat(f, c).in_step);
     items[3].tokens = 0;
     items[2].tokens = 32; // 6: fits exactly
-    assert_ok(f, core_step_begin(f->core, f->session, 1, f->pool, 4, items, &f->info, &f->effects,
-                                 &f->err));
+    assert_ok(f, core_step_begin(f->core, f->session, 1, f->pool, 4, items, NULL, &f->info,
+                                 &f->effects, &f->err));
     assert_int_equal(fixture_free_pages(f), 0);
     assert_ok(f, core_step_abort(f->core, f->session, 1, &f->effects, &f->err));
     assert_int_equal(fixture_free_pages(f), 6);
@@ -224,10 +226,10 @@ static void bad_begins_are_refused(void **state) {
     uint64_t in_q = 0;
     bool created = false;
     assert_ok(f, core_pool_create(f->core, &config, &q, &created, &f->err));
-    assert_ok(f, core_seq_create(f->core, f->session, q, 1, &in_q, &f->err));
+    assert_ok(f, core_seq_create(f->core, f->session, q, 0, 1, &in_q, &f->err));
     struct core_item items[6] = {{a, 1}, {b, 1}};
 #define BEGIN(id, pool, n) \
-    core_step_begin(f->core, f->session, id, pool, n, items, &f->info, &f->effects, &f->err)
+    core_step_begin(f->core, f->session, id, pool, n, items, NULL, &f->info, &f->effects, &f->err)
     assert_fails(f, KVPOOL_E_INVAL, "step id 0", BEGIN(0, f->pool, 1));
     assert_fails(f, KVPOOL_E_INVAL, "empty", BEGIN(1, f->pool, 0));
     assert_fails(f, KVPOOL_E_TOOBIG, "the limit is 5", BEGIN(1, f->pool, 6));
@@ -258,7 +260,7 @@ static void a_batch_of_too_many_tokens_is_refused(void **state) {
     f->block = aligned_alloc(4096, f->size); // of which only the head is touched
     assert_non_null(f->block);
     memset(f->block, 0, f->size - f->limits.max_table_entries * sizeof(uint32_t));
-    assert_ok(f, core_create(f->block, f->size, &f->limits, 1, &f->core, &f->err));
+    assert_ok(f, core_create(f->block, f->size, &f->limits, 1, fixture_secret, &f->core, &f->err));
     const uint8_t token[CORE_TOKEN_SIZE] = {0};
     assert_ok(f, core_session_open(f->core, 1, 1, "x", token, &f->session, &f->err));
     struct core_pool_config config = {.name = "big",
@@ -273,14 +275,14 @@ static void a_batch_of_too_many_tokens_is_refused(void **state) {
     bool created = false;
     assert_ok(f, core_pool_create(f->core, &config, &f->pool, &created, &f->err));
     uint64_t seqs[2];
-    assert_ok(f, core_seq_create(f->core, f->session, f->pool, 2, seqs, &f->err));
+    assert_ok(f, core_seq_create(f->core, f->session, f->pool, 0, 2, seqs, &f->err));
     struct core_item items[2] = {{seqs[0], INT32_MAX}, {seqs[1], 1}};
-    assert_fails(
-        f, KVPOOL_E_TOOBIG, "tokens",
-        core_step_begin(f->core, f->session, 1, f->pool, 2, items, &f->info, &f->effects, &f->err));
-    assert_fails(
-        f, KVPOOL_E_NOSPACE, "needs 8388608 pages",
-        core_step_begin(f->core, f->session, 1, f->pool, 1, items, &f->info, &f->effects, &f->err));
+    assert_fails(f, KVPOOL_E_TOOBIG, "tokens",
+                 core_step_begin(f->core, f->session, 1, f->pool, 2, items, NULL, &f->info,
+                                 &f->effects, &f->err));
+    assert_fails(f, KVPOOL_E_NOSPACE, "needs 8388608 pages",
+                 core_step_begin(f->core, f->session, 1, f->pool, 1, items, NULL, &f->info,
+                                 &f->effects, &f->err));
     core_close(f->core);
     free(f->block);
 }
@@ -288,20 +290,21 @@ static void a_batch_of_too_many_tokens_is_refused(void **state) {
 static void open_steps_have_limits(void **state) {
     struct fixture *f = *state;
     uint64_t s[4];
-    assert_ok(f, core_seq_create(f->core, f->session, f->pool, 4, s, &f->err));
+    assert_ok(f, core_seq_create(f->core, f->session, f->pool, 0, 4, s, &f->err));
     uint64_t o[2];
-    assert_ok(f, core_seq_create(f->core, f->other, f->pool, 2, o, &f->err));
+    assert_ok(f, core_seq_create(f->core, f->other, f->pool, 0, 2, o, &f->err));
     for (uint64_t i = 0; i < 3; i++) {
         assert_ok(f, fixture_begin(f, i + 1, s[i], 1));
     }
     assert_fails(f, KVPOOL_E_LIMIT, "max_session_steps", fixture_begin(f, 4, s[3], 1));
     struct core_item item = {o[0], 1};
-    assert_ok(f, core_step_begin(f->core, f->other, 1, f->pool, 1, &item, &f->info, &f->effects,
-                                 &f->err)); // ids are per session
+    assert_ok(f,
+              core_step_begin(f->core, f->other, 1, f->pool, 1, &item, NULL, &f->info, &f->effects,
+                              &f->err)); // ids are per session
     item.seq = o[1];
-    assert_fails(
-        f, KVPOOL_E_LIMIT, "(max_steps)",
-        core_step_begin(f->core, f->other, 2, f->pool, 1, &item, &f->info, &f->effects, &f->err));
+    assert_fails(f, KVPOOL_E_LIMIT, "(max_steps)",
+                 core_step_begin(f->core, f->other, 2, f->pool, 1, &item, NULL, &f->info,
+                                 &f->effects, &f->err));
 }
 
 static void a_sequence_in_a_step_is_busy(void **state) {
@@ -313,7 +316,8 @@ static void a_sequence_in_a_step_is_busy(void **state) {
                  core_seq_fork(f->core, f->session, a, 1, &b, &f->effects, &f->err));
     assert_fails(f, KVPOOL_E_BUSY, "open step",
                  core_seq_truncate(f->core, f->session, a, 0, &f->err));
-    assert_fails(f, KVPOOL_E_BUSY, "open step", core_seq_free(f->core, f->session, 1, &a, &f->err));
+    assert_fails(f, KVPOOL_E_BUSY, "open step",
+                 core_seq_free(f->core, f->session, 1, &a, CORE_KEEP, &f->err));
     assert_fails(f, KVPOOL_E_BUSY, "sequences", core_pool_destroy(f->core, f->pool, &f->err));
 }
 
@@ -322,18 +326,18 @@ static void commit_needs_every_layer(void **state) {
     uint64_t a = fixture_seq(f, f->session, 0);
     assert_ok(f, fixture_begin(f, 1, a, 1));
     assert_fails(f, KVPOOL_E_STATE, "layer 0 of step 1",
-                 core_step_commit(f->core, f->session, 1, &f->info, &f->err));
+                 core_step_commit(f->core, f->session, 1, &f->info, &f->effects, &f->err));
     assert_ok(f, core_step_mark(f->core, f->session, 1, 0, true, &f->err));
     assert_fails(f, KVPOOL_E_STATE, "layer 1 of step 1",
-                 core_step_commit(f->core, f->session, 1, &f->info, &f->err));
+                 core_step_commit(f->core, f->session, 1, &f->info, &f->effects, &f->err));
     assert_ok(f, core_step_mark(f->core, f->session, 1, 1, true, &f->err));
     assert_ok(f, core_step_mark(f->core, f->session, 1, 0, false, &f->err)); // its append failed
     assert_fails(f, KVPOOL_E_STATE, "layer 0 of step 1",
-                 core_step_commit(f->core, f->session, 1, &f->info, &f->err));
+                 core_step_commit(f->core, f->session, 1, &f->info, &f->effects, &f->err));
     assert_fails(f, KVPOOL_E_INVAL, "layer 2 is outside 0..1",
                  core_step_mark(f->core, f->session, 1, 2, true, &f->err));
     assert_ok(f, core_step_mark(f->core, f->session, 1, 0, true, &f->err));
-    assert_ok(f, core_step_commit(f->core, f->session, 1, &f->info, &f->err));
+    assert_ok(f, core_step_commit(f->core, f->session, 1, &f->info, &f->effects, &f->err));
 }
 
 static void commit_needs_all_of_512_layers(void **state) {
@@ -346,17 +350,18 @@ static void commit_needs_all_of_512_layers(void **state) {
         uint64_t seq = 0;
         bool created = false;
         assert_ok(f, core_pool_create(f->core, &config, &deep, &created, &f->err));
-        assert_ok(f, core_seq_create(f->core, f->session, deep, 1, &seq, &f->err));
+        assert_ok(f, core_seq_create(f->core, f->session, deep, 0, 1, &seq, &f->err));
         struct core_item item = {seq, 1};
-        assert_ok(f, core_step_begin(f->core, f->session, 1 + i, deep, 1, &item, &f->info,
+        assert_ok(f, core_step_begin(f->core, f->session, 1 + i, deep, 1, &item, NULL, &f->info,
                                      &f->effects, &f->err));
         for (uint32_t layer = 0; layer < counts[i]; layer++) {
-            assert_fails(f, KVPOOL_E_STATE, "layer",
-                         core_step_commit(f->core, f->session, 1 + i, &f->info, &f->err));
+            assert_fails(
+                f, KVPOOL_E_STATE, "layer",
+                core_step_commit(f->core, f->session, 1 + i, &f->info, &f->effects, &f->err));
             assert_ok(f, core_step_mark(f->core, f->session, 1 + i, layer, true, &f->err));
         }
-        assert_ok(f, core_step_commit(f->core, f->session, 1 + i, &f->info, &f->err));
-        assert_ok(f, core_seq_free(f->core, f->session, 1, &seq, &f->err));
+        assert_ok(f, core_step_commit(f->core, f->session, 1 + i, &f->info, &f->effects, &f->err));
+        assert_ok(f, core_seq_free(f->core, f->session, 1, &seq, CORE_KEEP, &f->err));
         assert_ok(f, core_pool_destroy(f->core, deep, &f->err));
     }
 }
@@ -370,12 +375,12 @@ static void a_held_step_is_busy(void **state) {
     assert_ok(f, core_step_hold(f->core, f->session, 1, &f->err));
     assert_ok(f, core_step_release(f->core, f->session, 1, &f->err));
     assert_fails(f, KVPOOL_E_BUSY, "1 requests in flight",
-                 core_step_commit(f->core, f->session, 1, &f->info, &f->err));
+                 core_step_commit(f->core, f->session, 1, &f->info, &f->effects, &f->err));
     assert_fails(f, KVPOOL_E_BUSY, "1 requests in flight",
                  core_step_abort(f->core, f->session, 1, &f->effects, &f->err));
     assert_ok(f, core_step_release(f->core, f->session, 1, &f->err));
     assert_fails(f, KVPOOL_E_STATE, "not held", core_step_release(f->core, f->session, 1, &f->err));
-    assert_ok(f, core_step_commit(f->core, f->session, 1, &f->info, &f->err));
+    assert_ok(f, core_step_commit(f->core, f->session, 1, &f->info, &f->effects, &f->err));
 }
 
 static void repeats_are_harmless(void **state) {
@@ -383,8 +388,9 @@ static void repeats_are_harmless(void **state) {
     uint64_t s[2] = {fixture_seq(f, f->session, 4)};
     assert_ok(f, core_seq_fork(f->core, f->session, s[0], 1, s + 1, &f->effects, &f->err));
     struct core_item items[2] = {{s[0], 9}, {s[1], 0}};
-#define BEGIN(id, n) \
-    core_step_begin(f->core, f->session, id, f->pool, n, items, &f->info, &f->effects, &f->err)
+#define BEGIN(id, n)                                                                         \
+    core_step_begin(f->core, f->session, id, f->pool, n, items, NULL, &f->info, &f->effects, \
+                    &f->err)
     assert_ok(f, BEGIN(1, 2));
     struct core_step_info first = f->info;
     void *before = fixture_snapshot(f);
@@ -403,10 +409,10 @@ static void repeats_are_harmless(void **state) {
     fixture_unchanged(f, before);
 
     fixture_mark(f, f->session, 1);
-    assert_ok(f, core_step_commit(f->core, f->session, 1, &f->info, &f->err));
+    assert_ok(f, core_step_commit(f->core, f->session, 1, &f->info, &f->effects, &f->err));
     struct core_step_info committed = f->info;
     before = fixture_snapshot(f);
-    assert_ok(f, core_step_commit(f->core, f->session, 1, &f->info, &f->err));
+    assert_ok(f, core_step_commit(f->core, f->session, 1, &f->info, &f->effects, &f->err));
     assert_true(f->info.repeated);
     assert_int_equal(f->info.step, 1);
     assert_int_equal(f->info.pool, f->pool);
@@ -428,7 +434,7 @@ static void repeats_are_harmless(void **state) {
     assert_int_equal(f->effects.num_deltas + f->effects.num_copies, 0);
     struct core_batch batch;
     assert_fails(f, KVPOOL_E_ABORTED, "step 2",
-                 core_step_commit(f->core, f->session, 2, &f->info, &f->err));
+                 core_step_commit(f->core, f->session, 2, &f->info, &f->effects, &f->err));
     assert_fails(f, KVPOOL_E_ABORTED, "step 2",
                  core_step_batch(f->core, f->session, 2, &batch, &f->err));
     assert_fails(f, KVPOOL_E_STATE, "already aborted", BEGIN(2, 2));
@@ -449,7 +455,7 @@ static void an_unknown_step_is_not_found(void **state) {
         uint64_t step = cases[i].step;
         int nf = KVPOOL_E_NOTFOUND;
         assert_fails(f, nf, "does not exist",
-                     core_step_commit(f->core, s, step, &f->info, &f->err));
+                     core_step_commit(f->core, s, step, &f->info, &f->effects, &f->err));
         assert_fails(f, nf, "does not exist",
                      core_step_abort(f->core, s, step, &f->effects, &f->err));
         assert_fails(f, nf, "does not exist", core_step_batch(f->core, s, step, &batch, &f->err));
@@ -464,16 +470,16 @@ static void the_last_64_finished_steps_are_remembered(void **state) {
     uint64_t a = fixture_seq(f, f->other, 0); // the other session's: this one's ring is empty
     struct core_item item = {a, 0};
     for (uint64_t id = 1; id <= CORE_FINISHED + 1; id++) {
-        assert_ok(f, core_step_begin(f->core, f->other, id, f->pool, 1, &item, &f->info,
+        assert_ok(f, core_step_begin(f->core, f->other, id, f->pool, 1, &item, NULL, &f->info,
                                      &f->effects, &f->err));
-        assert_ok(f, core_step_commit(f->core, f->other, id, &f->info, &f->err));
+        assert_ok(f, core_step_commit(f->core, f->other, id, &f->info, &f->effects, &f->err));
     }
     for (uint64_t id = 2; id <= CORE_FINISHED + 1; id++) {
-        assert_ok(f, core_step_commit(f->core, f->other, id, &f->info, &f->err));
+        assert_ok(f, core_step_commit(f->core, f->other, id, &f->info, &f->effects, &f->err));
         assert_true(f->info.repeated);
     }
     assert_fails(f, KVPOOL_E_NOTFOUND, "step 1 ",
-                 core_step_commit(f->core, f->other, 1, &f->info, &f->err));
+                 core_step_commit(f->core, f->other, 1, &f->info, &f->effects, &f->err));
     fixture_check(f);
 }
 
