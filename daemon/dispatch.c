@@ -14,7 +14,7 @@
 
 #define ORDER_LIMIT_NS 1000000000ull // a request waits this long for an earlier seq
 #define ORDER_CHECK_MS 100
-#define TICK_MS 1000
+#define TICK_MS 1000            // leaked pipes, expired pins
 #define HELLO_NS 5000000000ull  // an fd connection has this long to say FD_HELLO
 #define STUCK_NS 30000000000ull // a job in the engine for longer than this: not healthy
 #define EXTRA_CONNS 16          // fd connections beside those of the sessions
@@ -49,6 +49,14 @@ static const struct op ops[] = {
     [PROTO_PREFILL] = {op_attention, true},
     [PROTO_DECODE] = {op_attention, true},
     [PROTO_CLIENT_LIST] = {op_client_list, true},
+    [PROTO_SEQ_OPEN] = {op_seq_open, true},
+    [PROTO_STEP_BEGIN_TOKENS] = {op_step_begin, true},
+    [PROTO_SEQ_RELEASE] = {op_seq_release, true},
+    [PROTO_SEQ_PRIORITY] = {op_seq_priority, true},
+    [PROTO_PREFIX_PIN] = {op_prefix_pin, true},
+    [PROTO_PREFIX_UNPIN] = {op_prefix_unpin, true},
+    [PROTO_POOL_USAGE] = {op_pool_usage, true},
+    [PROTO_CACHE_CLEAR] = {op_cache_clear, true},
 };
 
 // --- answers ----------------------------------------------------------------------------------
@@ -282,6 +290,17 @@ void job_submit(struct job *job) {
     engine_submit(job->d->engine, &job->engine);
 }
 
+void job_submit_effects(struct job *job, struct dispatch *d, struct session *s, uint64_t pool) {
+    if (job->engine.program.n == 0) {
+        job_put(d->jobs, job);
+        return;
+    }
+    job->d = d;
+    job->session = s;
+    job->pool = pools_find(d->pools, pool);
+    job_submit(job);
+}
+
 // --- open and close ---------------------------------------------------------------------------
 
 #ifndef NDEBUG
@@ -297,6 +316,8 @@ void dispatch_verify(const struct dispatch *d) {
 static void on_tick(uv_timer_t *timer) {
     struct dispatch *d = timer->data;
     pipes_tick(d->pipes, uv_hrtime());
+    if (core_pins_expire(d->core, uv_hrtime()) > 0)
+        dispatch_verify(d);
 }
 
 static int open_core(struct dispatch *d, struct err *err) {

@@ -8,6 +8,7 @@ set(KVPOOL_DISPATCH_SOURCES
     ops_attn.c
     ops_fd.c
     ops_pool.c
+    ops_prefix.c
     ops_seq.c
     ops_session.c
     ops_step.c
