@@ -3,20 +3,26 @@
 //
 //     entries[page]:  parent, children        the forest of sealed pages
 //                     prev, next              neighbours in a list; prev is newer
+//                     ahead                   a hint, so that eviction need not wait for memory
+//                                             page after page along the list
 //     lists[ns][class][S or M]                S is LRU's only list
 //     ghosts                                  S3-FIFO's; see below
 #include "daemon/core/cache.h"
 
+#include "daemon/core/bigmem.h"
+
 #include <assert.h>
 #include <stdlib.h>
+#include <string.h>
 
-enum { LRU, S3FIFO };            // policies
-enum { OUT, S, M, KINDS = M };   // where a page is; lists[..][S - 1], lists[..][M - 1]
-enum { MAX_FREQ = 3, WAYS = 4 }; // WAYS: of a bucket of ghosts
+enum { LRU, S3FIFO };                        // policies
+enum { OUT, S, M, KINDS = M };               // where a page is; lists[..][S - 1], lists[..][M - 1]
+enum { MAX_FREQ = 3, WAYS = 4, AHEAD = 16 }; // WAYS: of a bucket of ghosts
 
 struct entry {
     uint32_t prev, next;
     uint32_t parent, children;
+    uint32_t ahead; // a hint: the page that came to the head of the list AHEAD pages after this one
     uint32_t ns : 6;
     uint32_t class_ : 2;
     uint32_t where : 2;
@@ -30,6 +36,8 @@ _Static_assert(sizeof(struct entry) <= 24, "small entries");
 
 struct list {
     uint32_t head, tail, count;
+    uint32_t recent[AHEAD]; // the last pages that came to the head, in a ring
+    uint32_t turn;          // where the oldest of them is
 };
 
 struct ghost {
@@ -56,20 +64,22 @@ struct cache *cache_open(uint32_t policy, uint32_t num_pages) {
     }
     c->policy = policy;
     c->num_pages = num_pages;
-    c->entries = calloc(num_pages, sizeof *c->entries);
+    c->entries = bigmem_open(num_pages, sizeof *c->entries);
     if (c->entries == NULL) {
         goto fail;
     }
     for (uint32_t i = 0; i < CACHE_NAMESPACES * CACHE_CLASSES * KINDS; i++) {
-        (&c->lists[0][0][0])[i] = (struct list){.head = CACHE_NONE, .tail = CACHE_NONE};
+        struct list *l = &c->lists[0][0][0] + i;
+        *l = (struct list){.head = CACHE_NONE, .tail = CACHE_NONE};
+        memset(l->recent, 0xff, sizeof l->recent); // CACHE_NONE
     }
     if (policy == S3FIFO) {
         while (c->ghost_mask < num_pages - 1) {
             c->ghost_mask = c->ghost_mask * 2 + 1;
         }
         c->time = num_pages + 1; // so that the zeroed ghosts are too old
-        c->tags = calloc(num_pages, sizeof *c->tags);
-        c->ghosts = calloc((size_t)c->ghost_mask + 1, sizeof *c->ghosts * WAYS);
+        c->tags = bigmem_open(num_pages, sizeof *c->tags);
+        c->ghosts = bigmem_open((size_t)c->ghost_mask + 1, sizeof *c->ghosts * WAYS);
         if (c->tags == NULL || c->ghosts == NULL) {
             goto fail;
         }
@@ -82,9 +92,9 @@ fail:
 
 void cache_close(struct cache *c) {
     if (c != NULL) {
-        free(c->ghosts);
-        free(c->tags);
-        free(c->entries);
+        bigmem_close(c->ghosts, (size_t)c->ghost_mask + 1, sizeof *c->ghosts * WAYS);
+        bigmem_close(c->tags, c->num_pages, sizeof *c->tags);
+        bigmem_close(c->entries, c->num_pages, sizeof *c->entries);
         free(c);
     }
 }
@@ -106,6 +116,12 @@ static void push_head(struct cache *c, uint32_t page, uint32_t where) {
     *(l->head != CACHE_NONE ? &c->entries[l->head].prev : &l->tail) = page;
     l->head = page;
     l->count++;
+    uint32_t *oldest = &l->recent[l->turn++ % AHEAD];
+    if (*oldest != CACHE_NONE) {
+        c->entries[*oldest].ahead = page;
+    }
+    e->ahead = CACHE_NONE;
+    *oldest = page;
 }
 
 static void push_tail(struct cache *c, uint32_t page, uint32_t where) {
@@ -131,7 +147,7 @@ static void take_out(struct cache *c, uint32_t page) {
 
 // --- ghosts -----------------------------------------------------------------------------------
 
-static struct ghost *bucket_of(struct cache *c, uint64_t tag) {
+static struct ghost *bucket_of(const struct cache *c, uint64_t tag) {
     return &c->ghosts[(size_t)((uint32_t)tag & c->ghost_mask) * WAYS];
 }
 
@@ -293,6 +309,27 @@ static uint32_t next_tail(const struct cache *c, uint32_t ns) {
     return CACHE_NONE;
 }
 
+// Eviction goes from tail to head: fetches what it will come to in AHEAD and in twice AHEAD steps.
+static void prefetch(const struct cache *c, const struct entry *e) {
+    __asm__ volatile(""); // GCC drops calls of a function that does nothing but prefetch
+    if (e->ahead == CACHE_NONE) {
+        return;
+    }
+    const struct entry *near = &c->entries[e->ahead];
+    if (near->ahead != CACHE_NONE) {
+        __builtin_prefetch(&c->entries[near->ahead], 1);
+    }
+    if (near->parent != CACHE_NONE) {
+        __builtin_prefetch(&c->entries[near->parent], 1);
+    }
+    if (c->policy == S3FIFO) {
+        if (near->ahead != CACHE_NONE) {
+            __builtin_prefetch(&c->tags[near->ahead]);
+        }
+        __builtin_prefetch(bucket_of(c, c->tags[e->ahead]), 1);
+    }
+}
+
 uint32_t cache_evict(struct cache *c, uint32_t ns, uint32_t n, uint32_t *ret_pages) {
     uint32_t evicted = 0;
     assert(ns < CACHE_NAMESPACES);
@@ -303,6 +340,7 @@ uint32_t cache_evict(struct cache *c, uint32_t ns, uint32_t n, uint32_t *ret_pag
         }
         struct entry *e = &c->entries[page];
         uint32_t where = e->where;
+        prefetch(c, e);
         take_out(c, page);
         if (e->referenced) {
             continue;
