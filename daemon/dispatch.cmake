@@ -1,5 +1,6 @@
 # Source files of dispatch, relative to this folder.
 set(KVPOOL_DISPATCH_SOURCES
+    cost.c
     dispatch.c
     engine.c
     fdsock.c
@@ -16,7 +17,9 @@ set(KVPOOL_DISPATCH_SOURCES
     pools.c
     presence.c
     region.c
+    sched.c
     session.c
+    slice.c
     stats.c
     tensor.c
 )

@@ -18,6 +18,7 @@
 #define KVPOOL_DAEMON_SESSION_H
 
 #include "daemon/core/core.h"
+#include "daemon/engine.h"
 #include "daemon/fdsock.h"
 #include "daemon/pipes.h"
 #include "daemon/presence.h"
@@ -43,6 +44,7 @@ struct session {
     struct presence *presence;
     struct pipe *pipe; // NULL: not bound
     struct backend_stream *stream;
+    struct engine_client *engine; // its queue
     struct region_quota quota;
     uint32_t inflight;                         // requests received and not answered
     uint32_t jobs;                             // in the engine
