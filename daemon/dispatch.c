@@ -290,7 +290,9 @@ static void on_job_done(struct engine_job *engine_job, int status) {
     } else if (r != NULL) {
         struct err err;
         err_set(&err, status, "%s",
-                status == KVPOOL_E_SHUTDOWN ? "the daemon ends" : "the backend has failed");
+                status != KVPOOL_E_SHUTDOWN ? "the backend has failed"
+                : s->dying                  ? "the session is ending"
+                                            : "the daemon ends");
         request_fail(d, r, &err);
     }
     if (!session_reap(s) && s->parked_head != NULL)

@@ -4,7 +4,8 @@
 //   client's queue --(device thread: sched_pick, one slice)--> backend->submit --> completed()
 //        |                                                                            |
 //        |                            not the job's last slice: nothing -- the last one --> finished
-//        \--(a slice was refused, or failed)--> refused
+//        |--(a slice was refused, or failed)--> refused
+//        \--(the client was cancelled)--------> finished
 //
 //   finished, refused --(uv_async, loop thread)--> job->done
 //
@@ -13,7 +14,7 @@
 //  2. Once a slice was refused or failed none is submitted any more, and refused jobs are delivered
 //     only when `flying` is 0: so `done` keeps the order of every client.
 //  3. A job is in its client's queue until its last slice is taken, and in no queue from then until
-//     it is finished or refused.
+//     it is finished or refused. Jobs of a cancelled client leave it when none of its slices flies.
 //  4. A slice is charged at its estimate when it is taken and corrected when it is done, so that
 //     the clients' shares are shares of measured time.
 //  5. uv_async_send is called with the lock held: who has seen flying == 0 under the lock may close
@@ -38,6 +39,8 @@ struct engine_client {
     struct engine *engine;
     struct engine_client *next; // in the engine's list
     struct queue queue;
+    uint32_t flying;    // of the engine's
+    bool cancelled;     // what is queued is not run
     uint64_t queued_ns; // estimate of its unfinished slices
     uint32_t jobs;      // unfinished; the loop thread's
 };
@@ -110,18 +113,24 @@ static void landed(struct engine *e) {
         uv_async_send(&e->async);
 }
 
-static void refuse(struct engine *e, struct engine_job *job) {
+// Hands a job back that is not, or not wholly, submitted.
+static void give_back(struct engine *e, struct engine_job *job, struct queue *to, int status) {
     for (uint32_t i = job->next_slice; i < job->num_slices; i++)
         job->client->queued_ns -= job->slices[i].estimate_ns;
-    job->status = KVPOOL_E_BACKEND;
-    queue_push(&e->refused, job);
+    job->status = status;
+    queue_push(to, job);
     uv_async_send(&e->async);
+}
+
+static void drop_cancelled(struct engine *e, struct engine_client *c) {
+    for (; c->queue.head != NULL; e->queued--)
+        give_back(e, queue_pop(&c->queue), &e->finished, KVPOOL_E_SHUTDOWN);
 }
 
 static void refuse_queued(struct engine *e, uint64_t now) {
     for (struct engine_client *c = e->clients; c != NULL; c = c->next) {
         for (; c->queue.head != NULL; e->queued--)
-            refuse(e, queue_pop(&c->queue));
+            give_back(e, queue_pop(&c->queue), &e->refused, KVPOOL_E_BACKEND);
         sched_leave(&e->sched, &c->sched, now);
     }
     progress(e, now);
@@ -143,6 +152,7 @@ static struct slice *take_slice(struct engine *e, uint64_t now) {
         job->started_ns = now;
     sched_charge(&e->sched, &c->sched, job->class, contended, (int64_t)slice->estimate_ns);
     e->flying++;
+    c->flying++;
     if (job->next_slice == job->num_slices) {
         queue_pop(&c->queue);
         e->queued--;
@@ -179,6 +189,8 @@ static void completed(void *arg, int status) {
         queue_push(&e->finished, job);
         uv_async_send(&e->async);
     }
+    if (--c->flying == 0 && c->cancelled)
+        drop_cancelled(e, c);
     landed(e);
     progress(e, now);
     uv_cond_signal(&e->wake);
@@ -190,8 +202,9 @@ static void refused(struct engine *e, struct slice *slice) {
     struct engine_job *job = slice->job;
     job->client->queued_ns -= slice->estimate_ns;
     if (job->next_slice == job->num_slices) // else it is the first of its client's queue
-        refuse(e, job);
+        give_back(e, job, &e->refused, KVPOOL_E_BACKEND);
     e->refusing = true;
+    job->client->flying--;
     landed(e);
     progress(e, uv_hrtime());
 }
@@ -399,6 +412,19 @@ void engine_client_close(struct engine_client *c) {
     free(c);
 }
 
+void engine_client_cancel(struct engine_client *c) {
+    struct engine *e = c->engine;
+    uint64_t now = uv_hrtime();
+    uv_mutex_lock(&e->lock);
+    c->cancelled = true;
+    sched_leave(&e->sched, &c->sched, now);
+    if (c->flying == 0)
+        drop_cancelled(e, c);
+    progress(e, now);
+    uv_cond_signal(&e->wake);
+    uv_mutex_unlock(&e->lock);
+}
+
 void engine_client_set_weight(struct engine_client *c, uint32_t weight) {
     uv_mutex_lock(&c->engine->lock);
     sched_set_weight(&c->engine->sched, &c->sched, weight);
@@ -451,7 +477,9 @@ void engine_submit(struct engine *e, struct engine_job *job) {
         }
         queue_push(&c->queue, job);
         e->queued++;
-        if (c->queue.head == job)
+        if (c->cancelled && c->flying == 0)
+            drop_cancelled(e, c);
+        else if (c->queue.head == job && !c->cancelled)
             sched_wait(&e->sched, &c->sched, job->class, now);
         uv_cond_signal(&e->wake);
     }

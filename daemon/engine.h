@@ -67,6 +67,9 @@ int engine_client_open(struct engine *e, uint32_t weight, struct engine_client *
                        struct err *err);
 void engine_client_close(
     struct engine_client *c); // NULL is ignored; none of its jobs is unfinished
+// Its process is gone: jobs of which not every slice was submitted are done with
+// KVPOOL_E_SHUTDOWN, as soon as those before them are done; so are all that come later.
+void engine_client_cancel(struct engine_client *c);
 void engine_client_set_weight(struct engine_client *c, uint32_t weight);
 // After how long a job of the client will have finished, by what is queued, what it costs, and the
 // client's share: 100 us .. 1 s.

@@ -171,6 +171,8 @@ void session_end(struct session *s, enum session_end_reason reason, uint64_t sin
     }
     if (s->pipe != NULL)
         answer_waiting(d, s->pipe, &err);
+    if (reason == SESSION_PROCESS || reason == SESSION_HANGUP)
+        engine_client_cancel(s->engine); // nobody waits for it, and its pages wait for the jobs
     session_reap(s);
 }
 
