@@ -37,7 +37,8 @@ struct request {
     struct server_req *req;
     struct proto_msg msg;
     bool header_ok;
-    bool over_limit;         // the client had max_inflight requests when it came
+    bool over_limit;         // the client had max_inflight requests when it came,
+    bool over_share;         // or more than its share of the daemon's
     int status;              // of parsing
     struct err err;          // with it
     struct session *session; // of the connection it came on; in its inflight count. Or NULL
@@ -96,6 +97,9 @@ void request_run(struct dispatch *d, struct request *r);
 void job_submit(struct job *job);
 // The same for an effects job, which may turn out to have nothing to do.
 void job_submit_effects(struct job *job, struct dispatch *d, struct session *s, uint64_t pool);
+
+// What a job for the pool is cut with.
+struct slicer dispatch_slicer(struct dispatch *d, const struct pool *pool);
 
 // After an operation that changed core: verifies its invariants in builds with assertions.
 #ifdef NDEBUG
