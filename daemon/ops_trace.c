@@ -21,8 +21,8 @@ int fd_trace(struct dispatch *d, struct fdsock_conn *conn, const struct proto_ms
     if (status != 0)
         return status;
     clock_gettime(CLOCK_REALTIME, &now);
-    *ret = (struct proto_trace_reply){.started_ns =
-                                          (uint64_t)now.tv_sec * 1000000000u + (uint64_t)now.tv_nsec};
+    *ret = (struct proto_trace_reply){.started_ns = (uint64_t)now.tv_sec * 1000000000u +
+                                                    (uint64_t)now.tv_nsec};
     return 0;
 }
 

@@ -67,10 +67,8 @@ static void records_free(struct trace *t) {
 
 // One id for each page of the tokens, the last one perhaps short.
 static void hash(const struct tracer *tracer, const struct trace_open *o, uint64_t *ret_ids) {
-    const struct prefix_salt salt = {.secret = tracer->secret,
-                                     .pool = o->pool,
-                                     .group = "",
-                                     .geometry = {o->ns, o->page_size}};
+    const struct prefix_salt salt = {
+        .secret = tracer->secret, .pool = o->pool, .group = "", .geometry = {o->ns, o->page_size}};
     struct prefix_value value;
     uint32_t full = o->n / o->page_size, rest = o->n % o->page_size, i;
     prefix_root(&salt, o->extra, o->extra_size, &value);

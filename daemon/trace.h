@@ -25,7 +25,7 @@
 
 #include <uv.h>
 
-#define TRACE_MAX 4u                // tracers at once
+#define TRACE_MAX 4u                 // tracers at once
 #define TRACE_MAX_BYTES (256u << 20) // of records
 #define TRACE_POOL_SIZE 32
 
@@ -44,14 +44,15 @@ struct trace {
     uv_loop_t *loop;
     struct tracer *tracers[TRACE_MAX]; // NULL: free
     uint64_t last_serial;              // of a tracer
-    struct trace_seq **seqs;           // [max_seqs] by index of the handle; NULL until the first tracer
-    size_t bytes;                      // of records
+    struct trace_seq **seqs; // [max_seqs] by index of the handle; NULL until the first tracer
+    size_t bytes;            // of records
     struct trace_text text;
 };
 
 // max_seqs: bound of the low halves of sequence handles.
 void trace_init(struct trace *t, uv_loop_t *loop, uint32_t max_seqs);
-void trace_fini(struct trace *t); // ends all tracers; their handles close on the loop. Zeroed is fine
+void trace_fini(
+    struct trace *t); // ends all tracers; their handles close on the loop. Zeroed is fine
 
 // A new tracer. *ret_fd: the pipe's end to read from, the caller's to close. Errors: LIMIT, NOMEM,
 // SYSTEM.
@@ -80,7 +81,7 @@ struct trace_open {
 };
 void trace_seq_open(struct trace *t, const struct trace_open *open);
 void trace_seq_length(struct trace *t, uint64_t seq, uint32_t length); // as it is now
-void trace_seq_end(struct trace *t, uint64_t seq); // an unknown one is ignored
+void trace_seq_end(struct trace *t, uint64_t seq);                     // an unknown one is ignored
 
 // Walks the recorded sequences of a session: *cursor 0 at first. 0: no more.
 uint64_t trace_seq_next(const struct trace *t, uint64_t session, uint32_t *cursor);
