@@ -76,7 +76,7 @@ static int open_session(struct dispatch *d, struct fdsock_conn *conn, const stru
                         struct err *err) {
     const struct proto_fd_open *open = &msg->body.fd_open;
     struct session *s;
-    const char *identity;
+    const char *identity = "";
     uint32_t version;
     if (conn->user != NULL)
         return err_set(err, KVPOOL_E_STATE, "this connection has a session");
