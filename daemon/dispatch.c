@@ -81,12 +81,16 @@ void request_fail(struct dispatch *d, struct request *r, const struct err *err) 
         log_debug("request.error", "op=%s pid=%u status=%s error=\"%s\"",
                   header != NULL ? proto_op_name(header->op) : "?", r->req->pid,
                   kvpool_status_name((kvpool_status)err->status), err->text);
+    if (d->trace.count != 0)
+        trace_answer(d, r, err->status, NULL);
     size_t len = proto_write_error(d->reply, sizeof d->reply, header, d->epoch, err);
     answered(d, r, len, false);
 }
 
 void request_reply(struct dispatch *d, struct request *r, const void *body, size_t body_len,
                    const void *records, size_t records_len) {
+    if (d->trace.count != 0)
+        trace_answer(d, r, KVPOOL_OK, body);
     struct proto_header header = proto_reply_header(&r->msg.header, KVPOOL_OK, d->epoch);
     size_t len =
         proto_write(d->reply, sizeof d->reply, &header, body, body_len, records, records_len);
@@ -237,6 +241,7 @@ void dispatch_request(void *arg_dispatch, struct server_req *req) {
     r->next = NULL;
     r->over_limit = r->over_share = false;
     r->header_ok = false;
+    r->traced_ns = d->trace.count != 0 ? uv_hrtime() : 0;
     r->err = (struct err){0};
     r->status = proto_parse_request(PROTO_ON_CONTROL, req->bytes, req->len, &r->msg, &r->header_ok,
                                     &r->err);
@@ -434,6 +439,7 @@ int dispatch_open_with(uv_loop_t *loop, const struct config *config,
     d->loop = loop;
     d->config = config;
     d->started_ns = uv_hrtime();
+    trace_init(&d->trace, loop, config->limits.max_seqs);
     uv_timer_init(loop, &d->tick);
     uv_timer_init(loop, &d->order_timer);
     uv_timer_init(loop, &d->grace_timer);
@@ -535,6 +541,7 @@ void dispatch_close(struct dispatch *d) {
         engine_stop(d->engine); // finishes the jobs, and with them the sessions
     assert(d->sessions.count == 0);
     fdsock_close(d->fdsock);
+    trace_fini(&d->trace);
     pools_close(d->pools);
     regions_close(d->regions);
     engine_close(d->engine);

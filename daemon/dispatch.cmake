@@ -14,6 +14,7 @@ set(KVPOOL_DISPATCH_SOURCES
     ops_seq.c
     ops_session.c
     ops_step.c
+    ops_trace.c
     order.c
     pipes.c
     pools.c
@@ -26,6 +27,8 @@ set(KVPOOL_DISPATCH_SOURCES
     slice.c
     stats.c
     tensor.c
+    trace.c
+    trace_pipe.c
 )
 # What they link beside the packages of kvpool_daemon: sqrtf.
 set(KVPOOL_DISPATCH_LIBS m)

@@ -27,6 +27,7 @@
 #include "daemon/region.h"
 #include "daemon/session.h"
 #include "daemon/stats.h"
+#include "daemon/trace.h"
 #include "proto/proto.h"
 
 #include <assert.h>
@@ -42,6 +43,7 @@ struct request {
     int status;              // of parsing
     struct err err;          // with it
     struct session *session; // of the connection it came on; in its inflight count. Or NULL
+    uint64_t traced_ns;      // when it came; 0: nobody traced then
 };
 
 // An operation of the control socket.
@@ -64,6 +66,7 @@ struct dispatch {
     struct session_table sessions;
     struct credentials *credentials; // NULL: none configured
     struct stats stats;
+    struct trace trace;
     struct request *requests; // [num_requests]
     struct request *free_requests;
     uint32_t num_requests, outstanding, waiting; // waiting: for an earlier seq
@@ -145,6 +148,19 @@ int op_attention(struct dispatch *d, struct request *r, struct err *err);
 // ops_fd.c
 void fd_packet(void *arg_dispatch, struct fdsock_conn *conn, const struct fdsock_packet *packet);
 void fd_gone(void *arg_dispatch, struct fdsock_conn *conn);
+// ops_trace.c
+int fd_trace(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg, int *ret_fd,
+             struct proto_trace_reply *ret, struct err *err);
+// Call these only when d->trace.count is not 0.
+void trace_answer(struct dispatch *d, const struct request *r, int status, const void *body);
+void trace_opened(struct dispatch *d, const struct request *r, uint64_t seq, uint32_t ns,
+                  const uint32_t *tokens, uint32_t matched); // SEQ_OPEN made a sequence
+// Before and after sequences are freed (the second only when they were).
+void trace_freeing(struct dispatch *d, uint32_t n, const uint64_t *seqs);
+void trace_freed(struct dispatch *d, uint32_t n, const uint64_t *seqs);
+// The same for all sequences of a session.
+void trace_closing(struct dispatch *d, uint64_t session);
+void trace_closed(struct dispatch *d, uint64_t session);
 
 // Agrees on a protocol version. Errors: VERSION (with both ranges).
 int negotiate(uint32_t min, uint32_t max, uint32_t *ret_version, struct err *err);

@@ -79,9 +79,13 @@ static int free_seqs(struct dispatch *d, struct request *r, enum core_hint hint,
     }
     for (uint32_t i = 0; i < r->msg.count; i++)
         proto_record(&r->msg, i, &d->handles[i]);
+    if (d->trace.count != 0)
+        trace_freeing(d, r->msg.count, d->handles);
     int status = core_seq_free(d->core, r->session->handle, r->msg.count, d->handles, hint, err);
     if (status != 0)
         return status;
+    if (d->trace.count != 0)
+        trace_freed(d, r->msg.count, d->handles);
     dispatch_verify(d);
     request_reply(d, r, NULL, 0, NULL, 0);
     return 0;

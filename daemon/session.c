@@ -189,10 +189,14 @@ bool session_reap(struct session *s) {
         return false;
     struct dispatch *d = s->d;
     struct err err = {0};
+    if (d->trace.count != 0)
+        trace_closing(d, s->handle);
     if (core_session_close(d->core, s->handle, &err) != 0) {
         log_error("session.close", "session=0x%" PRIx64 " error=\"%s\"", s->handle, err.text);
         return false;
     }
+    if (d->trace.count != 0)
+        trace_closed(d, s->handle);
     uint64_t now = uv_hrtime(), took = now - s->ended_ns;
     dispatch_verify(d);
     bool died =
