@@ -3,6 +3,7 @@ set(KVPOOL_DISPATCH_SOURCES
     dispatch.c
     engine.c
     fdsock.c
+    groups.c
     job.c
     ops_attn.c
     ops_fd.c
@@ -16,6 +17,8 @@ set(KVPOOL_DISPATCH_SOURCES
     presence.c
     region.c
     session.c
+    session_access.c
+    session_grace.c
     stats.c
     tensor.c
 )

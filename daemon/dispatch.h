@@ -34,6 +34,10 @@ uint64_t dispatch_epoch(const struct dispatch *d);
 // watchdog, and the service is restarted.
 bool dispatch_healthy(const struct dispatch *d);
 
+// The configuration has changed: reads the credentials again (what is wrong with them goes to the
+// log, and the old ones stay).
+void dispatch_reload(struct dispatch *d);
+
 // From now on new sessions and new steps are refused (KVPOOL_E_SHUTDOWN); work in flight finishes.
 void dispatch_drain(struct dispatch *d);
 bool dispatch_idle(const struct dispatch *d); // nothing in flight, nothing parked
