@@ -109,7 +109,7 @@ struct model_step {
 struct model_finished {
     uint64_t id;
     bool committed;
-    uint32_t tokens, added, sealed, deduplicated;
+    uint32_t tokens, added;
     uint64_t pool;
 };
 

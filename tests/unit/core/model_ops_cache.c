@@ -132,7 +132,8 @@ void run_priority(struct run *r) {
     int s = model_session(&r->m, session);
     uint64_t seq = run_pick_seq(r, s, -1);
     int want = s < 0 ? KVPOOL_E_STALE : run_want_seq(r, s, seq);
-    uint32_t priority = run_below(r, CORE_PRIORITIES + (want == 0 && run_chance(r, 3)));
+    uint32_t priority =
+        run_below(r, want == 0 && run_chance(r, 3) ? CORE_PRIORITIES + 1 : CORE_PRIORITIES);
     want = want == 0 && priority == CORE_PRIORITIES ? KVPOOL_E_INVAL : want;
     if (run_status(r, core_seq_set_priority(r->core, session, seq, priority, &r->err), want)) {
         r->m.seqs[model_seq(&r->m, seq)].priority = priority;

@@ -56,7 +56,9 @@ uint64_t run_pick_pool(struct run *r) {
 
 uint32_t run_pick_ns(struct run *r, int pool) {
     uint32_t n = pool >= 0 ? r->m.pools[pool].num_ns : 1;
-    return run_chance(r, 1) ? n + run_below(r, 2) * CORE_MAX_NAMESPACES : run_below(r, n);
+    return run_chance(r, 1)    ? n + run_below(r, 2) * CORE_MAX_NAMESPACES
+           : run_chance(r, 50) ? 0
+                               : run_below(r, n);
 }
 
 // Mostly a sequence of that session (and pool, unless -1), sometimes anyone's, sometimes a dead
@@ -118,8 +120,8 @@ uint32_t run_pick_items(struct run *r, int session, int pool, struct core_item *
         bool other = s >= 0 && first >= 0 && r->m.seqs[s].text.ns != r->m.seqs[first].text.ns;
         if ((!twice || run_chance(r, 1)) && (!other || mixed)) {
             uint32_t tokens = run_chance(r, 10)   ? 0
-                              : run_chance(r, 50) ? 1
-                                                  : run_below(r, run_chance(r, 80) ? 24 : 80);
+                              : run_chance(r, 35) ? 1
+                                                  : run_below(r, run_chance(r, 70) ? 24 : 80);
             tokens = run_chance(r, 1) ? run_below(r, 2 * MODEL_LEN) : tokens;
             items[n++] = (struct core_item){seq, tokens};
         }
@@ -137,7 +139,7 @@ uint32_t run_token(uint32_t doc, uint32_t position) {
 
 const uint32_t *run_pick_ids(struct run *r, uint32_t n, const struct core_item *items) {
     static uint32_t ids[(MODEL_BATCH + 1) * 2 * MODEL_LEN];
-    if (run_chance(r, 6)) {
+    if (run_chance(r, 2)) {
         return NULL;
     }
     uint32_t filled = 0;

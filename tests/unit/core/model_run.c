@@ -107,14 +107,12 @@ static int call_attach(struct run *r, void *arg) {
 static void attach_copy(struct run *r) {
     struct attach next = {.block = fixture_block(r->size)};
     memcpy(next.block, r->block, r->size);
-    if (r->try_out != NULL) {
-        r->try_out(r, call_attach, &next);
-        r->try_out(r, call_rebuild_compare, NULL);
-        r->try_out(r, call_check, NULL);
-    }
-    run_status(r, call_attach(r, &next), 0);
-    run_status(r, call_rebuild_run_compare(r, NULL), 0);
-    check_invariants(r, next.core);
+    run_status(r, run_try(r, call_attach, &next, KVPOOL_E_NOMEM), 0);
+    run_status(r, run_try(r, call_rebuild_compare, NULL, KVPOOL_E_INTERNAL), 0);
+    struct core *live = r->core;
+    r->core = next.core;
+    check_invariants(r);
+    r->core = live;
     run_compare(r, next.core, false);
     bool in_flight = r->num_pins > 0;
     for (int i = 0; i < MODEL_STEPS; i++) {
@@ -142,15 +140,15 @@ static const struct {
     void (*run)(struct run *r);
     uint32_t weight;
 } ops[] = {
-    {"create", run_create, 12},
-    {"fork", run_fork, 50},
-    {"truncate", run_truncate, 50},
-    {"free", run_free, 60},
-    {"begin", run_begin, 260},
-    {"mark", run_mark, 220},
-    {"commit", run_commit, 240},
+    {"create", run_create, 8},
+    {"fork", run_fork, 30},
+    {"truncate", run_truncate, 40},
+    {"free", run_free, 50},
+    {"begin", run_begin, 320},
+    {"mark", run_mark, 260},
+    {"commit", run_commit, 300},
     {"abort", run_abort, 16},
-    {"hold", run_hold, 40},
+    {"hold", run_hold, 30},
     {"pin", run_pin_seqs, 20},
     {"batch", run_batch, 20},
     {"session", run_session, 2},

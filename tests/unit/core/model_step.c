@@ -129,13 +129,7 @@ void model_step_finish(struct model *m, int index, bool commit) {
                 (CORE_FINISHED - 1) * sizeof *session->finished);
         session->num_finished--;
     }
-    session->finished[session->num_finished++] =
-        (struct model_finished){step->id,
-                                commit,
-                                step->tokens,
-                                step->added,
-                                step->sealed,
-                                step->deduplicated,
-                                m->pools[step->pool].handle};
+    session->finished[session->num_finished++] = (struct model_finished){
+        step->id, commit, step->tokens, step->added, m->pools[step->pool].handle};
     step->live = false;
 }
