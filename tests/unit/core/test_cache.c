@@ -230,6 +230,24 @@ static void s3fifo_keeps_what_was_hit(void **state) {
     cache_close(c);
 }
 
+// Exactly a tenth of the pages in S is not more than a tenth.
+static void s3fifo_leaves_a_tenth_to_new_pages(void **state) {
+    struct cache *c = cache_open(S3FIFO, 64);
+    (void)state;
+    for (uint32_t page = 0; page < 10; page++) {
+        cache_seal(c, page, CACHE_NONE, 0, page);
+        cache_release(c, page);
+        cache_reference(c, page, 0);
+        cache_release(c, page);
+    }
+    expect_evicted(c, 0, 1, 0); // all ten came to M first
+    cache_seal(c, 20, CACHE_NONE, 0, 20);
+    cache_release(c, 20); // one in S, nine in M
+    expect_evicted(c, 0, 1, 1);
+    expect_evicted(c, 0, 9, 20, 2, 3, 4, 5, 6, 7, 8, 9); // one to eight: more than a tenth
+    cache_close(c);
+}
+
 static void s3fifo_remembers_what_it_evicted(void **state) {
     struct cache *c = cache_open(S3FIFO, 8);
     (void)state;
@@ -609,6 +627,7 @@ int main(void) {
         cmocka_unit_test(a_page_with_children_elsewhere_waits_for_them),
         cmocka_unit_test(a_blocked_page_that_is_referenced_comes_back_by_its_release),
         cmocka_unit_test(s3fifo_keeps_what_was_hit),
+        cmocka_unit_test(s3fifo_leaves_a_tenth_to_new_pages),
         cmocka_unit_test(s3fifo_remembers_what_it_evicted),
         cmocka_unit_test(a_page_in_a_list_moves_with_its_namespace_and_class),
         cmocka_unit_test(ghosts_of_one_bucket_push_each_other_out),
