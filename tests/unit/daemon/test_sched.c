@@ -64,6 +64,16 @@ static void time_is_shared_by_weight_whatever_the_pieces(void **state) {
     about(800000000, ran[1]);
 }
 
+static void pieces_of_many_quanta_are_shared_by_weight(void **state) {
+    (void)state;
+    const enum sched_class class[] = {SCHED_LATENCY, SCHED_LATENCY};
+    const int64_t cost[] = {20000000, 15000000};
+    sched_set_weight(&s, &c[1], 3);
+    run(2, class, cost, 8000000000);
+    about(2000000000, ran[0]);
+    about(6000000000, ran[1]);
+}
+
 static void latency_goes_first_and_bulk_has_an_eighth(void **state) {
     (void)state;
     const enum sched_class class[] = {SCHED_LATENCY, SCHED_BULK, SCHED_LATENCY, SCHED_BULK};
@@ -158,6 +168,7 @@ static void slowdown_says_what_others_leave(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(time_is_shared_by_weight_whatever_the_pieces, setup),
+        cmocka_unit_test_setup(pieces_of_many_quanta_are_shared_by_weight, setup),
         cmocka_unit_test_setup(latency_goes_first_and_bulk_has_an_eighth, setup),
         cmocka_unit_test_setup(bulk_has_all_that_latency_leaves, setup),
         cmocka_unit_test_setup(an_idle_client_keeps_no_credit_and_its_debt_fades, setup),
