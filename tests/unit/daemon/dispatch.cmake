@@ -2,7 +2,10 @@
 kvpool_test(test_tensor unit SOURCES test_tensor.c LIBS kvpool_daemon)
 kvpool_test(test_order unit SOURCES test_order.c LIBS kvpool_daemon)
 kvpool_test(test_engine unit SOURCES test_engine.c engine_rig.c LIBS kvpool_daemon)
+kvpool_test(test_engine_clients unit SOURCES test_engine_clients.c engine_rig.c LIBS kvpool_daemon)
 kvpool_test(test_histogram unit SOURCES test_histogram.c LIBS kvpool_daemon)
+kvpool_test(test_sched unit SOURCES test_sched.c LIBS kvpool_daemon)
+kvpool_test(test_slice unit SOURCES test_slice.c LIBS kvpool_daemon m)
 kvpool_test(test_fdsock unit SOURCES test_fdsock.c LIBS kvpool_daemon)
 # What counts allocations on the loop thread, see fixture.c.
 set(dispatch_wrap LINKER:--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=reallocarray)
