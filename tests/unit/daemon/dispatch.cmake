@@ -3,6 +3,7 @@ kvpool_test(test_tensor unit SOURCES test_tensor.c LIBS kvpool_daemon)
 kvpool_test(test_order unit SOURCES test_order.c LIBS kvpool_daemon)
 kvpool_test(test_engine unit SOURCES test_engine.c LIBS kvpool_daemon)
 kvpool_test(test_fdsock unit SOURCES test_fdsock.c LIBS kvpool_daemon)
+kvpool_test(test_tracer unit SOURCES test_tracer.c LIBS kvpool_daemon)
 # What counts allocations on the loop thread, see fixture.c.
 set(dispatch_wrap LINKER:--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=reallocarray)
 foreach(name test_session test_requests test_dispatch test_layers)
