@@ -1,13 +1,16 @@
 # Source files of dispatch, relative to this folder.
 set(KVPOOL_DISPATCH_SOURCES
+    cost.c
     dispatch.c
     engine.c
     fdsock.c
     groups.c
+    histogram.c
     job.c
     ops_attn.c
     ops_fd.c
     ops_pool.c
+    ops_prefix.c
     ops_seq.c
     ops_session.c
     ops_step.c
@@ -17,9 +20,11 @@ set(KVPOOL_DISPATCH_SOURCES
     pools.c
     presence.c
     region.c
+    sched.c
     session.c
     session_access.c
     session_grace.c
+    slice.c
     stats.c
     tensor.c
     trace.c

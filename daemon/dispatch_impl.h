@@ -38,7 +38,8 @@ struct request {
     struct server_req *req;
     struct proto_msg msg;
     bool header_ok;
-    bool over_limit;         // the client had max_inflight requests when it came
+    bool over_limit;         // the client had max_inflight requests when it came,
+    bool over_share;         // or more than its share of the daemon's
     int status;              // of parsing
     struct err err;          // with it
     struct session *session; // of the connection it came on; in its inflight count. Or NULL
@@ -79,7 +80,8 @@ struct dispatch {
     // Scratch, used within one call.
     struct core_item items[PROTO_MAX_BATCH];
     uint64_t handles[PROTO_MAX_BATCH];
-    _Alignas(8) uint8_t records[PROTO_MAX_LIST * sizeof(struct proto_pool_info)];
+    uint32_t tokens[PROTO_MAX_TOKENS];
+    _Alignas(8) uint8_t records[PROTO_MAX_LIST * sizeof(struct proto_ns_info)];
     uint8_t reply[PROTO_MAX_MESSAGE];
 };
 
@@ -96,6 +98,11 @@ void request_run(struct dispatch *d, struct request *r);
 
 // Gives the job to the engine on its session's stream; it holds session and pool from here on.
 void job_submit(struct job *job);
+// The same for an effects job, which may turn out to have nothing to do.
+void job_submit_effects(struct job *job, struct dispatch *d, struct session *s, uint64_t pool);
+
+// What a job for the pool is cut with.
+struct slicer dispatch_slicer(struct dispatch *d, const struct pool *pool);
 
 // After an operation that changed core: verifies its invariants in builds with assertions.
 #ifdef NDEBUG
@@ -124,6 +131,14 @@ int op_seq_truncate(struct dispatch *d, struct request *r, struct err *err);
 int op_seq_free(struct dispatch *d, struct request *r, struct err *err);
 int op_seq_stat(struct dispatch *d, struct request *r, struct err *err);
 int op_seq_list(struct dispatch *d, struct request *r, struct err *err);
+int op_seq_release(struct dispatch *d, struct request *r, struct err *err);
+// ops_prefix.c
+int op_seq_open(struct dispatch *d, struct request *r, struct err *err);
+int op_seq_priority(struct dispatch *d, struct request *r, struct err *err);
+int op_prefix_pin(struct dispatch *d, struct request *r, struct err *err);
+int op_prefix_unpin(struct dispatch *d, struct request *r, struct err *err);
+int op_cache_clear(struct dispatch *d, struct request *r, struct err *err);
+int op_pool_usage(struct dispatch *d, struct request *r, struct err *err);
 // ops_step.c
 int op_step_begin(struct dispatch *d, struct request *r, struct err *err);
 int op_step_commit(struct dispatch *d, struct request *r, struct err *err);

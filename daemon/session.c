@@ -55,9 +55,12 @@ int session_open(struct dispatch *d, struct fdsock_conn *conn, const char *name,
     status = engine_ops(d->engine)->stream_open(engine_backend(d->engine), &s->stream, err);
     if (status != 0)
         goto close_pidfd;
-    status = core_session_open(d->core, s->pid, s->uid, s->name, s->token, &s->handle, err);
+    status = engine_client_open(d->engine, 1, &s->engine, err);
     if (status != 0)
         goto close_stream;
+    status = core_session_open(d->core, s->pid, s->uid, s->name, s->token, &s->handle, err);
+    if (status != 0)
+        goto close_engine_client;
     status = presence_open(d->loop, pidfd, on_process_ended, s, &s->presence, err);
     if (status != 0)
         goto close_core_session;
@@ -70,6 +73,8 @@ int session_open(struct dispatch *d, struct fdsock_conn *conn, const char *name,
     return 0;
 close_core_session:
     core_session_close(d->core, s->handle, NULL);
+close_engine_client:
+    engine_client_close(s->engine);
 close_stream:
     engine_ops(d->engine)->stream_close(engine_backend(d->engine), s->stream);
 close_pidfd:
@@ -174,6 +179,8 @@ void session_end(struct session *s, enum session_end_reason reason, uint64_t sin
     }
     if (s->pipe != NULL)
         answer_waiting(d, s->pipe, &err);
+    if (reason == SESSION_PROCESS || reason == SESSION_HANGUP)
+        engine_client_cancel(s->engine); // nobody waits for it, and its pages wait for the jobs
     session_reap(s);
 }
 
@@ -197,6 +204,7 @@ bool session_reap(struct session *s) {
     if (died)
         stats_reclaimed(&d->stats, took);
     region_free_all(d->regions, s->handle);
+    engine_client_close(s->engine);
     engine_ops(d->engine)->stream_close(engine_backend(d->engine), s->stream);
     if (s->pipe != NULL) {
         if (died)
