@@ -249,8 +249,7 @@ static void seal(struct policy_sim *s, uint32_t i, uint64_t key) {
         return;
     }
     uint32_t parent = i > 0 ? s->row[i - 1] : NONE;
-    s->pages[p] =
-        (struct page){.key = key, .parent = parent, .sealed = true, .referenced = true};
+    s->pages[p] = (struct page){.key = key, .parent = parent, .sealed = true, .referenced = true};
     if (parent != NONE) {
         s->pages[parent].children++;
     }
