@@ -302,13 +302,43 @@ static void several_workers_share_a_pool_that_is_too_small_for_them(void **state
     assert_true(number("errors") == 0);
     assert_true(number("nospace") > 0);
     assert_true(number("output_tokens") == 150 * 40);
-    // None fits: each is an error, and it ends.
-    assert_int_equal(kvpool("trace replay %s --pages 30 --workers 3 --limit 10", path), 1);
-    assert_true(number("errors") == 10);
-    assert_non_null(strstr(out, "NOSPACE"));
     // The private pool is gone.
     assert_int_equal(kvpool("pools"), 0);
     assert_null(strstr(out, "replay-"));
+}
+
+static void what_never_fits_is_an_error_and_ends(void **state) {
+    (void)state;
+    char path[256];
+    kvpool_client *client = client_open(&kvd);
+    kvpool_pool_config config = KVPOOL_POOL_CONFIG_INIT;
+    kvpool_step_args begin = KVPOOL_STEP_ARGS_INIT;
+    kvpool_seq seq;
+    kvpool_step step;
+    const uint32_t tokens = 8 * PAGE;
+    config.name = "held";
+    config.layers = 1;
+    config.kv_heads = 1;
+    config.head_dim = 8;
+    config.page_size = PAGE;
+    config.dtype = KVPOOL_FP16;
+    config.num_pages = 40;
+    expect_ok(client, kvpool_pool_create(client, &config, &begin.pool));
+    expect_ok(client, kvpool_seq_create(client, begin.pool, 1, &seq));
+    begin.n = 1;
+    begin.seqs = &seq;
+    begin.new_tokens = &tokens;
+    expect_ok(client, kvpool_step_begin(client, &begin, &step, NULL)); // holds 8 of 40 pages
+    file_path("tight.jsonl", path);
+    assert_int_equal(kvpool("trace replay %s --pool held --workers 3 --limit 10", path), 1);
+    assert_true(number("errors") == 10);
+    assert_true(number("requests") == 0);
+    assert_non_null(strstr(out, "(KVPOOL_E_NOSPACE)"));
+    assert_int_equal(kvpool("trace replay %s --pages 34 --limit 2", path),
+                     1); // longer than any row
+    assert_true(number("errors") == 2);
+    assert_non_null(strstr(out, "(KVPOOL_E_INVAL)"));
+    kvpool_close(client);
 }
 
 static void replay_keeps_the_traces_time(void **state) {
@@ -350,6 +380,7 @@ int main(void) {
         cmocka_unit_test(what_was_recorded_can_be_replayed),
         cmocka_unit_test(tokens_are_recorded_only_when_asked_for),
         cmocka_unit_test(several_workers_share_a_pool_that_is_too_small_for_them),
+        cmocka_unit_test(what_never_fits_is_an_error_and_ends),
         cmocka_unit_test(replay_keeps_the_traces_time),
         cmocka_unit_test(figures_of_the_cache_are_shown),
     };
