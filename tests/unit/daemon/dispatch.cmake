@@ -7,6 +7,7 @@ kvpool_test(test_histogram unit SOURCES test_histogram.c LIBS kvpool_daemon)
 kvpool_test(test_sched unit SOURCES test_sched.c LIBS kvpool_daemon)
 kvpool_test(test_slice unit SOURCES test_slice.c LIBS kvpool_daemon m)
 kvpool_test(test_fdsock unit SOURCES test_fdsock.c LIBS kvpool_daemon)
+kvpool_test(test_tracer unit SOURCES test_tracer.c LIBS kvpool_daemon)
 # What counts allocations on the loop thread, see fixture.c.
 set(dispatch_wrap LINKER:--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=reallocarray)
 foreach(name test_grace test_session test_tenants test_requests test_dispatch test_layers)
