@@ -15,6 +15,7 @@
 
 #include "daemon/log.h"
 
+#include <stdatomic.h>
 #include <stdlib.h>
 
 struct queue {
@@ -32,8 +33,10 @@ struct engine {
     // Under the lock.
     struct queue submitted, finished, refused;
     uint32_t accepted;
-    bool stopping; // set by engine_stop: end when `submitted` is empty
-    bool refusing; // the backend refused a program
+    bool stopping;                    // set by engine_stop: end when `submitted` is empty
+    bool refusing;                    // the backend refused a program
+    uint32_t unfinished;              // submitted or accepted
+    atomic_uint_least64_t stalled_ns; // written under the lock, see engine_stalled_since
     // The loop thread's.
     struct engine_job *oldest, *newest;
     uint32_t inflight;
@@ -56,6 +59,11 @@ static struct queue queue_take(struct queue *q) {
     return taken;
 }
 
+// A job is finished: the clock of stalled_ns begins anew. Under the lock.
+static void advance(struct engine *e) {
+    atomic_store(&e->stalled_ns, --e->unfinished > 0 ? uv_hrtime() : 0);
+}
+
 // backend_done_fn: any thread, possibly inside submit.
 static void completed(void *arg, int status) {
     struct engine_job *job = arg;
@@ -63,6 +71,7 @@ static void completed(void *arg, int status) {
     uv_mutex_lock(&e->lock);
     job->status = status;
     queue_push(&e->finished, job);
+    advance(e);
     if (--e->accepted == 0)
         uv_cond_signal(&e->idle);
     uv_async_send(&e->async);
@@ -74,6 +83,7 @@ static void refuse(struct engine *e, struct engine_job *job) {
     e->refusing = true;
     job->status = KVPOOL_E_BACKEND;
     queue_push(&e->refused, job);
+    advance(e);
     if (--e->accepted == 0)
         uv_cond_signal(&e->idle);
     uv_async_send(&e->async);
@@ -239,6 +249,8 @@ void engine_submit(struct engine *e, struct engine_job *job) {
         uv_async_send(&e->async);
     } else {
         queue_push(&e->submitted, job);
+        if (e->unfinished++ == 0)
+            atomic_store(&e->stalled_ns, job->since_ns);
         uv_cond_signal(&e->wake);
     }
     uv_mutex_unlock(&e->lock);
@@ -250,6 +262,10 @@ uint32_t engine_inflight(const struct engine *e) {
 
 uint64_t engine_busy_since(const struct engine *e) {
     return e->oldest != NULL ? e->oldest->since_ns : 0;
+}
+
+uint64_t engine_stalled_since(const struct engine *e) {
+    return atomic_load(&e->stalled_ns);
 }
 
 void engine_stop(struct engine *e) {

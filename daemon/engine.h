@@ -12,7 +12,7 @@
 //  loop.
 //  3. After a sticky backend failure every job is done with KVPOOL_E_BACKEND.
 //  4. engine_close returns only when the device thread has ended; nothing is in flight by then.
-// Threads: all functions are the loop thread's.
+// Threads: all functions are the loop thread's, but for engine_stalled_since.
 #ifndef KVPOOL_DAEMON_ENGINE_H
 #define KVPOOL_DAEMON_ENGINE_H
 
@@ -41,6 +41,9 @@ void engine_submit(struct engine *e, struct engine_job *job);
 uint32_t engine_inflight(const struct engine *e);
 // uv_hrtime() since when the oldest unfinished job has been running; 0 when idle. For health.
 uint64_t engine_busy_since(const struct engine *e);
+// uv_hrtime() since when the device thread has had work without finishing any; 0: no work. Any
+// thread, at once.
+uint64_t engine_stalled_since(const struct engine *e);
 // Ends the device thread, waits for what is in flight and calls every outstanding `done`; jobs
 // submitted from then on are done with KVPOOL_E_SHUTDOWN. After it the backend's objects may be
 // closed. Idempotent. With engine_close the only function that blocks.
