@@ -3,6 +3,7 @@ set(KVPOOL_DISPATCH_SOURCES
     dispatch.c
     engine.c
     fdsock.c
+    histogram.c
     job.c
     ops_attn.c
     ops_fd.c

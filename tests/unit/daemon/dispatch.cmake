@@ -3,6 +3,7 @@ kvpool_test(test_tensor unit SOURCES test_tensor.c LIBS kvpool_daemon)
 kvpool_test(test_order unit SOURCES test_order.c LIBS kvpool_daemon)
 kvpool_test(test_engine unit SOURCES test_engine.c LIBS kvpool_daemon)
 kvpool_test(test_http unit SOURCES test_http.c httpget.c LIBS kvpool_daemon)
+kvpool_test(test_histogram unit SOURCES test_histogram.c LIBS kvpool_daemon)
 kvpool_test(test_fdsock unit SOURCES test_fdsock.c LIBS kvpool_daemon)
 # What counts allocations on the loop thread, see fixture.c.
 set(dispatch_wrap LINKER:--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=reallocarray)
