@@ -445,7 +445,7 @@ static int open_socket(struct server *s, struct err *err) {
     if (rv != 0) {
         return err_set(err, KVPOOL_E_SYSTEM, "cannot open a REP socket: %s", nng_strerror(rv));
     }
-    rv = nng_socket_set_size(s->socket, NNG_OPT_RECVMAXSZ, PROTO_MAX_MESSAGE + REQ_HEADER);
+    rv = nng_socket_set_size(s->socket, NNG_OPT_RECVMAXSZ, PROTO_MAX_REQUEST + REQ_HEADER);
     if (rv == 0) {
         rv = nng_pipe_notify(s->socket, NNG_PIPE_EV_ADD_PRE, on_pipe_event, s);
     }
