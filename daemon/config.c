@@ -10,6 +10,7 @@
 
 #include "daemon/config_flags.h"
 #include "daemon/config_table.h"
+#include "daemon/http.h"
 #include "kernels/backend.h"
 #include "proto/proto.h"
 
@@ -174,6 +175,7 @@ static int check_pool_bytes(const struct config *c, struct err *err) {
 static int check(const struct config *c, struct err *err) {
     const size_t limit = sizeof((struct sockaddr_un *)0)->sun_path - 1;
     const size_t path = strlen(c->dir) + 1 + strlen(PROTO_CONTROL_SOCKET);
+    int rc;
     if (path > limit) {
         return err_set(err, KVPOOL_E_INVAL,
                        "dir: socket path %.60s.../" PROTO_CONTROL_SOCKET
@@ -190,6 +192,10 @@ static int check(const struct config *c, struct err *err) {
         return err_set(err, KVPOOL_E_INVAL,
                        "device (%s) contradicts backend cpu (%s), which has no devices",
                        source_of(c, "device"), source_of(c, "backend"));
+    }
+    rc = http_address_check(c->http, c->http_public != 0, err);
+    if (rc != 0) {
+        return rc;
     }
     if (core_block_size(&c->limits) == 0) {
         return err_set(err, KVPOOL_E_INVAL,

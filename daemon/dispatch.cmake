@@ -5,6 +5,8 @@ set(KVPOOL_DISPATCH_SOURCES
     fdsock.c
     histogram.c
     job.c
+    metrics.c
+    observe.c
     ops_attn.c
     ops_fd.c
     ops_pool.c
@@ -18,6 +20,7 @@ set(KVPOOL_DISPATCH_SOURCES
     region.c
     session.c
     stats.c
+    step_clock.c
     tensor.c
 )
 # What they link beside the packages of kvpool_daemon: sqrtf.

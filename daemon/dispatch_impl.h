@@ -19,6 +19,7 @@
 #include "daemon/dispatch.h"
 #include "daemon/engine.h"
 #include "daemon/fdsock.h"
+#include "daemon/histogram.h"
 #include "daemon/job.h"
 #include "daemon/order.h"
 #include "daemon/pipes.h"
@@ -26,6 +27,7 @@
 #include "daemon/region.h"
 #include "daemon/session.h"
 #include "daemon/stats.h"
+#include "daemon/step_clock.h"
 #include "proto/proto.h"
 
 #include <assert.h>
@@ -61,7 +63,9 @@ struct dispatch {
     struct fdsock *fdsock;
     struct session_table sessions;
     struct stats stats;
-    struct request *requests; // [num_requests]
+    struct step_clock *step_clock;
+    struct histogram step_time; // begin to commit
+    struct request *requests;   // [num_requests]
     struct request *free_requests;
     uint32_t num_requests, outstanding, waiting; // waiting: for an earlier seq
     uv_timer_t tick;                             // every second: leaks

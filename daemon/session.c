@@ -179,6 +179,7 @@ bool session_reap(struct session *s) {
         return false;
     }
     uint64_t now = uv_hrtime(), took = now - s->ended_ns;
+    step_clock_forget(d->step_clock, s->handle);
     dispatch_verify(d);
     bool died = s->reason == SESSION_PROCESS || s->reason == SESSION_HANGUP;
     if (died)

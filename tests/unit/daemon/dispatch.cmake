@@ -2,6 +2,8 @@
 kvpool_test(test_tensor unit SOURCES test_tensor.c LIBS kvpool_daemon)
 kvpool_test(test_order unit SOURCES test_order.c LIBS kvpool_daemon)
 kvpool_test(test_engine unit SOURCES test_engine.c LIBS kvpool_daemon)
+kvpool_test(test_metrics unit SOURCES test_metrics.c promcheck.c LIBS kvpool_daemon
+    ARGS ${PROJECT_SOURCE_DIR}/docs)
 kvpool_test(test_http unit SOURCES test_http.c httpget.c LIBS kvpool_daemon)
 kvpool_test(test_histogram unit SOURCES test_histogram.c LIBS kvpool_daemon)
 kvpool_test(test_fdsock unit SOURCES test_fdsock.c LIBS kvpool_daemon)
