@@ -213,6 +213,7 @@ void dispatch_request(void *arg_dispatch, struct server_req *req) {
         r->over_limit = s->inflight >= d->config->max_inflight;
         s->inflight++;
         s->requests++;
+        s->heard_ns = uv_hrtime();
     }
     if (s != NULL && !s->dying && r->header_ok && r->msg.header.seq != 0)
         run_in_order(d, p, r);
@@ -357,6 +358,7 @@ static int open_backend(struct dispatch *d, const struct backend_ops *backend, s
     struct pools_config pools_config = {.core = d->core,
                                         .backend = b,
                                         .ops = backend,
+                                        .access = &config->access,
                                         .max_pools = config->limits.max_pools,
                                         .max_bytes = config->max_pool_bytes};
     status = pools_open(&pools_config, &d->pools, err);
@@ -377,10 +379,14 @@ int dispatch_open_with(uv_loop_t *loop, const struct config *config,
     d->started_ns = uv_hrtime();
     uv_timer_init(loop, &d->tick);
     uv_timer_init(loop, &d->order_timer);
-    d->timers = 2;
+    uv_timer_init(loop, &d->grace_timer);
+    d->timers = 3;
     d->tick.data = d;
+    d->grace_timer.data = d;
     d->order_timer.data = d;
     int status = open_core(d, err);
+    if (status == 0 && config->credentials[0] != '\0')
+        status = credentials_load(config->credentials, &d->credentials, err);
     if (status == 0)
         status = open_tables(d, err);
     if (status == 0)
@@ -430,6 +436,21 @@ bool dispatch_healthy(const struct dispatch *d) {
     return since == 0 || uv_hrtime() - since < STUCK_NS;
 }
 
+void dispatch_reload(struct dispatch *d) {
+    const char *path = d->config->credentials;
+    struct credentials *fresh = NULL;
+    struct err err;
+    if (path[0] != '\0' && credentials_load(path, &fresh, &err) != 0) {
+        log_error("credentials.reload", "result=kept error=\"%s\"", err.text);
+    } else {
+        credentials_free(d->credentials);
+        d->credentials = fresh;
+        if (fresh != NULL)
+            log_info("credentials.reload", "result=ok secrets=%u", credentials_count(fresh));
+    }
+    session_grace_arm(d);
+}
+
 void dispatch_drain(struct dispatch *d) {
     d->draining = true;
 }
@@ -467,6 +488,8 @@ void dispatch_close(struct dispatch *d) {
         munmap(d->block, d->block_size);
     free(d->sessions.slots);
     free(d->requests);
+    credentials_free(d->credentials);
     uv_close((uv_handle_t *)&d->tick, on_timer_closed);
+    uv_close((uv_handle_t *)&d->grace_timer, on_timer_closed);
     uv_close((uv_handle_t *)&d->order_timer, on_timer_closed);
 }

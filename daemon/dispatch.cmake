@@ -4,6 +4,7 @@ set(KVPOOL_DISPATCH_SOURCES
     engine.c
     fdsock.c
     histogram.c
+    groups.c
     job.c
     metrics.c
     observe.c
@@ -19,6 +20,8 @@ set(KVPOOL_DISPATCH_SOURCES
     presence.c
     region.c
     session.c
+    session_access.c
+    session_grace.c
     stats.c
     step_clock.c
     tensor.c

@@ -41,6 +41,10 @@ void dispatch_observe(struct dispatch *d, core_event_fn fn,
                       void *arg);                          // core_observe; NULL: nobody
 uint64_t dispatch_stalled_since(const void *arg_dispatch); // a health_device_fn: any thread
 
+// The configuration has changed: reads the credentials again (what is wrong with them goes to the
+// log, and the old ones stay).
+void dispatch_reload(struct dispatch *d);
+
 // From now on new sessions and new steps are refused (KVPOOL_E_SHUTDOWN); work in flight finishes.
 void dispatch_drain(struct dispatch *d);
 bool dispatch_idle(const struct dispatch *d); // nothing in flight, nothing parked

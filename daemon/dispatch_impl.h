@@ -16,6 +16,7 @@
 #ifndef KVPOOL_DAEMON_DISPATCH_IMPL_H
 #define KVPOOL_DAEMON_DISPATCH_IMPL_H
 
+#include "daemon/credentials.h"
 #include "daemon/dispatch.h"
 #include "daemon/engine.h"
 #include "daemon/fdsock.h"
@@ -62,6 +63,7 @@ struct dispatch {
     struct pipes *pipes;
     struct fdsock *fdsock;
     struct session_table sessions;
+    struct credentials *credentials; // NULL: none configured
     struct stats stats;
     struct step_clock *step_clock;
     struct histogram step_time; // begin to commit
@@ -70,6 +72,7 @@ struct dispatch {
     uint32_t num_requests, outstanding, waiting; // waiting: for an earlier seq
     uv_timer_t tick;                             // every second: leaks
     uv_timer_t order_timer;                      // while requests wait for an earlier seq
+    uv_timer_t grace_timer;                      // while sessions are detached
     int timers;                                  // not closed yet
     bool draining, closing;
     uint32_t max_batch; // of one request: core's limit and the protocol's

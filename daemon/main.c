@@ -161,6 +161,7 @@ static void reload(struct daemon *d) {
     } else {
         log_level_set(d->config.log_level);
         log_report(report);
+        dispatch_reload(d->dispatch);
         log_notice("config.reload", "result=ok file=\"%s\"", d->config.file);
     }
     notify_send("READY=1");

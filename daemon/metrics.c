@@ -206,7 +206,7 @@ static const struct ns_series ns_series[] = {
     NS("dropped_pages_total", "counter", counters.dropped, "Cached pages dropped on request."),
     NS("refused_total", "counter", counters.refused, "Operations refused for want of pages."),
     NS("namespace_reserve_pages", "gauge", config.reserve, "Pages it can always have."),
-    NS("namespace_limit_pages", "gauge", config.limit, "Pages it has at most; 0: all of the pool."),
+    NS("namespace_limit_pages", "gauge", config.limit, "Pages it has at most."),
     NS("namespace_sequences", "gauge", seqs, "Sequences of the namespace."),
 };
 

@@ -20,9 +20,12 @@ static int check_n(const struct dispatch *d, uint32_t n, struct err *err) {
 
 int op_seq_create(struct dispatch *d, struct request *r, struct err *err) {
     const struct proto_seq_create *c = &r->msg.body.seq_create;
+    uint32_t ns;
     int status = check_n(d, c->n, err);
     if (status == 0)
-        status = core_seq_create(d->core, r->session->handle, c->pool, 0, c->n, d->handles, err);
+        status = session_pool_ns(r->session, c->pool, &ns, err);
+    if (status == 0)
+        status = core_seq_create(d->core, r->session->handle, c->pool, ns, c->n, d->handles, err);
     if (status != 0)
         return status;
     dispatch_verify(d);
@@ -120,6 +123,10 @@ int op_seq_list(struct dispatch *d, struct request *r, struct err *err) {
     struct core_seq_info info;
     while (n < max && core_seq_next(d->core, &cursor, &info)) {
         struct proto_seq_info record;
+        const struct session *owner = session_find(d, info.session);
+        if (!session_is_admin(r->session) &&
+            (owner == NULL || !session_same_tenant(r->session, owner)))
+            continue;
         fill(&info, &record);
         memcpy(d->records + n++ * sizeof record, &record, sizeof record);
     }

@@ -40,7 +40,10 @@ int op_step_begin(struct dispatch *d, struct request *r, struct err *err) {
         d->items[i] = (struct core_item){.seq = item.seq, .tokens = item.tokens};
     }
     struct job *job;
-    int status = job_get(d->jobs, JOB_EFFECTS, &job, err);
+    uint32_t ns;
+    int status = session_pool_ns(s, b->pool, &ns, err);
+    if (status == 0)
+        status = job_get(d->jobs, JOB_EFFECTS, &job, err);
     if (status != 0)
         return status;
     struct core_step_info info;

@@ -28,7 +28,10 @@ static const struct core_limits limits = {.max_pools = MODEL_POOLS,
                                           .max_steps = MODEL_STEPS,
                                           .max_session_steps = 2,
                                           .max_batch = MODEL_BATCH,
-                                          .max_table_entries = MODEL_ENTRIES};
+                                          .max_table_entries = MODEL_ENTRIES,
+                                          .max_pages = 1024,
+                                          .max_page_tokens = 16384,
+                                          .max_pins = 8};
 
 static _Alignas(4096) uint8_t block[BLOCK_MAX];
 static struct {

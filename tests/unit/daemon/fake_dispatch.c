@@ -114,6 +114,10 @@ uint64_t dispatch_epoch(const struct dispatch *d) {
     return 42;
 }
 
+void dispatch_reload(struct dispatch *d) {
+    (void)d;
+}
+
 void dispatch_drain(struct dispatch *d) {
     (void)d;
 }
