@@ -58,16 +58,19 @@ static void histogram(struct text *t, const char *name, const char *labels,
 }
 
 static void add_histograms(const struct metrics *m, struct text *t) {
+    char labels[64];
     head(t, "step_seconds", "histogram", "Time from the begin of a step to its commit.");
     histogram(t, "step_seconds", "", m->step);
     head(t, "queue_wait_seconds", "histogram",
-         "Time from the submission of work to its start on the device thread.");
-    histogram(t, "queue_wait_seconds", "", m->queue_wait);
-    head(t, "run_seconds", "histogram", "Run time of work on the device, by kind.");
-    for (uint32_t i = 0; i < m->num_runs; i++) {
-        char labels[64];
-        snprintf(labels, sizeof labels, "kind=\"%s\"", m->runs[i].kind);
-        histogram(t, "run_seconds", labels, m->runs[i].time);
+         "Time from the submission of work to its start on the device, by kind.");
+    for (uint32_t i = 0; i < m->num_work; i++) {
+        snprintf(labels, sizeof labels, "kind=\"%s\"", m->work[i].kind);
+        histogram(t, "queue_wait_seconds", labels, m->work[i].wait);
+    }
+    head(t, "run_seconds", "histogram", "Time that the device took for work, by kind.");
+    for (uint32_t i = 0; i < m->num_work; i++) {
+        snprintf(labels, sizeof labels, "kind=\"%s\"", m->work[i].kind);
+        histogram(t, "run_seconds", labels, m->work[i].run);
     }
 }
 

@@ -24,9 +24,9 @@ struct metrics_pool {
     uint32_t num_ns;
 };
 
-struct metrics_run { // run times of one kind of work
+struct metrics_work { // one kind of work of the device
     const char *kind;
-    const struct histogram *time;
+    const struct histogram *wait, *run; // until its first slice starts; on the device
 };
 
 struct metrics {
@@ -37,9 +37,9 @@ struct metrics {
     const struct stats *stats;
     const struct metrics_pool *pools; // [num_pools]
     uint32_t num_pools;
-    const struct histogram *step, *queue_wait;
-    const struct metrics_run *runs; // [num_runs]
-    uint32_t num_runs;
+    const struct histogram *step;
+    const struct metrics_work *work; // [num_work]
+    uint32_t num_work;
 };
 
 void metrics_format(const struct metrics *m, struct text *t);

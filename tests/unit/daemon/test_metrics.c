@@ -24,8 +24,8 @@ static const char *docs;
 
 static struct {
     struct stats stats;
-    struct histogram step, wait, run[2];
-    struct metrics_run runs[2];
+    struct histogram step, wait[2], run[2];
+    struct metrics_work work[2];
     struct core_ns_info ns[3];
     struct metrics_pool pools[2];
     struct metrics m;
@@ -35,15 +35,14 @@ static struct {
 static int setup(void **state) {
     (void)state;
     memset(&t, 0, sizeof t);
-    t.runs[0] = (struct metrics_run){"decode", &t.run[0]};
-    t.runs[1] = (struct metrics_run){"prefill", &t.run[1]};
+    t.work[0] = (struct metrics_work){"decode", &t.wait[0], &t.run[0]};
+    t.work[1] = (struct metrics_work){"prefill", &t.wait[1], &t.run[1]};
     t.m = (struct metrics){.version = "1.2.3",
                            .backend = "cpu",
                            .stats = &t.stats,
                            .step = &t.step,
-                           .queue_wait = &t.wait,
-                           .runs = t.runs,
-                           .num_runs = 2};
+                           .work = t.work,
+                           .num_work = 2};
     return 0;
 }
 
@@ -108,7 +107,7 @@ static void every_series_is_there_from_the_first_scrape(void **state) {
     }
     for (uint64_t ns = 1; ns < 1ull << 40; ns *= 3) {
         histogram_add(&t.step, ns);
-        histogram_add(&t.wait, ns);
+        histogram_add(&t.wait[1], ns);
         histogram_add(&t.run[0], ns);
     }
     memset(&t.ns[0].counters, 0xff, sizeof t.ns[0].counters);
@@ -118,7 +117,7 @@ static void every_series_is_there_from_the_first_scrape(void **state) {
 
 static void a_daemon_without_pools_has_well_formed_metrics(void **state) {
     (void)state;
-    t.m.num_runs = 0;
+    t.m.num_work = 0;
     format();
     assert_false(prom_has(t.text.data, "kvpool_pool_pages"));
     assert_true(prom_has(t.text.data, "kvpool_clients"));
@@ -228,6 +227,7 @@ static void histograms_are_cumulative(void **state) {
     histogram_add(&t.step, 20000);
     histogram_add(&t.step, 60000000000ull);
     histogram_add(&t.run[1], 1000000);
+    histogram_add(&t.wait[0], 30000);
     format();
     is("kvpool_step_seconds_bucket{le=\"1e-05\"}", 1);
     is("kvpool_step_seconds_bucket{le=\"2.5e-05\"}", 3);
@@ -239,6 +239,9 @@ static void histograms_are_cumulative(void **state) {
     is("kvpool_run_seconds_bucket{kind=\"prefill\",le=\"0.001\"}", 1);
     is("kvpool_run_seconds_sum{kind=\"prefill\"}", 0.001);
     is("kvpool_run_seconds_count{kind=\"decode\"}", 0);
+    is("kvpool_queue_wait_seconds_bucket{kind=\"decode\",le=\"2.5e-05\"}", 0);
+    is("kvpool_queue_wait_seconds_bucket{kind=\"decode\",le=\"5e-05\"}", 1);
+    is("kvpool_queue_wait_seconds_count{kind=\"prefill\"}", 0);
 }
 
 static void label_values_are_escaped(void **state) {
