@@ -31,8 +31,8 @@ void dispatch_pipe(void *arg_dispatch, uint32_t pipe, uint32_t pid, bool gone); 
 const char *dispatch_backend(const struct dispatch *d);   // one line for the start-up log
 uint64_t dispatch_leaked_pipes(const struct dispatch *d); // deaths minus REM events
 uint64_t dispatch_epoch(const struct dispatch *d);
-// False when the device thread's oldest job is older than 30 s: main then stops feeding systemd's
-// watchdog, and the service is restarted.
+// False when the device thread has work and has not advanced for 30 s: main then stops feeding
+// systemd's watchdog, and the service is restarted.
 bool dispatch_healthy(const struct dispatch *d);
 
 // Writes all figures as Prometheus text; `events`: recorded so far.

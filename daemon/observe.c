@@ -24,7 +24,12 @@ static bool collect_ns(const struct core *c, struct metrics_pool *pool) {
 void dispatch_metrics(struct dispatch *d, uint64_t events, struct text *t) {
     struct metrics_pool *pools = calloc(d->config->limits.max_pools, sizeof *pools);
     struct core_totals totals;
+    const struct engine_stats *engine = engine_stats(d->engine);
+    struct metrics_work work[COST_KINDS];
     uint32_t cursor = 0;
+    for (uint32_t i = 0; i < COST_KINDS; i++)
+        work[i] = (struct metrics_work){cost_kind_name((enum cost_kind)i), &engine->wait[i],
+                                        &engine->run[i]};
     core_totals(d->core, &totals);
     struct metrics m = {
         .version = config_version(),
@@ -41,6 +46,8 @@ void dispatch_metrics(struct dispatch *d, uint64_t events, struct text *t) {
         .stats = &d->stats,
         .pools = pools,
         .step = &d->step_time,
+        .work = work,
+        .num_work = COST_KINDS,
     };
     t->failed = t->failed || pools == NULL;
     while (!t->failed && m.num_pools < d->config->limits.max_pools &&
@@ -61,5 +68,9 @@ void dispatch_observe(struct dispatch *d, core_event_fn fn, void *arg) {
 
 uint64_t dispatch_stalled_since(const void *arg_dispatch) {
     const struct dispatch *d = arg_dispatch;
-    return engine_stalled_since(d->engine);
+    struct engine_progress p;
+    engine_progress(d->engine, &p);
+    if (!p.busy)
+        return 0;
+    return p.last_ns > p.busy_since_ns ? p.last_ns : p.busy_since_ns;
 }

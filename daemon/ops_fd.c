@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// ops_fd.c: the operations of the fd socket: FD_HELLO, FD_OPEN, regions, BYE. All are answered at
-// once.
+// ops_fd.c: the operations of the fd socket: FD_HELLO, FD_OPEN, regions, BYE, TRACE. All are answered
+// at once.
 // Thread: loop thread.
 #include "daemon/dispatch_impl.h"
 #include "daemon/log.h"
@@ -76,7 +76,7 @@ static int open_session(struct dispatch *d, struct fdsock_conn *conn, const stru
                         struct err *err) {
     const struct proto_fd_open *open = &msg->body.fd_open;
     struct session *s;
-    const char *identity = NULL;
+    const char *identity = "";
     uint32_t version;
     if (conn->user != NULL)
         return err_set(err, KVPOOL_E_STATE, "this connection has a session");
@@ -137,6 +137,18 @@ static int bye(struct dispatch *d, struct fdsock_conn *conn, const struct proto_
     return 0;
 }
 
+static int trace(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg,
+                 struct err *err) {
+    struct proto_trace_reply reply;
+    int fd;
+    int status = fd_trace(d, conn, msg, &fd, &reply, err);
+    if (status != 0)
+        return status;
+    reply_packet(d, conn, msg, &reply, sizeof reply, fd);
+    close(fd);
+    return 0;
+}
+
 static int run(struct dispatch *d, struct fdsock_conn *conn, const struct fdsock_packet *packet,
                struct proto_msg *msg, bool *ret_header_ok, struct err *err) {
     int status =
@@ -165,6 +177,8 @@ static int run(struct dispatch *d, struct fdsock_conn *conn, const struct fdsock
         return free_region(d, conn, msg, err);
     case PROTO_BYE:
         return bye(d, conn, msg, err);
+    case PROTO_TRACE:
+        return trace(d, conn, msg, err);
     default:
         return err_set(err, KVPOOL_E_UNSUPPORTED, "operation %u", msg->header.op);
     }

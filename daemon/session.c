@@ -55,9 +55,12 @@ int session_open(struct dispatch *d, struct fdsock_conn *conn, const char *name,
     status = engine_ops(d->engine)->stream_open(engine_backend(d->engine), &s->stream, err);
     if (status != 0)
         goto close_pidfd;
-    status = core_session_open(d->core, s->pid, s->uid, s->name, s->token, &s->handle, err);
+    status = engine_client_open(d->engine, 1, &s->engine, err);
     if (status != 0)
         goto close_stream;
+    status = core_session_open(d->core, s->pid, s->uid, s->name, s->token, &s->handle, err);
+    if (status != 0)
+        goto close_engine_client;
     status = presence_open(d->loop, pidfd, on_process_ended, s, &s->presence, err);
     if (status != 0)
         goto close_core_session;
@@ -70,6 +73,8 @@ int session_open(struct dispatch *d, struct fdsock_conn *conn, const char *name,
     return 0;
 close_core_session:
     core_session_close(d->core, s->handle, NULL);
+close_engine_client:
+    engine_client_close(s->engine);
 close_stream:
     engine_ops(d->engine)->stream_close(engine_backend(d->engine), s->stream);
 close_pidfd:
@@ -174,6 +179,8 @@ void session_end(struct session *s, enum session_end_reason reason, uint64_t sin
     }
     if (s->pipe != NULL)
         answer_waiting(d, s->pipe, &err);
+    if (reason == SESSION_PROCESS || reason == SESSION_HANGUP)
+        engine_client_cancel(s->engine); // nobody waits for it, and its pages wait for the jobs
     session_reap(s);
 }
 
@@ -182,10 +189,14 @@ bool session_reap(struct session *s) {
         return false;
     struct dispatch *d = s->d;
     struct err err = {0};
+    if (d->trace.count != 0)
+        trace_closing(d, s->handle);
     if (core_session_close(d->core, s->handle, &err) != 0) {
         log_error("session.close", "session=0x%" PRIx64 " error=\"%s\"", s->handle, err.text);
         return false;
     }
+    if (d->trace.count != 0)
+        trace_closed(d, s->handle);
     uint64_t now = uv_hrtime(), took = now - s->ended_ns;
     step_clock_forget(d->step_clock, s->handle);
     dispatch_verify(d);
@@ -194,6 +205,7 @@ bool session_reap(struct session *s) {
     if (died)
         stats_reclaimed(&d->stats, took);
     region_free_all(d->regions, s->handle);
+    engine_client_close(s->engine);
     engine_ops(d->engine)->stream_close(engine_backend(d->engine), s->stream);
     if (s->pipe != NULL) {
         if (died)

@@ -31,6 +31,7 @@
 
 #include "daemon/access.h"
 #include "daemon/core/core.h"
+#include "daemon/engine.h"
 #include "daemon/fdsock.h"
 #include "daemon/pipes.h"
 #include "daemon/presence.h"
@@ -67,6 +68,7 @@ struct session {
     struct presence *presence;
     struct pipe *pipe; // NULL: not bound
     struct backend_stream *stream;
+    struct engine_client *engine; // its queue
     struct region_quota quota;
     uint32_t inflight;                         // requests received and not answered
     uint32_t jobs;                             // in the engine

@@ -24,9 +24,10 @@ int args_read(void *dst, size_t known, const void *src, const char *name, struct
 
 int args_read_grown(void *dst, size_t known, size_t first, const void *src, const char *name,
                     struct err *err) {
-    size_t size = 0;
-    if (src != NULL)
-        memcpy(&size, src, sizeof size);
+    if (src == NULL)
+        return err_set(err, KVPOOL_E_INVAL, "%s is NULL", name);
+    size_t size;
+    memcpy(&size, src, sizeof size);
     if (size != first)
         return args_read(dst, known, src, name, err);
     memcpy(dst, src, first);

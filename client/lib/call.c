@@ -31,9 +31,14 @@ int call_start(kvpool_client *c, const struct call *call, bool nowait, int64_t d
         int rc = client_ensure(c, call->need, deadline_ns, &link, &session, err);
         if (rc != 0)
             return rc;
-        if (call->feature != 0 && !client_can(c, call->feature))
+        if (call->feature != 0 && !client_can(c, call->feature)) {
+            if (!fdsock_alive(c->fdsock)) { // what another instance can is not known yet
+                transport_break(c->transport, "the session's fd socket is gone");
+                continue;
+            }
             return err_set(err, KVPOOL_E_UNSUPPORTED, "this daemon has no prefix sharing (%s)",
                            proto_op_name(call->message.op));
+        }
         if (is_begin(call->message.op)) {
             rc = learn_step(c, call, &learned, err);
             if (rc != 0)

@@ -313,7 +313,6 @@ static int open_new(struct fdsock *f, const char *dir, const struct fdsock_who *
     snprintf(open.name, sizeof open.name, "%s", who->name);
     snprintf(open.credential, sizeof open.credential, "%s", who->credential);
     int rc = open_with(f, dir, PROTO_FD_OPEN, &open, sizeof open, deadline_ns, ret, err);
-    explicit_bzero(&open, sizeof open);
     if (rc == KVPOOL_E_UNSUPPORTED)
         return err_set(err, rc, "this daemon takes no credentials");
     return rc;
@@ -339,7 +338,7 @@ int fdsock_resume(struct fdsock *f, const char *dir, const char *name,
     snprintf(open.name, sizeof open.name, "%s", name);
     memcpy(open.token, id->token, sizeof open.token);
     f->epoch = id->epoch;
-    struct proto_fd_hello_reply reply;
+    struct proto_fd_hello_reply reply = {0};
     int rc = open_with(f, dir, PROTO_FD_OPEN, &open, sizeof open, deadline_ns, &reply, err);
     if (rc == 0 && (reply.session != id->session || reply.epoch != id->epoch)) {
         close_socket(f);

@@ -243,7 +243,7 @@ uint32_t core_drop_step(struct core *c, uint32_t step, struct core_delta *deltas
 int core_rebuild(struct core *c, struct err *err);
 int core_rebuild_pages(struct core *c, struct err *err); // its last part
 
-// check.c and check_cache.c: the live tables against those of a core rebuilt from the same block.
+// check.c and check_sealed.c: the live tables against those of a core rebuilt from the same block.
 __attribute__((format(printf, 2, 3))) int core_violated(struct err *err, const char *fmt, ...);
 int core_compare_cache(const struct core *live, const struct core *want, struct err *err);
 

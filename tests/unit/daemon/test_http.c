@@ -90,7 +90,9 @@ static struct {
     bool big;        // metrics of a megabyte
     bool fail;       // metrics run out of memory
     atomic_int scrapes;
+    struct engine_client *client;
     struct engine_job job[3];
+    struct slice slices[3];
 } t;
 
 static void on_beat(uv_timer_t *timer) {
@@ -123,12 +125,19 @@ static void on_async(uv_async_t *async) {
         return;
     case SUBMIT:
         for (int i = 0; i < 3; i++) {
-            t.job[i] = (struct engine_job){.stream = &stream, .done = on_job};
+            t.slices[i] = (struct slice){.program = {.n = 1}, .estimate_ns = 1000};
+            t.job[i] = (struct engine_job){.client = t.client,
+                                           .stream = &stream,
+                                           .slices = &t.slices[i],
+                                           .num_slices = 1,
+                                           .done = on_job};
             engine_submit(t.engine, &t.job[i]);
         }
         break;
     case END:
         t.closed = http_close(t.http);
+        engine_stop(t.engine);
+        engine_client_close(t.client);
         engine_close(t.engine);
         uv_close((uv_handle_t *)&t.beat, NULL);
         uv_close((uv_handle_t *)&t.async, NULL);
@@ -144,7 +153,9 @@ static void command(enum command what) {
 }
 
 static uint64_t device(const void *arg) {
-    return engine_stalled_since(arg);
+    struct engine_progress p;
+    engine_progress(arg, &p);
+    return p.busy ? (p.last_ns > p.busy_since_ns ? p.last_ns : p.busy_since_ns) : 0;
 }
 
 static uint64_t no_device(const void *arg) {
@@ -170,6 +181,7 @@ static int setup(void **state) {
     uv_timer_init(&t.loop, &t.beat);
     uv_async_init(&t.loop, &t.async, on_async);
     assert_int_equal(0, engine_open(&t.loop, &fake, &config, &t.engine, &err));
+    assert_int_equal(0, engine_client_open(t.engine, 1, &t.client, &err));
     health_init(&t.health, DEADLINE_MS, device, t.engine);
     if (http_open(&t.loop, "127.0.0.1:0", false, &t.health, metrics, &t, &t.http, &err) != 0) {
         fail_msg("http_open: %s", err.text);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// check_cache.c: the part of core_check that is about sealed pages: cache, index and accounts of a
+// check_sealed.c: the part of core_check that is about sealed pages: cache, index and accounts of a
 // live core against those of one that was rebuilt from the same block.
 #include "daemon/core/state.h"
 
