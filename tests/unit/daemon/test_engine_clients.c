@@ -133,15 +133,18 @@ static void a_decode_behind_a_finished_prefill_goes_first(void **state) {
     (void)state;
     rig.late = rig.held = true;
     rig_open();
-    rig_job(0, 0, 1, SCHED_BULK, 2000000);
-    rig_job(1, 0, 1, SCHED_LATENCY, 1000);
-    rig_job(2, 1, 2, SCHED_BULK, 1000);
-    rig_submit(0, 3);
+    rig_job(0, 0, 1, SCHED_BULK, 1000);
+    rig_job(1, 0, 1, SCHED_BULK, 5000000);
+    rig_job(2, 0, 1, SCHED_LATENCY, 1000);
+    rig_job(3, 1, RIG_SLICES, SCHED_BULK, 600000);
+    rig_submit(0, 4);
     wait_submitted(1);
+    while (next_client() != 0) { // until job 1
+    }
     assert_int_equal(next_client(), 0);
     assert_int_equal(next_client(), 1);
     rig_release(SIZE_MAX);
-    rig_run_until(3);
+    rig_run_until(4);
     rig_close();
 }
 
