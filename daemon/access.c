@@ -92,7 +92,7 @@ int access_resolve(const struct access_rules *rules, const char *pool, const str
 
 uint32_t access_pages(const struct access_amount *amount, uint32_t num_pages) {
     uint64_t pages;
-    if (!amount->percent) {
+    if (amount->percent == 0) {
         return amount->value;
     }
     pages = (uint64_t)num_pages * amount->value / 100;

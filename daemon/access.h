@@ -26,6 +26,7 @@
 #define ACCESS_MAX_POOLS 16
 #define ACCESS_MAX_NAMESPACES 128 // of all pools
 
+// Without padding, so that equal rules are equal bytes.
 struct access_list { // some clients: users, groups, identities
     uint32_t num_uids, num_gids, num_identities;
     uint32_t uids[ACCESS_MAX_IDS], gids[ACCESS_MAX_IDS];
@@ -34,7 +35,7 @@ struct access_list { // some clients: users, groups, identities
 
 struct access_amount { // of a pool's pages
     uint32_t value;
-    bool percent;
+    uint32_t percent; // 1: value is one; 0: it is pages
 };
 
 struct access_ns {

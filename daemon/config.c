@@ -364,7 +364,7 @@ int config_reload(struct config *live, int argc, char **argv, char *report, size
     if (!same_pools(live, fresh) && report_size > 0) {
         add_line(report, report_size, "pools: other [pool] sections -> needs a restart");
     }
-    // Both were zeroed before they were filled, so that equal rules are equal bytes.
+    // Unused parts are zero in both.
     if (memcmp(&live->access, &fresh->access, sizeof live->access) != 0 && report_size > 0) {
         add_line(report, report_size,
                  "access: other access lists or [namespace] sections -> needs a restart");

@@ -328,7 +328,7 @@ int config_ns_check(const struct config *config, uint32_t i, struct err *err) {
         if (strcmp(other->pool, ns->pool) != 0) {
             continue;
         }
-        if (num_pages != 0 || other->reserve.percent) {
+        if (num_pages != 0 || other->reserve.percent != 0) {
             reserves += access_pages(&other->reserve, num_pages != 0 ? num_pages : 100);
         }
         if (k == i) {
@@ -386,7 +386,7 @@ void config_list_print(const char *prefix, const struct access_list *list,
 static void print_amount(const char *key, const struct access_amount *amount,
                          void (*line)(const char *key, const char *value)) {
     char value[16];
-    snprintf(value, sizeof value, "%" PRIu32 "%s", amount->value, amount->percent ? "%" : "");
+    snprintf(value, sizeof value, "%" PRIu32 "%s", amount->value, amount->percent != 0 ? "%" : "");
     line(key, value);
 }
 

@@ -75,7 +75,7 @@ static int find_session(const struct dispatch *d, const struct proto_fd_open *op
 static int open_session(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg,
                         struct err *err) {
     const struct proto_fd_open *open = &msg->body.fd_open;
-    struct session *s;
+    struct session *s = NULL;
     const char *identity = "";
     uint32_t version;
     if (conn->user != NULL)
@@ -96,6 +96,7 @@ static int open_session(struct dispatch *d, struct fdsock_conn *conn, const stru
         log_info("session.refused", "pid=%u uid=%u error=\"%s\"", conn->pid, conn->uid, err->text);
         return status;
     }
+    assert(s != NULL);
     conn->user = s;
     s->requests++;
     reply_session(d, conn, msg, s, version, open->features);

@@ -62,6 +62,8 @@ int op_seq_open(struct dispatch *d, struct request *r, struct err *err) {
     status = job_set_effects(job, d->core, &effects, err);
     assert(status == 0); // reserved
     dispatch_verify(d);
+    if (d->trace.count != 0 && seq != 0)
+        trace_opened(d, r, seq, open.ns, d->tokens, matched);
     job->writes_rows = true;
     job_submit_effects(job, d, r->session, o->pool);
     reply_open(d, r, seq, matched);

@@ -76,7 +76,6 @@ int session_attach(struct session *s, struct fdsock_conn *conn, struct err *err)
     s->conn = conn;
     s->detached = false;
     s->heard_ns = uv_hrtime();
-    conn->user = s;
     log_info("session.attach", "session=0x%" PRIx64 " pid=%u name=\"%s\"", s->handle, s->pid,
              s->name);
     session_grace_arm(s->d);

@@ -14,7 +14,7 @@
 //  2. A worker that is out of pages frees its sequence before it waits, so that no two wait for each
 //     other; it begins the line again when another one's is done. With nobody else at work the line
 //     is an error.
-//  3. Every line is counted once: done, or an error.
+//  3. Every line that was begun is counted once: done, or an error.
 // Thread: replay_run is called from one thread and starts its own.
 #ifndef KVPOOL_CMD_REPLAY_H
 #define KVPOOL_CMD_REPLAY_H

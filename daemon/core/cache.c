@@ -249,6 +249,7 @@ uint32_t cache_evict(struct cache *c, uint32_t ns, uint32_t n, uint32_t *ret_pag
         }
         struct entry *e = &c->entries[page];
         uint32_t where = e->where;
+        c->looked_at++;
         prefetch(c, e);
         take_out(c, page);
         if (e->referenced) {

@@ -11,7 +11,8 @@
 //  1. A page is in at most one list, that of its namespace and class.
 //  2. A cached page is in a list, or blocked and has children. LRU: a referenced one is in no list.
 //  3. `children` is the number of sealed pages whose parent it is; a parent is sealed.
-//  4. `ahead` is a page number or CACHE_NONE, and nothing else is relied upon.
+//  4. looked_at grows by at most as many as there were releases, hits and last children gone.
+//  5. `ahead` is a page number or CACHE_NONE, and nothing else is relied upon.
 // Thread: the loop thread.
 #ifndef KVPOOL_DAEMON_CORE_CACHE_IMPL_H
 #define KVPOOL_DAEMON_CORE_CACHE_IMPL_H
@@ -49,6 +50,7 @@ struct cache {
     struct entry *entries;
     uint64_t *tags;       // [num_pages], S3-FIFO only
     struct ghosts ghosts; // S3-FIFO only
+    uint64_t looked_at; // pages that eviction has come to, evicted ones included
     uint32_t cached[CACHE_NAMESPACES];
     struct list lists[CACHE_NAMESPACES][CACHE_CLASSES][KINDS];
 };

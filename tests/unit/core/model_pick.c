@@ -57,7 +57,7 @@ uint64_t run_pick_pool(struct run *r) {
 uint32_t run_pick_ns(struct run *r, int pool) {
     uint32_t n = pool >= 0 ? r->m.pools[pool].num_ns : 1;
     return run_chance(r, 1)    ? n + run_below(r, 2) * CORE_MAX_NAMESPACES
-           : run_chance(r, 50) ? 0
+           : run_chance(r, 25) ? 0
                                : run_below(r, n);
 }
 

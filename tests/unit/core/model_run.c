@@ -159,7 +159,7 @@ static const struct {
     {"prefix pin", run_prefix_pin, 6},
     {"prefix unpin", run_prefix_unpin, 5},
     {"expire", run_expire, 6},
-    {"namespace", run_ns, 6},
+    {"namespace", run_ns, 8},
     {"clear", run_clear, 1},
 };
 

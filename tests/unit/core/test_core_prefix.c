@@ -332,8 +332,8 @@ static void a_full_pool_of_used_pages_is_out_of_space(void **state) {
     uint64_t big = 0;
     assert_ok(f, core_seq_create(f->core, f->session, f->pool, 0, 1, &big, &f->err));
     const struct core_item item = {big, (FIXTURE_PAGES - 2) * PAGE};
-    int rc = core_step_begin(f->core, f->session, 5, f->pool, 1, &item, NULL, &f->info,
-                             &f->effects, &f->err);
+    int rc = core_step_begin(f->core, f->session, 5, f->pool, 1, &item, NULL, &f->info, &f->effects,
+                             &f->err);
     assert_int_equal(f->err.detail, 1);
     assert_fails(f, KVPOOL_E_NOSPACE, "13 free", rc);
     assert_int_equal(probe(f, 0, 2, 8), 8); // nothing was evicted in vain

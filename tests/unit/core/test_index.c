@@ -232,8 +232,8 @@ static void without_memory_it_does_not_open(void **state) {
 static void big_memory_is_zeroed_and_refuses_what_cannot_be(void **state) {
     (void)state;
     assert_null(bigmem_open(0, 8));
-    assert_null(bigmem_open(SIZE_MAX / 2, 3)); // overflows
-    assert_null(bigmem_open(SIZE_MAX / 8, 4)); // more than there are addresses
+    assert_null(bigmem_open(((size_t)1 << 61) + 1, 8)); // 8 bytes, but for the overflow
+    assert_null(bigmem_open(SIZE_MAX / 8, 4));          // more than there are addresses
     uint8_t *memory = bigmem_open(3, (size_t)1 << 20);
     assert_non_null(memory);
     assert_int_equal((uintptr_t)memory % 64, 0);

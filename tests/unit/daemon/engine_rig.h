@@ -14,7 +14,7 @@
 #define RIG_JOBS 2000
 #define RIG_SLICES 8
 #define RIG_CLIENTS 4
-#define RIG_SUBMITTED (RIG_JOBS * 2)
+#define RIG_SUBMITTED (RIG_JOBS * 4)
 
 // How the backend behaves; set before rig_open.
 struct rig_backend {

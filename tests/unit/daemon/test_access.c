@@ -166,11 +166,11 @@ static void an_empty_identity_matches_nothing(void **state) {
 
 static void amounts_are_pages_or_percent(void **state) {
     (void)state;
-    assert_int_equal(70, access_pages(&(struct access_amount){70, false}, 10));
-    assert_int_equal(2, access_pages(&(struct access_amount){25, true}, 10));
-    assert_int_equal(0, access_pages(&(struct access_amount){0, true}, 10));
-    assert_int_equal(1, access_pages(&(struct access_amount){1, true}, 10)); // not 0: "no limit"
-    assert_int_equal(UINT32_MAX, access_pages(&(struct access_amount){100, true}, UINT32_MAX));
+    assert_int_equal(70, access_pages(&(struct access_amount){70, 0}, 10));
+    assert_int_equal(2, access_pages(&(struct access_amount){25, 1}, 10));
+    assert_int_equal(0, access_pages(&(struct access_amount){0, 1}, 10));
+    assert_int_equal(1, access_pages(&(struct access_amount){1, 1}, 10)); // not 0: "no limit"
+    assert_int_equal(UINT32_MAX, access_pages(&(struct access_amount){100, 1}, UINT32_MAX));
 }
 
 static void secrets_are_compared_whole(void **state) {

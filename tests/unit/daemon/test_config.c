@@ -390,8 +390,8 @@ static void access_lists_and_namespaces_are_read(void **state) {
     assert_int_equal(8, ns->members.gids[0]);
     assert_int_equal(2, ns->members.num_identities);
     assert_string_equal("y", ns->members.identities[1]);
-    assert_true(ns->reserve.percent && ns->reserve.value == 25);
-    assert_true(!ns->limit.percent && ns->limit.value == 16);
+    assert_true(ns->reserve.percent == 1 && ns->reserve.value == 25);
+    assert_true(ns->limit.percent == 0 && ns->limit.value == 16);
     assert_int_equal(3, ns->weight);
     assert_string_equal("later", ns[1].pool);
     assert_int_equal(1, ns[1].weight);

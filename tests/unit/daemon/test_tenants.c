@@ -18,6 +18,8 @@ enum { ALICE = 2001, BOB = 2002, EVE = 2003, NOBODY = 65534, TEAM = 3001 };
 
 static struct fixture fx;
 static struct client alice, bob, carol, team, eve, root;
+enum { NUM_TENANTS = 4, NUM_CLIENTS = 6 }; // tenants first
+static struct client *const all[NUM_CLIENTS] = {&alice, &bob, &carol, &team, &eve, &root};
 static uint64_t tenants, open_pool; // pools
 static char secrets[64];
 
@@ -66,8 +68,8 @@ static int setup(void **state) {
     add_uid(&add_ns("tenants", "a")->members, ALICE);
     struct access_ns *b = add_ns("tenants", "b");
     add_uid(&b->members, BOB);
-    b->reserve = (struct access_amount){25, true};
-    b->limit = (struct access_amount){32, false};
+    b->reserve = (struct access_amount){25, 1};
+    b->limit = (struct access_amount){32, 0};
     b->weight = 3;
     snprintf(b->group, sizeof b->group, "share");
     add_identity(&add_ns("tenants", "c")->members, "carol");
@@ -90,8 +92,7 @@ static int setup(void **state) {
 
 static int teardown(void **state) {
     (void)state;
-    struct client *const all[] = {&alice, &bob, &carol, &team, &eve, &root};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+    for (size_t i = 0; i < NUM_CLIENTS; i++)
         close(all[i]->fd);
     fixture_stop(&fx);
     return unlink(secrets);
@@ -155,8 +156,7 @@ static void each_client_has_the_namespace_of_its_user_group_or_identity(void **s
     assert_string_equal(ns_name(&team, tenants), "t");
     assert_string_equal(ns_name(&eve, tenants), "");
     assert_string_equal(ns_name(&root, tenants), ""); // an admin is not a tenant
-    struct client *const all[] = {&alice, &bob, &carol, &team, &eve, &root};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+    for (size_t i = 0; i < NUM_CLIENTS; i++)
         assert_string_equal(ns_name(all[i], open_pool), "default");
     uint32_t ns;
     assert_int_equal(session_pool_ns(session_of(&root), open_pool + 1, &ns, NULL), KVPOOL_E_STALE);
@@ -165,8 +165,7 @@ static void each_client_has_the_namespace_of_its_user_group_or_identity(void **s
 
 static void a_new_sequence_belongs_to_its_clients_namespace(void **state) {
     (void)state;
-    struct client *const all[] = {&alice, &bob, &carol, &team};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
+    for (size_t i = 0; i < NUM_TENANTS; i++) {
         uint64_t seq;
         uint32_t ns;
         struct core_seq_info info;
@@ -199,7 +198,7 @@ static void a_pool_that_a_client_makes_gets_its_namespaces(void **state) {
     add_uid(&add_ns("later", "mine")->members, BOB);
     struct access_ns *ns = add_ns("toosmall", "mine");
     add_uid(&ns->members, BOB);
-    ns->reserve = (struct access_amount){2000000, false};
+    ns->reserve = (struct access_amount){2000000, 0};
     struct err err;
     uint64_t pool;
     assert_int_equal(pool_create(&alice, "later", 16, &err), KVPOOL_E_PERM);
