@@ -7,7 +7,8 @@
 
 #define FIRST_OPS ((size_t)64)
 #define FIRST_IDS ((size_t)1024)
-#define KEEP_IDS ((size_t)64 * 1024) // larger buffers are not kept
+#define KEEP_OPS ((size_t)1024) // larger buffers are not kept
+#define KEEP_IDS ((size_t)64 * 1024)
 
 struct jobs {
     struct job *free[JOB_KINDS];
@@ -16,6 +17,7 @@ struct jobs {
 
 static void job_free(struct job *job) {
     free(job->ids);
+    free(job->slices);
     free(job->ops);
     free(job->qo_indptr);
     free(job->kv_len);
@@ -29,20 +31,19 @@ static struct job *job_make(enum job_kind kind, uint32_t max_batch) {
     if (job == NULL)
         return NULL;
     job->kind = kind;
-    bool made;
+    job->ops_cap = FIRST_OPS;
+    job->ids_cap = FIRST_IDS;
+    job->ops = calloc(job->ops_cap, sizeof *job->ops);
+    job->slices = calloc(job->ops_cap, sizeof *job->slices);
+    job->ids = calloc(job->ids_cap, sizeof *job->ids);
+    bool made = job->ops != NULL && job->slices != NULL && job->ids != NULL;
     if (kind == JOB_ATTENTION) {
         job->items = calloc(max_batch, sizeof *job->items);
         job->rows = calloc(max_batch, sizeof *job->rows);
         job->kv_len = calloc(max_batch, sizeof *job->kv_len);
         job->qo_indptr = calloc((size_t)max_batch + 1, sizeof *job->qo_indptr);
-        made = job->items != NULL && job->rows != NULL && job->kv_len != NULL &&
+        made = made && job->items != NULL && job->rows != NULL && job->kv_len != NULL &&
                job->qo_indptr != NULL;
-    } else {
-        job->ops_cap = FIRST_OPS;
-        job->ids_cap = FIRST_IDS;
-        job->ops = calloc(job->ops_cap, sizeof *job->ops);
-        job->ids = calloc(job->ids_cap, sizeof *job->ids);
-        made = job->ops != NULL && job->ids != NULL;
     }
     if (made)
         return job;
@@ -104,6 +105,7 @@ int job_get(struct jobs *js, enum job_kind kind, struct job **ret, struct err *e
                         .kv_len = job->kv_len,
                         .qo_indptr = job->qo_indptr,
                         .ops = job->ops,
+                        .slices = job->slices,
                         .ids = job->ids,
                         .ops_cap = job->ops_cap,
                         .ids_cap = job->ids_cap};
@@ -118,6 +120,13 @@ void job_put(struct jobs *js, struct job *job) {
         job->ids = NULL;
         job->ids_cap = 0;
     }
+    if (job->ops_cap > KEEP_OPS) {
+        free(job->ops);
+        free(job->slices);
+        job->ops = NULL;
+        job->slices = NULL;
+        job->ops_cap = 0;
+    }
     job->next_free = js->free[job->kind];
     js->free[job->kind] = job;
 }
@@ -130,26 +139,58 @@ void job_set_batch(struct job *job, const struct core_batch *batch, struct backe
         .n = batch->n, .rows = job->rows, .kv_len = job->kv_len, .qo_indptr = job->qo_indptr};
 }
 
-int job_reserve(struct job *job, size_t n, size_t num_ids, struct err *err) {
-    size_t ops = n + 1;           // and the copy
-    size_t ids = num_ids + 2 * n; // and its sources and destinations
+// Room for so many ops, as many slices, and words. What they held is gone.
+static int grow(struct job *job, size_t ops, size_t words, const char *what, struct err *err) {
     if (ops > job->ops_cap) {
         ops += ops / 2;
         struct backend_op *grown = reallocarray(job->ops, ops, sizeof *grown);
         if (grown == NULL)
-            return err_set(err, KVPOOL_E_NOMEM, "effects of %zu sequences: no memory", n);
+            goto no_memory;
         job->ops = grown;
+        struct slice *slices = reallocarray(job->slices, ops, sizeof *slices);
+        if (slices == NULL)
+            goto no_memory;
+        job->slices = slices;
         job->ops_cap = ops;
     }
-    if (ids > job->ids_cap) {
-        ids += ids / 2;
-        uint32_t *grown = reallocarray(job->ids, ids, sizeof *grown);
+    if (words > job->ids_cap) {
+        words += words / 2;
+        uint32_t *grown = reallocarray(job->ids, words, sizeof *grown);
         if (grown == NULL)
-            return err_set(err, KVPOOL_E_NOMEM, "effects on %zu pages: no memory", num_ids);
+            goto no_memory;
         job->ids = grown;
-        job->ids_cap = ids;
+        job->ids_cap = words;
     }
     return 0;
+no_memory:
+    return err_set(err, KVPOOL_E_NOMEM, "%s: no memory", what);
+}
+
+static void group(struct job *job, const struct slicer *slicer, uint32_t n) {
+    job->engine.program = (struct backend_program){.pool = slicer->pool, .ops = job->ops, .n = n};
+    job->engine.slices = job->slices;
+    job->engine.num_slices = slice_group(slicer, job->ops, n, job->slices);
+}
+
+int job_set_ops(struct job *job, const struct slicer *slicer, const struct backend_op *ops,
+                uint32_t n, struct err *err) {
+    struct slice_need need = {0};
+    for (uint32_t i = 0; i < n; i++)
+        slice_need(slicer, &ops[i], &need);
+    int status = grow(job, need.ops, need.words, "slices of a batch", err);
+    if (status != 0)
+        return status;
+    uint32_t *words = job->ids, num_ops = 0;
+    for (uint32_t i = 0; i < n; i++)
+        num_ops += slice_cut(slicer, &ops[i], job->ops + num_ops, &words);
+    group(job, slicer, num_ops);
+    return 0;
+}
+
+int job_reserve(struct job *job, size_t n, size_t num_ids, struct err *err) {
+    // A table op and a page copied for each sequence, the copies one by one at worst; and the
+    // copies' sources and destinations.
+    return grow(job, 2 * n + 1, num_ids + 2 * n, "effects", err);
 }
 
 int job_set_effects(struct job *job, const struct core *core, const struct core_effects *effects,
@@ -187,4 +228,14 @@ int job_set_effects(struct job *job, const struct core *core, const struct core_
     job->engine.program.ops = job->ops;
     job->engine.program.n = num_ops;
     return 0;
+}
+
+void job_cut_effects(struct job *job, const struct slicer *slicer) {
+    uint32_t n = job->engine.program.n;
+    if (n > 0 && job->ops[n - 1].kind == BACKEND_COPY) { // the copies come last
+        struct backend_op whole = job->ops[n - 1];
+        uint32_t *words = job->ids; // copies take none
+        n = n - 1 + slice_cut(slicer, &whole, job->ops + n - 1, &words);
+    }
+    group(job, slicer, n);
 }

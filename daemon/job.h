@@ -5,6 +5,8 @@
 //   attention job: [APPEND][ATTEND] over arrays of one batch          (has a request to answer)
 //   effects job:   [TABLE]... [COPY] that core decided in begin, fork or abort   (nobody waits)
 //
+// On its way it is cut into slices (slice.h): the engine may run another client's between two.
+//
 // Invariants
 //  1. A job owns every array its program points to.
 //  2. While it is in the engine it holds: its session (session->jobs), its pool (inflight), its
@@ -18,6 +20,7 @@
 #include "daemon/engine.h"
 #include "daemon/pools.h"
 #include "daemon/region.h"
+#include "daemon/slice.h"
 
 #define JOB_MAX_REGIONS 5 // q, k, v, out, lse
 
@@ -45,9 +48,10 @@ struct job {
     // Of an attention job: [max_batch] each, qo_indptr one more.
     struct core_item *items;
     uint32_t *rows, *kv_len, *qo_indptr;
-    struct backend_op attention[2];
-    // Of an effects job: grown on demand.
+    // The program and its slices; ids: page ids of effects, or the pieces' own arrays. Grown on
+    // demand.
     struct backend_op *ops;
+    struct slice *slices; // [ops_cap]
     uint32_t *ids;
     size_t ops_cap, ids_cap;
 };
@@ -66,6 +70,10 @@ void job_put(struct jobs *js, struct job *job);
 // Copies a batch of core's and points `ret` at the copy. batch->n <= max_batch.
 void job_set_batch(struct job *job, const struct core_batch *batch, struct backend_batch *ret);
 
+// Cuts n ops over the job's batch, which together are its program. Errors: NOMEM.
+int job_set_ops(struct job *job, const struct slicer *slicer, const struct backend_op *ops,
+                uint32_t n, struct err *err);
+
 // Makes room for the effects of an operation on n sequences and num_ids page ids, so that
 // job_set_effects cannot fail. Errors: NOMEM.
 int job_reserve(struct job *job, size_t n, size_t num_ids, struct err *err);
@@ -73,5 +81,8 @@ int job_reserve(struct job *job, size_t n, size_t num_ids, struct err *err);
 // Copies core's effects as the job's program. Reserves by itself. Errors: NOMEM.
 int job_set_effects(struct job *job, const struct core *core, const struct core_effects *effects,
                     struct err *err);
+
+// Cuts the effects; their room was reserved.
+void job_cut_effects(struct job *job, const struct slicer *slicer);
 
 #endif

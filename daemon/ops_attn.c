@@ -1,7 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // ops_attn.c: APPEND, PREFILL, DECODE: one layer of one batch becomes one job.
 //
-//   resolve the batch -> check numbers -> resolve and check tensors     nothing has changed yet
+//   resolve the batch -> check numbers -> resolve and check tensors -> cut into slices
+//                                                                       nothing has changed yet
 //   -> hold step or sequences, regions -> submit [APPEND][ATTEND]
 //
 // Invariants
@@ -49,6 +50,10 @@ static int find_batch(struct dispatch *d, struct request *r, struct job *job,
         proto_record(&r->msg, i, &item);
         job->items[i] = (struct core_item){.seq = item.seq, .tokens = item.tokens};
     }
+    uint32_t ns;
+    int status = session_pool_ns(s, a->pool, &ns, err);
+    if (status != 0)
+        return status;
     return core_batch_make(d->core, s->handle, a->pool, r->msg.count, job->items, ret, err);
 }
 
@@ -133,29 +138,33 @@ static int check_tensors(struct dispatch *d, const struct session *s, const stru
     return 0;
 }
 
-static void make_program(struct job *job, const struct proto_attn *a, float sm_scale,
-                         const struct backend_batch *batch, const struct tensors *t) {
+// Returns how many of [APPEND][ATTEND] the request wants.
+static uint32_t make_ops(const struct proto_attn *a, float sm_scale,
+                         const struct backend_batch *batch, const struct tensors *t,
+                         struct backend_op ret[2]) {
     uint32_t n = 0;
     if (t->regions[K] != NULL)
-        job->attention[n++] = (struct backend_op){
+        ret[n++] = (struct backend_op){
             .kind = BACKEND_APPEND,
             .u.append = {
                 .layer = a->layer, .batch = *batch, .k = t->backend[K], .v = t->backend[V]}};
     if (t->regions[Q] != NULL)
-        job->attention[n++] =
-            (struct backend_op){.kind = BACKEND_ATTEND,
-                                .u.attend = {.layer = a->layer,
-                                             .qo_heads = a->qo_heads,
-                                             .causal = (a->flags & KVPOOL_ATTN_CAUSAL) != 0,
-                                             .sm_scale = sm_scale,
-                                             .soft_cap = a->soft_cap,
-                                             .window_left = a->window_left,
-                                             .batch = *batch,
-                                             .q = t->backend[Q],
-                                             .out = t->backend[OUT],
-                                             .lse = t->backend[LSE]}};
-    job->engine.program.ops = job->attention;
-    job->engine.program.n = n;
+        ret[n++] = (struct backend_op){.kind = BACKEND_ATTEND,
+                                       .u.attend = {.layer = a->layer,
+                                                    .qo_heads = a->qo_heads,
+                                                    .causal = (a->flags & KVPOOL_ATTN_CAUSAL) != 0,
+                                                    .sm_scale = sm_scale,
+                                                    .soft_cap = a->soft_cap,
+                                                    .window_left = a->window_left,
+                                                    .batch = *batch,
+                                                    .q = t->backend[Q],
+                                                    .out = t->backend[OUT],
+                                                    .lse = t->backend[LSE]}};
+    return n;
+}
+
+static enum cost_kind kind_of(uint16_t op) {
+    return op == PROTO_APPEND ? COST_APPEND : op == PROTO_DECODE ? COST_DECODE : COST_PREFILL;
 }
 
 int op_attention(struct dispatch *d, struct request *r, struct err *err) {
@@ -163,6 +172,7 @@ int op_attention(struct dispatch *d, struct request *r, struct err *err) {
     struct session *s = r->session;
     struct core_batch batch = {0};
     struct backend_batch backend_batch;
+    struct backend_op ops[2];
     struct tensors tensors = {0};
     struct job *job;
     float sm_scale = 0;
@@ -180,7 +190,11 @@ int op_attention(struct dispatch *d, struct request *r, struct err *err) {
     if (status != 0)
         goto put_job;
     job_set_batch(job, &batch, &backend_batch);
-    make_program(job, a, sm_scale, &backend_batch, &tensors);
+    uint32_t num_ops = make_ops(a, sm_scale, &backend_batch, &tensors, ops);
+    struct slicer slicer = dispatch_slicer(d, pool);
+    status = job_set_ops(job, &slicer, ops, num_ops, err);
+    if (status != 0)
+        goto put_job;
     if (a->step != 0)
         status = core_step_hold(d->core, s->handle, a->step, err);
     else
@@ -195,6 +209,10 @@ int op_attention(struct dispatch *d, struct request *r, struct err *err) {
     job->num_items = a->step != 0 ? 0 : r->msg.count;
     job->appends = tensors.regions[K] != NULL;
     job->layer = a->layer;
+    job->engine.kind = kind_of(r->msg.header.op);
+    job->engine.class = r->msg.header.op == PROTO_PREFILL || batch.max_q_len > PROTO_DECODE_MAX_Q
+                            ? SCHED_BULK
+                            : SCHED_LATENCY;
     for (int i = 0; i < NUM_TENSORS; i++) {
         if (tensors.regions[i] == NULL)
             continue;

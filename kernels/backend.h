@@ -30,7 +30,7 @@
 
 #include "proto/err.h"
 
-#define BACKEND_API_VERSION 1u
+#define BACKEND_API_VERSION 2u
 
 struct backend;        // one opened device
 struct backend_mem;    // exportable memory (a region)
@@ -99,6 +99,9 @@ struct backend_attend_op { // semantics: "Attention" in include/kvpool/kvpool.h
     float soft_cap;      // 0: none
     int32_t window_left; // -1: none
     struct backend_batch batch;
+    // One sequence's queries a..b of a longer op, a a multiple of row_block's queries: their bits are
+    // those that they have in the longer op.
+    bool part;
     struct backend_tensor q, out; // [nnz][qo_heads][head_dim]
     struct backend_tensor lse;    // fp32 [nnz][qo_heads], mem NULL: none
 };
@@ -125,12 +128,21 @@ typedef void (*backend_done_fn)(void *arg, int status);
 struct backend_ops {
     const char *name;     // "cpu", "cuda"
     uint32_t api_version; // BACKEND_API_VERSION
+    // Programs that keep it busy: so many are submitted before the first is done. 1, or 0: submit
+    // runs the program itself.
+    uint32_t window;
+    // A row is one query token of one query head; the rows of the heads that share a K/V head are
+    // worked on in blocks of so many. Where a causal ATTEND is cut between blocks the bits of the
+    // result stay. 0: ATTEND may not be cut.
+    uint32_t row_block;
 
     // Errors: BACKEND (no such device, driver or build; the text says which), NOMEM.
     int (*open)(const struct backend_config *config, struct backend **ret, struct err *err);
     void (*close)(struct backend *b); // no object of it remains
     // One line for logs and `kvpool status`: e.g. "cpu: 2 threads, avx512".
     const char *(*describe)(const struct backend *b);
+    // Blocks of rows that it works on side by side (optional: 1).
+    uint32_t (*lanes)(const struct backend *b);
 
     // Zeroed memory that another process can map. bytes > 0, rounded up. Errors: NOMEM.
     int (*mem_alloc)(struct backend *b, uint64_t bytes, struct backend_mem **ret, struct err *err);

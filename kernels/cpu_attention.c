@@ -6,7 +6,8 @@
 //
 // A unit alone writes out and lse. Where the rows of a sequence fit one block and see many keys,
 // the keys are cut into chunks, one unit each: a *group*, whose last unit to finish merges the
-// parts of all in the order of the keys.
+// parts of all in the order of the keys. A part of a longer sequence has several blocks there, so
+// it is not cut along the keys here either.
 #include "kernels/cpu_attention.h"
 
 #include "kernels/cpu_attention_isa.h"
@@ -26,6 +27,7 @@ enum {
     ALONE_COST = 1 << 20,   // keys x rows x head_dim that are not worth waking a thread
 };
 #define NO_GROUP UINT32_MAX
+_Static_assert(ATTN_ROWS == CPU_ATTENTION_ROW_BLOCK, "what the daemon cuts at is what is cut here");
 
 struct unit {
     uint32_t sequence;
@@ -322,7 +324,7 @@ static void add_sequence(struct cpu_attention *a, uint32_t sequence) {
             .first_row = first_row,
             .group = NO_GROUP,
         };
-        add_block(a, unit, blocks == 1);
+        add_block(a, unit, blocks == 1 && !a->wave.op->part);
     }
 }
 

@@ -4,7 +4,8 @@
 //
 // Invariants
 //  1. How a sequence is cut depends on its own lengths and the head counts only: its bits do not
-//     depend on the number of threads nor on the other sequences of the batch.
+//     depend on the number of threads nor on the other sequences of the batch. A part of it
+//     (backend_attend_op) that begins between two blocks of rows is cut as it is in the whole.
 //  2. Memory does not grow with the batch: the units are run in waves of bounded size.
 // Thread: one at a time per object.
 #ifndef KVPOOL_KERNELS_CPU_ATTENTION_H
@@ -12,6 +13,8 @@
 
 #include "kernels/cpu_cache.h"
 #include "kernels/cpu_threads.h"
+
+#define CPU_ATTENTION_ROW_BLOCK 120u // backend_ops.row_block
 
 struct cpu_attention;
 

@@ -73,6 +73,10 @@ static const char *cpu_describe(const struct backend *b) {
     return b->description;
 }
 
+static uint32_t cpu_lanes(const struct backend *b) {
+    return cpu_threads_count(b->threads);
+}
+
 // ---------------------------------------------------------------------------------------------
 // Memory
 
@@ -228,9 +232,12 @@ static int cpu_submit(struct backend *b, struct backend_stream *s,
 const struct backend_ops backend_cpu = {
     .name = "cpu",
     .api_version = BACKEND_API_VERSION,
+    .window = 1,
+    .row_block = CPU_ATTENTION_ROW_BLOCK,
     .open = cpu_open,
     .close = cpu_close,
     .describe = cpu_describe,
+    .lanes = cpu_lanes,
     .mem_alloc = cpu_mem_alloc,
     .mem_free = cpu_mem_free,
     .mem_bytes = cpu_mem_bytes,

@@ -14,8 +14,8 @@
 #define ERR_TEXT_MAX 200
 
 struct err {
-    int status;              // a KVPOOL_E_*
-    uint64_t detail;         // E_NOSPACE: pages missing; else 0
+    int status;      // a KVPOOL_E_*
+    uint64_t detail; // E_NOSPACE: pages missing; E_AGAIN: ns until a try is worth it; else 0
     char text[ERR_TEXT_MAX]; // one line
 };
 

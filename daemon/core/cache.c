@@ -1,52 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// cache.c: see cache.h.
-//
-//     entries[page]:  parent, children        the forest of sealed pages
-//                     prev, next              neighbours in a list; prev is newer
-//     lists[ns][class][S or M]                S is LRU's only list
-//     ghosts                                  S3-FIFO's; see below
-#include "daemon/core/cache.h"
+// cache.c: see cache.h and cache_impl.h.
+#include "daemon/core/bigmem.h"
+#include "daemon/core/cache_impl.h"
 
 #include <assert.h>
 #include <stdlib.h>
-
-enum { LRU, S3FIFO };            // policies
-enum { OUT, S, M, KINDS = M };   // where a page is; lists[..][S - 1], lists[..][M - 1]
-enum { MAX_FREQ = 3, WAYS = 4 }; // WAYS: of a bucket of ghosts
-
-struct entry {
-    uint32_t prev, next;
-    uint32_t parent, children;
-    uint32_t ns : 6;
-    uint32_t class_ : 2;
-    uint32_t where : 2;
-    uint32_t freq : 2;
-    uint32_t sealed : 1;
-    uint32_t referenced : 1;
-    uint32_t blocked : 1; // taken out by eviction because of its children
-    uint32_t entered : 1; // has been in a list since it was sealed
-};
-_Static_assert(sizeof(struct entry) <= 24, "small entries");
-
-struct list {
-    uint32_t head, tail, count;
-};
-
-struct ghost {
-    uint32_t tag; // upper half of the page's tag
-    uint32_t time;
-};
-
-struct cache {
-    uint32_t policy, num_pages;
-    struct entry *entries;
-    uint64_t *tags;       // [num_pages], S3-FIFO only
-    struct ghost *ghosts; // [ghost_mask + 1][WAYS], S3-FIFO only; the bucket is the tag's low bits
-    uint32_t ghost_mask;
-    uint32_t time; // of the next ghost
-    uint32_t cached[CACHE_NAMESPACES];
-    struct list lists[CACHE_NAMESPACES][CACHE_CLASSES][KINDS];
-};
+#include <string.h>
 
 struct cache *cache_open(uint32_t policy, uint32_t num_pages) {
     assert(policy < CACHE_POLICIES && num_pages > 0);
@@ -56,21 +15,18 @@ struct cache *cache_open(uint32_t policy, uint32_t num_pages) {
     }
     c->policy = policy;
     c->num_pages = num_pages;
-    c->entries = calloc(num_pages, sizeof *c->entries);
+    c->entries = bigmem_open(num_pages, sizeof *c->entries);
     if (c->entries == NULL) {
         goto fail;
     }
     for (uint32_t i = 0; i < CACHE_NAMESPACES * CACHE_CLASSES * KINDS; i++) {
-        (&c->lists[0][0][0])[i] = (struct list){.head = CACHE_NONE, .tail = CACHE_NONE};
+        struct list *l = &c->lists[0][0][0] + i;
+        *l = (struct list){.head = CACHE_NONE, .tail = CACHE_NONE};
+        memset(l->recent, 0xff, sizeof l->recent); // CACHE_NONE
     }
     if (policy == S3FIFO) {
-        while (c->ghost_mask < num_pages - 1) {
-            c->ghost_mask = c->ghost_mask * 2 + 1;
-        }
-        c->time = num_pages + 1; // so that the zeroed ghosts are too old
-        c->tags = calloc(num_pages, sizeof *c->tags);
-        c->ghosts = calloc((size_t)c->ghost_mask + 1, sizeof *c->ghosts * WAYS);
-        if (c->tags == NULL || c->ghosts == NULL) {
+        c->tags = bigmem_open(num_pages, sizeof *c->tags);
+        if (c->tags == NULL || !ghosts_init(&c->ghosts, num_pages)) {
             goto fail;
         }
     }
@@ -82,9 +38,9 @@ fail:
 
 void cache_close(struct cache *c) {
     if (c != NULL) {
-        free(c->ghosts);
-        free(c->tags);
-        free(c->entries);
+        ghosts_fini(&c->ghosts);
+        bigmem_close(c->tags, c->num_pages, sizeof *c->tags);
+        bigmem_close(c->entries, c->num_pages, sizeof *c->entries);
         free(c);
     }
 }
@@ -106,6 +62,12 @@ static void push_head(struct cache *c, uint32_t page, uint32_t where) {
     *(l->head != CACHE_NONE ? &c->entries[l->head].prev : &l->tail) = page;
     l->head = page;
     l->count++;
+    uint32_t *oldest = &l->recent[l->turn++ % AHEAD];
+    if (*oldest != CACHE_NONE) {
+        c->entries[*oldest].ahead = page;
+    }
+    e->ahead = CACHE_NONE;
+    *oldest = page;
 }
 
 static void push_tail(struct cache *c, uint32_t page, uint32_t where) {
@@ -127,43 +89,6 @@ static void take_out(struct cache *c, uint32_t page) {
     *(e->next != CACHE_NONE ? &c->entries[e->next].prev : &l->tail) = e->prev;
     l->count--;
     e->where = OUT;
-}
-
-// --- ghosts -----------------------------------------------------------------------------------
-
-static struct ghost *bucket_of(struct cache *c, uint64_t tag) {
-    return &c->ghosts[(size_t)((uint32_t)tag & c->ghost_mask) * WAYS];
-}
-
-static bool is_ghost(const struct cache *c, const struct ghost *g, uint64_t tag) {
-    return c->time - g->time <= c->num_pages && g->tag == (uint32_t)(tag >> 32);
-}
-
-// True when the tag was remembered; it is no longer.
-static bool forget_ghost(struct cache *c, uint64_t tag) {
-    struct ghost *bucket = bucket_of(c, tag);
-    for (uint32_t i = 0; i < WAYS; i++) {
-        if (is_ghost(c, &bucket[i], tag)) {
-            bucket[i].time = c->time - c->num_pages - 1;
-            return true;
-        }
-    }
-    return false;
-}
-
-static void remember_ghost(struct cache *c, uint64_t tag) {
-    struct ghost *bucket = bucket_of(c, tag);
-    struct ghost *place = bucket;
-    for (uint32_t i = 0; i < WAYS; i++) {
-        if (is_ghost(c, &bucket[i], tag)) {
-            place = &bucket[i];
-            break;
-        }
-        if (c->time - bucket[i].time > c->time - place->time) {
-            place = &bucket[i];
-        }
-    }
-    *place = (struct ghost){.tag = (uint32_t)(tag >> 32), .time = c->time++};
 }
 
 // --- the life of a page -----------------------------------------------------------------------
@@ -228,7 +153,7 @@ void cache_release(struct cache *c, uint32_t page) {
     } else {
         e->entered = 1;
         e->freq = 0;
-        push_head(c, page, forget_ghost(c, c->tags[page]) ? M : S);
+        push_head(c, page, ghosts_forget(&c->ghosts, c->tags[page]) ? M : S);
     }
 }
 
@@ -293,6 +218,27 @@ static uint32_t next_tail(const struct cache *c, uint32_t ns) {
     return CACHE_NONE;
 }
 
+// Eviction goes from tail to head: fetches what it will come to in AHEAD and in twice AHEAD steps.
+static void prefetch(const struct cache *c, const struct entry *e) {
+    __asm__ volatile(""); // GCC drops calls of a function that does nothing but prefetch
+    if (e->ahead == CACHE_NONE) {
+        return;
+    }
+    const struct entry *near = &c->entries[e->ahead];
+    if (near->ahead != CACHE_NONE) {
+        __builtin_prefetch(&c->entries[near->ahead], 1);
+    }
+    if (near->parent != CACHE_NONE) {
+        __builtin_prefetch(&c->entries[near->parent], 1);
+    }
+    if (c->policy == S3FIFO) {
+        if (near->ahead != CACHE_NONE) {
+            __builtin_prefetch(&c->tags[near->ahead]);
+        }
+        ghosts_prefetch(&c->ghosts, c->tags[e->ahead]);
+    }
+}
+
 uint32_t cache_evict(struct cache *c, uint32_t ns, uint32_t n, uint32_t *ret_pages) {
     uint32_t evicted = 0;
     assert(ns < CACHE_NAMESPACES);
@@ -303,6 +249,8 @@ uint32_t cache_evict(struct cache *c, uint32_t ns, uint32_t n, uint32_t *ret_pag
         }
         struct entry *e = &c->entries[page];
         uint32_t where = e->where;
+        c->looked_at++;
+        prefetch(c, e);
         take_out(c, page);
         if (e->referenced) {
             continue;
@@ -317,7 +265,7 @@ uint32_t cache_evict(struct cache *c, uint32_t ns, uint32_t n, uint32_t *ret_pag
             continue;
         }
         if (c->policy == S3FIFO && where == S) {
-            remember_ghost(c, c->tags[page]);
+            ghosts_remember(&c->ghosts, c->tags[page]);
         }
         forget(c, page);
         ret_pages[evicted++] = page;
@@ -353,94 +301,4 @@ uint32_t cache_ns(const struct cache *c, uint32_t page) {
 
 uint32_t cache_class(const struct cache *c, uint32_t page) {
     return c->entries[page].class_;
-}
-
-// --- cache_check ------------------------------------------------------------------------------
-
-// A page of its own that contradicts itself.
-static bool is_odd(const struct cache *c, const struct entry *e) {
-    bool listed = e->where != OUT;
-    if (!e->sealed) {
-        return listed || e->blocked;
-    }
-    if (e->parent != CACHE_NONE && (e->parent >= c->num_pages || !c->entries[e->parent].sealed)) {
-        return true;
-    }
-    if (e->referenced) {
-        return e->blocked || (listed && c->policy == LRU);
-    }
-    return e->blocked ? listed || e->children == 0 : !listed;
-}
-
-// Follows one list; adds its pages to *listed.
-static uint32_t check_list(const struct cache *c, const struct list *l, uint32_t ns,
-                           uint32_t class_, uint32_t where, uint32_t *listed) {
-    uint32_t newer = CACHE_NONE;
-    uint32_t count = 0;
-    for (uint32_t page = l->head; page != CACHE_NONE; page = c->entries[page].next) {
-        if (page >= c->num_pages) {
-            return newer == CACHE_NONE ? 1 : newer + 1;
-        }
-        const struct entry *e = &c->entries[page];
-        if (e->prev != newer || e->ns != ns || e->class_ != class_ || e->where != where ||
-            ++count > l->count) {
-            return page + 1;
-        }
-        newer = page;
-    }
-    if (l->tail != newer || count != l->count) {
-        return newer == CACHE_NONE ? 1 : newer + 1;
-    }
-    *listed += count;
-    return 0;
-}
-
-// Every page's children are as many as name it as their parent. Takes them off the counts and puts
-// them back, for want of memory beside the entries.
-static uint32_t check_children(const struct cache *c) {
-    uint32_t bad = 0;
-    for (uint32_t page = 0; page < c->num_pages; page++) {
-        const struct entry *e = &c->entries[page];
-        if (e->sealed && e->parent != CACHE_NONE) {
-            c->entries[e->parent].children--;
-        }
-    }
-    for (uint32_t page = 0; page < c->num_pages && bad == 0; page++) {
-        if (c->entries[page].sealed && c->entries[page].children != 0) {
-            bad = page + 1;
-        }
-    }
-    for (uint32_t page = 0; page < c->num_pages; page++) {
-        const struct entry *e = &c->entries[page];
-        if (e->sealed && e->parent != CACHE_NONE) {
-            c->entries[e->parent].children++;
-        }
-    }
-    return bad;
-}
-
-uint32_t cache_check(const struct cache *c) {
-    uint32_t cached[CACHE_NAMESPACES] = {0};
-    uint32_t listed = 0;
-    uint32_t followed = 0;
-    for (uint32_t page = 0; page < c->num_pages; page++) {
-        const struct entry *e = &c->entries[page];
-        if (is_odd(c, e)) {
-            return page + 1;
-        }
-        listed += e->where != OUT;
-        cached[e->ns] += e->sealed && !e->referenced;
-    }
-    uint32_t bad = check_children(c);
-    for (uint32_t ns = 0; ns < CACHE_NAMESPACES && bad == 0; ns++) {
-        for (uint32_t class_ = 0; class_ < CACHE_CLASSES && bad == 0; class_++) {
-            for (uint32_t where = S; where <= M && bad == 0; where++) {
-                bad = check_list(c, &c->lists[ns][class_][where - 1], ns, class_, where, &followed);
-            }
-        }
-        if (bad == 0 && cached[ns] != c->cached[ns]) {
-            bad = 1;
-        }
-    }
-    return bad != 0 ? bad : listed != followed;
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// test_refusals.c: every way in which a message can be malformed, by name.
+// test_refusals.c: every way in which a message can be malformed, by name. Those of tokens and
+// of the fd socket's FD_OPEN and TRACE: test_refusals_tokens.c.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -7,12 +8,9 @@
 
 #include <cmocka.h>
 
-#include "samples.h"
+#include "spoil.h"
 
 #include <stdlib.h>
-
-#define HEADER sizeof(struct proto_header)
-#define AT(s, f) (HEADER + offsetof(struct proto_##s, f))
 
 static struct sample samples[SAMPLES_MAX];
 static size_t num_samples;
@@ -21,60 +19,6 @@ static int setup(void **state) {
     (void)state;
     num_samples = samples_make(samples);
     return 0;
-}
-
-static void put32(struct sample *s, size_t at, uint32_t value) {
-    memcpy(s->bytes + at, &value, sizeof value);
-}
-
-static void put64(struct sample *s, size_t at, uint64_t value) {
-    memcpy(s->bytes + at, &value, sizeof value);
-}
-
-static void set_len(struct sample *s, size_t len) { // with a header that agrees
-    s->len = len;
-    put32(s, offsetof(struct proto_header, len), (uint32_t)(len - HEADER));
-}
-
-// Parses from a heap copy of exactly the message's size, so that a read past its end is found.
-static int parse(const struct sample *s, struct err *err) {
-    uint8_t *copy = malloc(s->len > 0 ? s->len : 1);
-    assert_non_null(copy);
-    memcpy(copy, s->bytes, s->len);
-    struct proto_msg msg;
-    bool header_ok;
-    const struct proto_op_info *op = proto_op(s->op);
-    int rc = s->reply ? proto_parse_reply(op != NULL ? s->op : PROTO_PING, copy, s->len, &msg, err)
-                      : proto_parse_request(op->socket, copy, s->len, &msg, &header_ok, err);
-    free(copy);
-    return rc;
-}
-
-// The message is refused with this status and a text that contains `text`.
-static void refused(const struct sample *s, int status, const char *text) {
-    struct err err = {0};
-    int rc = parse(s, &err);
-    if (rc != status || err.status != status || strstr(err.text, text) == NULL)
-        fail_msg("%s: %s \"%s\", wanted %s \"%s\"", s->name, kvpool_status_name(rc), err.text,
-                 kvpool_status_name(status), text);
-}
-
-static void refused32(const char *name, size_t at, uint32_t value, int status, const char *text) {
-    struct sample s = sample_get(name);
-    put32(&s, at, value);
-    refused(&s, status, text);
-}
-
-static void refused64(const char *name, size_t at, uint64_t value, const char *text) {
-    struct sample s = sample_get(name);
-    put64(&s, at, value);
-    refused(&s, KVPOOL_E_PROTO, text);
-}
-
-static void accepted(const struct sample *s) {
-    struct err err = {0};
-    if (parse(s, &err) != 0)
-        fail_msg("%s: %s", s->name, err.text);
 }
 
 static void wrong_magic(void **state) {
@@ -179,80 +123,6 @@ static void message_over_the_size_limit(void **state) {
     assert_int_equal(proto_parse_reply(PROTO_SEQ_FREE, bytes, len, &msg, &err), KVPOOL_E_PROTO);
     assert_int_equal(err.status, KVPOOL_E_PROTO);
     free(bytes);
-}
-
-// Parses a message of `len` bytes that says what it is: header of `op`, then `body`, then zeros.
-static int parse_long(enum proto_socket socket, uint16_t op, size_t len, const void *body,
-                      size_t body_len, struct proto_msg *ret, struct err *err) {
-    static uint8_t bytes[PROTO_MAX_REQUEST + 64];
-    assert_true(len <= sizeof bytes);
-    struct proto_header h = {
-        .magic = PROTO_MAGIC, .version = 1, .op = op, .len = (uint32_t)(len - HEADER)};
-    memset(bytes, 0, len);
-    memcpy(bytes, &h, sizeof h);
-    memcpy(bytes + HEADER, body, body_len);
-    bool ok = false;
-    int rc = proto_parse_request(socket, bytes, len, ret, &ok, err);
-    assert_true(ok);
-    return rc;
-}
-
-static void only_messages_with_tokens_may_be_longer(void **state) {
-    (void)state;
-    struct proto_msg msg;
-    struct err err = {0};
-    struct proto_seq_open open = {.num_tokens = PROTO_MAX_TOKENS};
-    struct proto_step_begin_tokens begin = {
-        .step = 1, .count = PROTO_MAX_BATCH, .num_tokens = PROTO_MAX_TOKENS};
-    uint8_t step[sizeof begin + sizeof(struct proto_batch_item)];
-    const struct proto_batch_item item = {.tokens = PROTO_MAX_TOKENS};
-    memcpy(step, &begin, sizeof begin);
-    memcpy(step + sizeof begin, &item, sizeof item);
-    const size_t most = HEADER + sizeof open + 4 * (size_t)PROTO_MAX_TOKENS;
-    const size_t most_begin =
-        HEADER + sizeof begin + PROTO_MAX_BATCH * sizeof item + 4 * (size_t)PROTO_MAX_TOKENS;
-    assert_int_equal(
-        parse_long(PROTO_ON_CONTROL, PROTO_SEQ_OPEN, most, &open, sizeof open, &msg, NULL), 0);
-    assert_int_equal(msg.num_tokens, PROTO_MAX_TOKENS);
-    assert_int_equal(parse_long(PROTO_ON_CONTROL, PROTO_STEP_BEGIN_TOKENS, most_begin, step,
-                                sizeof step, &msg, NULL),
-                     0);
-    assert_int_equal(msg.count, PROTO_MAX_BATCH);
-    assert_int_equal(msg.num_tokens, PROTO_MAX_TOKENS);
-    assert_int_equal(
-        parse_long(PROTO_ON_CONTROL, PROTO_SEQ_OPEN, most + 1, &open, sizeof open, &msg, &err),
-        KVPOOL_E_PROTO);
-    assert_int_equal(parse_long(PROTO_ON_CONTROL, PROTO_SEQ_OPEN, PROTO_MAX_REQUEST + 1, &open,
-                                sizeof open, &msg, &err),
-                     KVPOOL_E_TOOBIG);
-    assert_non_null(strstr(err.text, "limit is 1114112"));
-    open.num_tokens++; // says one more than there may be, and has it
-    assert_int_equal(
-        parse_long(PROTO_ON_CONTROL, PROTO_SEQ_OPEN, most + 4, &open, sizeof open, &msg, &err),
-        KVPOOL_E_TOOBIG);
-    assert_non_null(strstr(err.text, "num_tokens is 262145, the limit is 262144"));
-    for (uint16_t op = 0; op < PROTO_NUM_OPS + 2; op++) {
-        bool with_tokens = op == PROTO_SEQ_OPEN || op == PROTO_STEP_BEGIN_TOKENS;
-        int rc = parse_long(PROTO_ON_CONTROL, op, PROTO_MAX_MESSAGE + 1, "", 1, &msg, &err);
-        assert_int_equal(rc, with_tokens ? KVPOOL_E_PROTO : KVPOOL_E_TOOBIG);
-        rc = parse_long(PROTO_ON_FD, op, PROTO_MAX_MESSAGE + 1, "", 1, &msg, &err);
-        assert_int_equal(rc, KVPOOL_E_TOOBIG);
-        assert_non_null(strstr(err.text, "limit is 65536"));
-    }
-}
-
-static void a_reply_is_never_longer(void **state) {
-    (void)state;
-    static uint8_t bytes[PROTO_MAX_MESSAGE + 1];
-    struct sample s = sample_get("seq_open.reply");
-    struct proto_msg msg;
-    struct err err = {0};
-    memcpy(bytes, s.bytes, s.len);
-    uint32_t after = sizeof bytes - HEADER;
-    memcpy(bytes + offsetof(struct proto_header, len), &after, sizeof after);
-    assert_int_equal(proto_parse_reply(PROTO_SEQ_OPEN, bytes, sizeof bytes, &msg, &err),
-                     KVPOOL_E_PROTO);
-    assert_non_null(strstr(err.text, "limit is 65536"));
 }
 
 static void unknown_op(void **state) {
@@ -517,116 +387,6 @@ static void step_zero_in_begin(void **state) {
               "step_begin_tokens.step");
 }
 
-static void tokens_that_disagree_with_the_length(void **state) {
-    (void)state;
-    const uint32_t wrong[] = {1, 4, 6, PROTO_MAX_TOKENS};
-    for (size_t i = 0; i < 4; i++) {
-        refused32("seq_open.request", AT(seq_open, num_tokens), wrong[i], KVPOOL_E_PROTO, "not ");
-        refused32("step_begin_tokens.request", AT(step_begin_tokens, num_tokens), wrong[i],
-                  KVPOOL_E_PROTO, "3 records and");
-    }
-    refused32("seq_open.request", AT(seq_open, num_tokens), 0, KVPOOL_E_PROTO,
-              "108 bytes after the header, not 88 for 0 records");
-    refused32("seq_open_empty.request", AT(seq_open, num_tokens), 1, KVPOOL_E_PROTO,
-              "88 bytes after the header, not 92 for 0 records and 1 tokens");
-    struct sample s = sample_get("seq_open.request"); // half a token more, half a token less
-    set_len(&s, s.len + 2);
-    refused(&s, KVPOOL_E_PROTO, "110 bytes after the header, not 108");
-    set_len(&s, s.len - 4);
-    refused(&s, KVPOOL_E_PROTO, "106 bytes after the header, not 108");
-}
-
-static void tokens_that_disagree_with_the_items(void **state) {
-    (void)state;
-    const char *name = "step_begin_tokens.request";
-    size_t first = HEADER + sizeof(struct proto_step_begin_tokens);
-    size_t tokens = offsetof(struct proto_batch_item, tokens);
-    for (size_t i = 0; i < 3; i++) {
-        size_t at = first + i * sizeof(struct proto_batch_item) + tokens;
-        refused32(name, at, 7, KVPOOL_E_PROTO, "num_tokens is 5, its items have");
-        refused32(name, at, 0xffffffff, KVPOOL_E_PROTO, "num_tokens is 5, its items have 4294967");
-    }
-    struct sample s = sample_get(name); // the sum is not taken in 32 bits
-    put32(&s, first + tokens, 0x80000003);
-    put32(&s, first + sizeof(struct proto_batch_item) + tokens, 0x80000000); // 2^32 + 5
-    refused(&s, KVPOOL_E_PROTO, "its items have 4294967301");
-    s = sample_get(name); // the same tokens, otherwise divided
-    put32(&s, first + tokens, 0);
-    put32(&s, first + sizeof(struct proto_batch_item) + tokens, 3);
-    accepted(&s);
-    refused32("step_begin_no_tokens.request", first + tokens, 1, KVPOOL_E_PROTO,
-              "num_tokens is 0, its items have 1");
-}
-
-static void reserved_field_of_an_item_before_tokens(void **state) {
-    (void)state;
-    size_t last =
-        HEADER + sizeof(struct proto_step_begin_tokens) + 2 * sizeof(struct proto_batch_item);
-    refused32("step_begin_tokens.request", last + offsetof(struct proto_batch_item, reserved), 1,
-              KVPOOL_E_PROTO, "batch_item[2].reserved is not 0");
-}
-
-static void any_token_id_is_accepted(void **state) {
-    (void)state;
-    const char *names[] = {"seq_open.request", "step_begin_tokens.request"};
-    for (size_t n = 0; n < 2; n++)
-        for (size_t i = 1; i <= 5; i++) {
-            struct sample s = sample_get(names[n]);
-            put32(&s, s.len - 4 * i, 0);
-            accepted(&s);
-            put32(&s, s.len - 4 * i, 0xffffffff);
-            accepted(&s);
-        }
-}
-
-static void key_material_behind_its_end(void **state) {
-    (void)state;
-    for (uint32_t at = 6; at < PROTO_EXTRA_MAX; at++) {
-        struct sample s = sample_get("seq_open.request");
-        s.bytes[AT(seq_open, extra) + at] = 1;
-        refused(&s, KVPOOL_E_PROTO, "seq_open.extra has bytes after its end");
-    }
-    struct sample s = sample_get("seq_open.request");
-    put32(&s, AT(seq_open, extra_size), 5);
-    refused(&s, KVPOOL_E_PROTO, "seq_open.extra has bytes after its end");
-    put32(&s, AT(seq_open, extra_size), 0);
-    refused(&s, KVPOOL_E_PROTO, "seq_open.extra has bytes after its end");
-    put32(&s, AT(seq_open, extra_size), 7); // a zero may be part of it
-    accepted(&s);
-    memset(s.bytes + AT(seq_open, extra), 0xee, PROTO_EXTRA_MAX);
-    put32(&s, AT(seq_open, extra_size), PROTO_EXTRA_MAX);
-    accepted(&s);
-    put32(&s, AT(seq_open, extra_size), PROTO_EXTRA_MAX + 1);
-    refused(&s, KVPOOL_E_TOOBIG, "seq_open.extra_size is 65, the limit is 64");
-}
-
-static void unknown_open_and_trace_flags(void **state) {
-    (void)state;
-    for (uint32_t bit = 2; bit < 32; bit++)
-        refused32("seq_open.request", AT(seq_open, flags), 1u << bit, KVPOOL_E_PROTO,
-                  "seq_open.flags");
-    for (uint32_t flags = 0; flags <= PROTO_OPEN_KNOWN; flags++) {
-        struct sample s = sample_get("seq_open.request");
-        put32(&s, AT(seq_open, flags), flags);
-        accepted(&s);
-    }
-    for (uint32_t bit = 1; bit < 32; bit++)
-        refused32("trace.request", AT(trace, flags), 1u << bit, KVPOOL_E_PROTO, "trace.flags");
-    struct sample s = sample_get("trace.request");
-    put32(&s, AT(trace, flags), 0);
-    accepted(&s);
-}
-
-static void a_token_without_a_session(void **state) {
-    (void)state;
-    refused64("fd_open.request", AT(fd_open, session), 0, "fd_open.token without a session");
-    for (size_t i = 0; i < PROTO_TOKEN_SIZE; i++) {
-        struct sample s = sample_get("fd_open_tenant.request");
-        s.bytes[AT(fd_open, token) + i] = 1;
-        refused(&s, KVPOOL_E_PROTO, "fd_open.token without a session");
-    }
-}
-
 static void append_with_fields_of_attention(void **state) {
     (void)state;
     const char *name = "append.request";
@@ -696,25 +456,6 @@ static void meaning_is_left_to_the_daemon(void **state) {
     put32(&s, AT(pool_create, layers), 0);
     put32(&s, AT(pool_create, dtype), 99);
     accepted(&s);
-    const struct {
-        const char *name;
-        size_t at;
-        uint32_t value;
-    } unknown[] = {
-        {"seq_open.request", AT(seq_open, priority), 3},
-        {"seq_open.request", AT(seq_open, priority), 0xffffffff},
-        {"seq_priority.request", AT(seq_priority, priority), 3},
-        {"seq_release.request", AT(seq_release, hint), 2},
-        {"prefix_pin.request", AT(prefix_pin, ttl_ms), 0},
-        {"prefix_pin.request", AT(prefix_pin, tokens), 0xffffffff},
-        {"pool_usage.request", AT(pool_usage, cursor), 0xffffffff},
-        {"fd_open.request", AT(fd_open, version_min), 9},
-    };
-    for (size_t i = 0; i < sizeof unknown / sizeof unknown[0]; i++) {
-        s = sample_get(unknown[i].name);
-        put32(&s, unknown[i].at, unknown[i].value);
-        accepted(&s);
-    }
 }
 
 static void reply_to_another_op(void **state) {
@@ -774,8 +515,6 @@ int main(void) {
         cmocka_unit_test(over_long_by_one),
         cmocka_unit_test(header_length_that_lies),
         cmocka_unit_test(message_over_the_size_limit),
-        cmocka_unit_test(only_messages_with_tokens_may_be_longer),
-        cmocka_unit_test(a_reply_is_never_longer),
         cmocka_unit_test(unknown_op),
         cmocka_unit_test(op_on_the_wrong_socket),
         cmocka_unit_test(request_with_a_status),
@@ -791,13 +530,6 @@ int main(void) {
         cmocka_unit_test(largest_batch_and_list_are_accepted),
         cmocka_unit_test(list_max_of_zero),
         cmocka_unit_test(step_zero_in_begin),
-        cmocka_unit_test(tokens_that_disagree_with_the_length),
-        cmocka_unit_test(tokens_that_disagree_with_the_items),
-        cmocka_unit_test(reserved_field_of_an_item_before_tokens),
-        cmocka_unit_test(any_token_id_is_accepted),
-        cmocka_unit_test(key_material_behind_its_end),
-        cmocka_unit_test(unknown_open_and_trace_flags),
-        cmocka_unit_test(a_token_without_a_session),
         cmocka_unit_test(append_with_fields_of_attention),
         cmocka_unit_test(attention_with_both_a_step_and_a_batch),
         cmocka_unit_test(attention_with_neither_a_step_nor_a_batch),

@@ -1,13 +1,25 @@
 # Tests of dispatch and what it is made of. They bring their own double of the NNG server.
 kvpool_test(test_tensor unit SOURCES test_tensor.c LIBS kvpool_daemon)
 kvpool_test(test_order unit SOURCES test_order.c LIBS kvpool_daemon)
-kvpool_test(test_engine unit SOURCES test_engine.c LIBS kvpool_daemon)
+kvpool_test(test_engine unit SOURCES test_engine.c engine_rig.c LIBS kvpool_daemon)
+kvpool_test(test_engine_clients unit SOURCES test_engine_clients.c engine_rig.c LIBS kvpool_daemon)
+kvpool_test(test_metrics unit SOURCES test_metrics.c promcheck.c LIBS kvpool_daemon
+    ARGS ${PROJECT_SOURCE_DIR}/docs)
+kvpool_test(test_http unit SOURCES test_http.c httpget.c LIBS kvpool_daemon)
+kvpool_test(test_histogram unit SOURCES test_histogram.c LIBS kvpool_daemon)
+kvpool_test(test_sched unit SOURCES test_sched.c LIBS kvpool_daemon)
+kvpool_test(test_slice unit SOURCES test_slice.c LIBS kvpool_daemon m)
 kvpool_test(test_fdsock unit SOURCES test_fdsock.c LIBS kvpool_daemon)
+kvpool_test(test_tracer unit SOURCES test_tracer.c LIBS kvpool_daemon)
 # What counts allocations on the loop thread, see fixture.c.
 set(dispatch_wrap LINKER:--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=reallocarray)
-foreach(name test_session test_requests test_dispatch test_layers)
+foreach(name test_grace test_session test_tenants test_requests test_dispatch test_layers test_observe
+        test_trace_ops)
     kvpool_test(${name} unit SOURCES ${name}.c fixture.c LIBS kvpool_daemon)
     target_link_options(${name} PRIVATE ${dispatch_wrap})
 endforeach()
+target_sources(test_grace PRIVATE resume.c)
+target_sources(test_tenants PRIVATE resume.c)
 target_sources(test_dispatch PRIVATE worker.c)
+target_sources(test_observe PRIVATE worker.c httpget.c promcheck.c)
 target_sources(test_layers PRIVATE worker.c)

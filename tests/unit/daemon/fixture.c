@@ -178,6 +178,7 @@ static void cpu_stream_close(struct backend *b, struct backend_stream *s) {
 
 const struct backend_ops held = {.name = "cpu",
                                  .api_version = BACKEND_API_VERSION,
+                                 .window = MAX_HELD,
                                  .open = cpu_open,
                                  .close = cpu_close,
                                  .describe = cpu_describe,

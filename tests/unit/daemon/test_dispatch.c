@@ -49,7 +49,7 @@ static void a_pool_larger_than_memory_is_refused_and_leaves_nothing(void **state
                                        .max_seqs = 1,
                                        .max_seq_len = 256};
     struct err err;
-    for (int i = 0; i < 20; i++) {
+    for (int i = 0; i < 16; i++) { // below core's max_page_tokens
         assert_int_equal(
             call(&fx, &me, PROTO_POOL_CREATE, &create, sizeof create, NULL, 0, NULL, &err),
             KVPOOL_E_NOMEM);
@@ -278,6 +278,81 @@ static void a_whole_step_may_be_in_flight(void **state) {
     assert_int_equal(call_end(&fx, calls[2], NULL, NULL), KVPOOL_E_NOTFOUND);
 }
 
+// --- shares of the slots ----------------------------------------------------------------------
+
+static void one_clients_flood_leaves_slots_to_the_others(void **state) {
+    (void)state;
+    struct call *calls[64];
+    struct client other, third;
+    struct err err;
+    struct proto_attn a = batch_attn(1);
+    struct proto_batch_item item = {.seq = seqs[0], .tokens = 1};
+    client_open(&fx, &other, 2);
+    client_open(&fx, &third, 3);
+    fill(1, seqs[0], 1);
+    fx.config.max_inflight = 64; // as SIGHUP does
+    backend_hold(true);
+    uint32_t n = 0;
+    for (; n < 48; n++) // three quarters of 64 slots are anybody's
+        calls[n] = call_start(&fx, &me, UINT64_MAX, PROTO_DECODE, &a, sizeof a, &item, sizeof item);
+    for (int i = 0; i < 10; i++) { // more than a third of them is too much then, and takes no slot
+        struct call *over =
+            call_start(&fx, &me, UINT64_MAX, PROTO_DECODE, &a, sizeof a, &item, sizeof item);
+        assert_true(over->answered);
+        assert_int_equal(call_end(&fx, over, NULL, &err), KVPOOL_E_AGAIN);
+        assert_in_range(err.detail, 100000, 1000000000);
+    }
+    for (uint32_t i = 0; i < n; i++)
+        assert_false(calls[i]->answered);
+    for (; n < 64; n++) { // up to a third each: out of order, so that they stay
+        calls[n] = call_start(&fx, &other, other.seq + 2 + n, PROTO_STATS, NULL, 0, NULL, 0);
+        assert_false(calls[n]->answered);
+    }
+    assert_int_equal(client_ping(&fx, &third), KVPOOL_E_AGAIN); // no slot at all,
+    third.seq--;                                                // nor a place in the order
+    backend_hold(false);
+    for (uint32_t i = 0; i < 48; i++)
+        assert_int_equal(call_end(&fx, calls[i], NULL, NULL), 0);
+    assert_int_equal(client_ping(&fx, &third), 0);
+    client_bye(&fx, &other);
+    for (uint32_t i = 48; i < 64; i++)
+        assert_int_equal(call_end(&fx, calls[i], NULL, NULL), KVPOOL_E_SHUTDOWN);
+    client_bye(&fx, &third);
+}
+
+static void a_share_is_two_requests_at_least_and_ends_with_the_crowd(void **state) {
+    (void)state;
+    struct call *calls[64];
+    struct client crowd[15];
+    struct err err;
+    uint32_t n = 0;
+    fx.config.max_inflight = 64;
+    for (uint32_t i = 0; i < 15; i++)
+        client_open(&fx, &crowd[i], 2 + i);
+    for (; n < 48; n++)
+        calls[n] = call_start(&fx, &me, me.seq + 2 + n, PROTO_STATS, NULL, 0, NULL, 0);
+    for (uint32_t i = 0; i < 4; i++) // 48 slots and 16 sessions: three each
+        calls[n++] =
+            call_start(&fx, &crowd[0], crowd[0].seq + 2 + i, PROTO_STATS, NULL, 0, NULL, 0);
+    assert_true(calls[n - 1]->answered);
+    assert_int_equal(call_end(&fx, calls[--n], NULL, &err), KVPOOL_E_AGAIN);
+    assert_false(calls[n - 1]->answered);
+    // When the crowd has gone a client's limit is max_inflight again.
+    fd_send(me.fd, PROTO_BYE, NULL, 0, -1);
+    for (uint32_t i = 0; i < 48; i++)
+        assert_int_equal(call_end(&fx, calls[i], NULL, NULL), KVPOOL_E_SHUTDOWN);
+    for (uint32_t i = 0; i < 40; i++) {
+        calls[i] = call_start(&fx, &crowd[1], crowd[1].seq + 2 + i, PROTO_STATS, NULL, 0, NULL, 0);
+        assert_false(calls[i]->answered);
+    }
+    for (uint32_t i = 0; i < 15; i++)
+        client_bye(&fx, &crowd[i]);
+    for (uint32_t i = 0; i < 40; i++)
+        assert_int_equal(call_end(&fx, calls[i], NULL, NULL), KVPOOL_E_SHUTDOWN);
+    for (uint32_t i = 48; i < n; i++)
+        assert_int_equal(call_end(&fx, calls[i], NULL, NULL), KVPOOL_E_SHUTDOWN);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, worker_setup, worker_teardown)
 
 int main(void) {
@@ -294,6 +369,8 @@ int main(void) {
         TEST(commit_waits_for_the_steps_own_work),
         TEST(abort_waits_for_the_steps_own_work),
         TEST(a_whole_step_may_be_in_flight),
+        TEST(one_clients_flood_leaves_slots_to_the_others),
+        TEST(a_share_is_two_requests_at_least_and_ends_with_the_crowd),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -238,6 +238,7 @@ static void more_in_flight_than_the_limit_is_answered_again_at_once(void **state
         call_start(&fx, &me, UINT64_MAX, PROTO_DECODE, &a, sizeof a, &item, sizeof item);
     assert_true(over->answered);
     assert_int_equal(call_end(&fx, over, NULL, &err), KVPOOL_E_AGAIN);
+    assert_in_range(err.detail, 100000, 1000000000); // ns after which to try again
     over = call_start(&fx, &me, me.seq + 5, PROTO_PING, &(struct proto_ping){0},
                       sizeof(struct proto_ping), NULL, 0); // also out of order
     assert_true(over->answered);

@@ -136,21 +136,30 @@ static void requests_that_wait_are_answered_when_the_connection_goes(void **stat
 
 static void more_requests_than_slots_are_refused(void **state) {
     (void)state;
-    struct client c[5];
+    static const uint32_t each[5] = {16, 16, 16, 12, 4}; // what limit and shares allow: 64
+    struct client c[6];
     struct call *waiting[64];
+    struct proto_ping ping = {0};
+    struct err err;
     uint32_t n = 0;
-    for (uint32_t i = 0; i < 4; i++) {
+    for (uint32_t i = 0; i < 5; i++) {
         client_open(&fx, &c[i], i + 1);
-        for (uint32_t j = 0; j < 16; j++)
-            waiting[n++] = call_start(&fx, &c[i], c[i].seq + 2 + j, PROTO_STATS, NULL, 0, NULL, 0);
+        for (uint32_t j = 0; j < each[i]; j++) {
+            waiting[n] = call_start(&fx, &c[i], c[i].seq + 2 + j, PROTO_STATS, NULL, 0, NULL, 0);
+            assert_false(waiting[n++]->answered);
+        }
     }
-    c[4] = (struct client){.pipe = 9, .pid = 1};
-    assert_int_equal(client_ping(&fx, &c[4]), KVPOOL_E_AGAIN);
-    for (uint32_t i = 0; i < 4; i++)
+    c[5] = (struct client){.pipe = 9, .pid = 1};
+    for (int i = 4; i < 6; i++) { // with a session, and without
+        assert_int_equal(call(&fx, &c[i], PROTO_PING, &ping, sizeof ping, NULL, 0, NULL, &err),
+                         KVPOOL_E_AGAIN);
+        assert_in_range(err.detail, 100000, 1000000000);
+    }
+    for (uint32_t i = 0; i < 5; i++)
         client_bye(&fx, &c[i]);
     for (uint32_t i = 0; i < n; i++)
         assert_int_equal(call_end(&fx, waiting[i], NULL, NULL), KVPOOL_E_SHUTDOWN);
-    assert_int_equal(client_ping(&fx, &c[4]), 0);
+    assert_int_equal(client_ping(&fx, &c[5]), 0);
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
