@@ -40,7 +40,10 @@ static int teardown(void **state) {
 static unsigned break_connections(void) {
     DIR *fds = opendir("/proc/self/fd");
     unsigned n = 0;
-    check(fds != NULL);
+    if (fds == NULL) {
+        check(false);
+        return 0;
+    }
     for (struct dirent *e; (e = readdir(fds)) != NULL;) {
         struct sockaddr_un peer = {.sun_family = AF_UNSPEC};
         socklen_t size = sizeof peer;
@@ -112,7 +115,7 @@ static void a_silent_worker_gives_its_pages_back_and_is_told(void **state) {
     kvpool_seq_info info = {.size = sizeof info};
     expect_status(client, KVPOOL_E_LOST, kvpool_seq_stat(client, seq, &info));
     expect_status(client, KVPOOL_E_STALE, kvpool_seq_stat(client, seq, &info));
-    seq = open_step(client, pool, 8, &step);
+    open_step(client, pool, 8, &step);
     expect_ok(client, kvpool_step_abort(client, step));
     load_close(load);
     kvpool_close(client);
