@@ -33,11 +33,15 @@ void *__real_calloc(size_t n, size_t size);
 void *__real_realloc(void *old, size_t size);
 void *__real_aligned_alloc(size_t alignment, size_t size);
 void __real_free(void *p);
+void *__real_bigmem_open(size_t n, size_t size);
+void __real_bigmem_close(void *memory, size_t n, size_t size);
 void *__wrap_malloc(size_t size);
 void *__wrap_calloc(size_t n, size_t size);
 void *__wrap_realloc(void *old, size_t size);
 void *__wrap_aligned_alloc(size_t alignment, size_t size);
 void __wrap_free(void *p);
+void *__wrap_bigmem_open(size_t n, size_t size);
+void __wrap_bigmem_close(void *memory, size_t n, size_t size);
 
 // Is this the allocation that fails?
 static bool fails(void) {
@@ -78,6 +82,15 @@ void *__wrap_aligned_alloc(size_t alignment, size_t size) {
 void __wrap_free(void *p) {
     faults.live -= p != NULL;
     __real_free(p);
+}
+
+void *__wrap_bigmem_open(size_t n, size_t size) {
+    return fails() ? NULL : count(__real_bigmem_open(n, size));
+}
+
+void __wrap_bigmem_close(void *memory, size_t n, size_t size) {
+    faults.live -= memory != NULL;
+    __real_bigmem_close(memory, n, size);
 }
 
 static uint64_t allocations(void) {
