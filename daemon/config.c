@@ -12,6 +12,7 @@
 #include "daemon/config_table.h"
 #include "daemon/config_tenants.h"
 #include "daemon/credentials.h"
+#include "daemon/http.h"
 #include "kernels/backend.h"
 #include "proto/proto.h"
 
@@ -212,6 +213,7 @@ static int check_credentials(const struct config *c, struct err *err) {
 static int check(const struct config *c, struct err *err) {
     const size_t limit = sizeof((struct sockaddr_un *)0)->sun_path - 1;
     const size_t path = strlen(c->dir) + 1 + strlen(PROTO_CONTROL_SOCKET);
+    int rc;
     if (path > limit) {
         return err_set(err, KVPOOL_E_INVAL,
                        "dir: socket path %.60s.../" PROTO_CONTROL_SOCKET
@@ -229,6 +231,10 @@ static int check(const struct config *c, struct err *err) {
                        "device (%s) contradicts backend cpu (%s), which has no devices",
                        source_of(c, "device"), source_of(c, "backend"));
     }
+    rc = http_address_check(c->http, c->http_public != 0, err);
+    if (rc != 0) {
+        return rc;
+    }
     if (core_block_size(&c->limits) == 0) {
         return err_set(err, KVPOOL_E_INVAL,
                        "max_pools, max_sessions, max_seqs, max_steps, max_session_steps, "
@@ -236,7 +242,7 @@ static int check(const struct config *c, struct err *err) {
                        "out of range");
     }
     if (c->credentials[0] == '\0') {
-        int rc = check_identities(c, err);
+        rc = check_identities(c, err);
         if (rc != 0) {
             return rc;
         }

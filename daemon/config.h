@@ -19,6 +19,7 @@
 
 #define CONFIG_MAX_POOLS ACCESS_MAX_POOLS
 #define CONFIG_PATH_MAX 256
+#define CONFIG_ADDRESS_MAX 64
 #define CONFIG_MAX_SETTINGS 64
 
 enum config_source { CONFIG_DEFAULT, CONFIG_FILE, CONFIG_ENVIRONMENT, CONFIG_FLAG };
@@ -43,6 +44,12 @@ struct config {
     uint32_t session_grace_ms;         // [SIGHUP] of a session without its connection, 0 = none
     uint32_t policy;                   // enum core_policy, of pools that name none
     char credentials[CONFIG_PATH_MAX]; // [SIGHUP] file of identities and secrets, "" = none
+    char http[CONFIG_ADDRESS_MAX];     // of /metrics and /healthz, "" = off
+    uint32_t http_public;              // 0, 1: an address that is not loopback is allowed
+    uint32_t health_deadline_ms;       // how long the loop or the device may stand still
+    uint32_t events;                   // 0, 1: the event stream is on
+    uint32_t event_ring;               // events kept for replay
+    uint32_t event_tokens;             // 0, 1: with token ids
     struct core_limits limits;
     struct core_pool_config pools[CONFIG_MAX_POOLS]; // from [pool NAME] sections
     uint32_t num_pools;

@@ -53,6 +53,17 @@
       "error, warn, notice, info or debug")                                                       \
     X(log_file, log_file, TEXT, FIXED, 0, CONFIG_TEXT_MAX, "", "PATH",                            \
       "file for the log, empty = standard error")                                                 \
+    X(http, http, TEXT, FIXED, 0, CONFIG_ADDRESS_MAX - 1, "", "ADDRESS",                          \
+      "address and port of /metrics and /healthz, e.g. 127.0.0.1:9470, empty = off")              \
+    X(http_public, http_public, BOOL, FIXED, 0, 0, "no", "yes|no",                                \
+      "allow an http address that is not loopback")                                               \
+    X(health_deadline, health_deadline_ms, TIME, FIXED, 500, 3600000, "5s", "TIME",               \
+      "how long the loop or the device may stand still before /healthz is red")                   \
+    X(events, events, BOOL, FIXED, 0, 0, "no", "yes|no", "stream of cache events")                \
+    X(event_ring, event_ring, COUNT, FIXED, 2, 1u << 24, "65536", "N",                            \
+      "events kept for readers that missed some")                                                 \
+    X(event_tokens, event_tokens, BOOL, FIXED, 0, 0, "no", "yes|no",                              \
+      "events carry the token ids of their pages")                                                \
     X(max_pools, limits.max_pools, COUNT, FIXED, 1, U32, NULL, "N", "pools")                      \
     X(max_sessions, limits.max_sessions, COUNT, FIXED, 1, U32, NULL, "N", "clients at once")      \
     X(max_seqs, limits.max_seqs, COUNT, FIXED, 1, U32, NULL, "N", "sequences of all pools")       \
@@ -242,6 +253,12 @@ int config_value_parse(const struct config_setting *s, const char *where, const 
                            text);
         }
         return 0;
+    case CONFIG_TYPE_BOOL:
+        if (strcmp(text, "yes") != 0 && strcmp(text, "no") != 0) {
+            return err_set(err, KVPOOL_E_INVAL, "%s: '%.40s' is not one of yes, no", where, text);
+        }
+        store(s, config, text[0] == 'y');
+        return 0;
     case CONFIG_TYPE_POLICY: {
         uint32_t policy;
         if (!config_policy_parse(text, &policy)) {
@@ -286,6 +303,8 @@ void config_value_format(const struct config_setting *s, const struct config *co
     const char *field = (const char *)config + s->offset;
     if (s->type == CONFIG_TYPE_TEXT || s->type == CONFIG_TYPE_BACKEND) {
         snprintf(ret, size, "%s", field);
+    } else if (s->type == CONFIG_TYPE_BOOL) {
+        snprintf(ret, size, "%s", load(s, config) != 0 ? "yes" : "no");
     } else if (s->type == CONFIG_TYPE_LEVEL) {
         snprintf(ret, size, "%s", log_level_name((enum log_level)load(s, config)));
     } else if (s->type == CONFIG_TYPE_POLICY) {

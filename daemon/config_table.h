@@ -19,6 +19,7 @@ enum config_type {
     CONFIG_TYPE_TEXT,
     CONFIG_TYPE_BACKEND, // auto, cpu, cuda
     CONFIG_TYPE_COUNT,
+    CONFIG_TYPE_BOOL,  // yes, no; kept as 1, 0
     CONFIG_TYPE_BYTES, // with K, M, G, T
     CONFIG_TYPE_TIME,  // with ms, s, m; kept in milliseconds
     CONFIG_TYPE_MODE,  // octal

@@ -63,8 +63,8 @@ static const struct op ops[] = {
 
 // --- answers ----------------------------------------------------------------------------------
 
-static void answered(struct dispatch *d, struct request *r, size_t len, bool ok) {
-    stats_answered(&d->stats, ok, uv_hrtime());
+static void answered(struct dispatch *d, struct request *r, size_t len, int status) {
+    stats_answered(&d->stats, r->header_ok ? r->msg.header.op : 0, status, uv_hrtime());
     if (r->session != NULL)
         r->session->inflight--;
     struct server_req *req = r->req;
@@ -84,7 +84,7 @@ void request_fail(struct dispatch *d, struct request *r, const struct err *err) 
     if (d->trace.count != 0)
         trace_answer(d, r, err->status, NULL);
     size_t len = proto_write_error(d->reply, sizeof d->reply, header, d->epoch, err);
-    answered(d, r, len, false);
+    answered(d, r, len, err->status);
 }
 
 void request_reply(struct dispatch *d, struct request *r, const void *body, size_t body_len,
@@ -95,7 +95,7 @@ void request_reply(struct dispatch *d, struct request *r, const void *body, size
     size_t len =
         proto_write(d->reply, sizeof d->reply, &header, body, body_len, records, records_len);
     assert(len > 0); // the limits on counts keep every reply below PROTO_MAX_MESSAGE
-    answered(d, r, len, true);
+    answered(d, r, len, 0);
 }
 
 // Some clients' floods must not take every slot: while more than three quarters are taken, nobody
@@ -121,7 +121,7 @@ static void refuse(struct dispatch *d, struct server_req *req) {
                    d->num_requests);
     size_t len = proto_write_error(d->reply, sizeof d->reply, header_ok ? &msg.header : NULL,
                                    d->epoch, &err);
-    stats_answered(&d->stats, false, uv_hrtime());
+    stats_answered(&d->stats, header_ok ? msg.header.op : 0, err.status, uv_hrtime());
     if (d->server != NULL)
         server_reply(d->server, req, d->reply, len);
 }
@@ -398,6 +398,8 @@ static int open_tables(struct dispatch *d, struct err *err) {
         d->free_requests = &d->requests[i];
     }
     int status = pipes_open(&d->pipes, err);
+    if (status == 0)
+        status = step_clock_open(config->limits.max_steps, &d->step_clock, err);
     if (status != 0)
         return status;
     uint32_t max_jobs = config->slots + 2 * config->limits.max_steps + EXTRA_JOBS;
@@ -547,6 +549,7 @@ void dispatch_close(struct dispatch *d) {
     engine_close(d->engine);
     jobs_close(d->jobs);
     pipes_close(d->pipes);
+    step_clock_close(d->step_clock);
     if (d->core != NULL)
         core_close(d->core);
     if (d->block != NULL)

@@ -7,6 +7,8 @@ set(KVPOOL_DISPATCH_SOURCES
     groups.c
     histogram.c
     job.c
+    metrics.c
+    observe.c
     ops_attn.c
     ops_fd.c
     ops_pool.c
@@ -26,6 +28,7 @@ set(KVPOOL_DISPATCH_SOURCES
     session_grace.c
     slice.c
     stats.c
+    step_clock.c
     tensor.c
     trace.c
     trace_pipe.c

@@ -20,6 +20,7 @@
 #include "daemon/dispatch.h"
 #include "daemon/engine.h"
 #include "daemon/fdsock.h"
+#include "daemon/histogram.h"
 #include "daemon/job.h"
 #include "daemon/order.h"
 #include "daemon/pipes.h"
@@ -27,6 +28,7 @@
 #include "daemon/region.h"
 #include "daemon/session.h"
 #include "daemon/stats.h"
+#include "daemon/step_clock.h"
 #include "daemon/trace.h"
 #include "proto/proto.h"
 
@@ -66,6 +68,8 @@ struct dispatch {
     struct session_table sessions;
     struct credentials *credentials; // NULL: none configured
     struct stats stats;
+    struct step_clock *step_clock;
+    struct histogram step_time; // begin to commit
     struct trace trace;
     struct request *requests; // [num_requests]
     struct request *free_requests;

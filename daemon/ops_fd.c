@@ -12,7 +12,7 @@ static void reply_packet(struct dispatch *d, struct fdsock_conn *conn, const str
                          const void *body, size_t body_len, int fd) {
     struct proto_header header = proto_reply_header(&msg->header, KVPOOL_OK, d->epoch);
     size_t len = proto_write(d->reply, sizeof d->reply, &header, body, body_len, NULL, 0);
-    stats_answered(&d->stats, true, uv_hrtime());
+    stats_answered(&d->stats, msg->header.op, 0, uv_hrtime());
     fdsock_send(conn, d->reply, len, fd);
 }
 
@@ -197,7 +197,7 @@ void fd_packet(void *arg_dispatch, struct fdsock_conn *conn, const struct fdsock
               header != NULL ? proto_op_name(header->op) : "?", conn->pid,
               kvpool_status_name((kvpool_status)err.status), err.text);
     size_t len = proto_write_error(d->reply, sizeof d->reply, header, d->epoch, &err);
-    stats_answered(&d->stats, false, uv_hrtime());
+    stats_answered(&d->stats, header_ok ? msg.header.op : 0, err.status, uv_hrtime());
     fdsock_send(conn, d->reply, len, -1);
 }
 

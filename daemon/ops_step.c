@@ -72,6 +72,7 @@ int op_step_begin(struct dispatch *d, struct request *r, struct err *err) {
         job->step = b.step;
     }
     dispatch_verify(d);
+    step_clock_begin(d->step_clock, s->handle, b.step, uv_hrtime());
     job_submit_effects(job, d, s, pool);
     reply_step(d, r, &info);
     return 0;
@@ -110,6 +111,9 @@ int op_step_commit(struct dispatch *d, struct request *r, struct err *err) {
     if (!info.repeated) {
         d->stats.commits++;
         d->stats.tokens += info.tokens;
+        uint64_t began;
+        if (step_clock_end(d->step_clock, r->session->handle, step, &began))
+            histogram_add(&d->step_time, uv_hrtime() - began);
     }
     job->writes_rows = true;
     job_submit_effects(job, d, s, effects.pool);
@@ -141,6 +145,8 @@ int op_step_abort(struct dispatch *d, struct request *r, struct err *err) {
         return 0;
     }
     d->stats.aborts += open;
+    uint64_t began;
+    step_clock_end(d->step_clock, s->handle, step, &began);
     status = job_set_effects(job, d->core, &effects, err);
     assert(status == 0); // reserved
     dispatch_verify(d);

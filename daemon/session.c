@@ -198,6 +198,7 @@ bool session_reap(struct session *s) {
     if (d->trace.count != 0)
         trace_closed(d, s->handle);
     uint64_t now = uv_hrtime(), took = now - s->ended_ns;
+    step_clock_forget(d->step_clock, s->handle);
     dispatch_verify(d);
     bool died =
         s->reason == SESSION_PROCESS || s->reason == SESSION_HANGUP || s->reason == SESSION_GRACE;

@@ -208,6 +208,7 @@ struct core_event {
     enum core_event_kind kind;
     uint64_t pool;
     const char *pool_name;
+    const char *ns_name; // NULL: of all namespaces (CLEARED)
     uint32_t ns, page_size;
     uint8_t key[CORE_KEY_SIZE];
     uint8_t parent[CORE_KEY_SIZE]; // all zero: the first page of its chain

@@ -29,6 +29,7 @@ void core_emit(const struct core *c, enum core_event_kind kind, uint32_t pool, u
             memcpy(event.parent, &key, sizeof event.parent);
         }
         event.ns = rec->ns;
+        event.ns_name = live->ns_recs[rec->ns].name;
         event.tokens = kind == CORE_STORED ? pool_tokens(live, page) : NULL;
     }
     c->event_fn(c->event_arg, &event);

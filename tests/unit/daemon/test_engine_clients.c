@@ -74,7 +74,9 @@ static void time_is_shared_by_weight(void **state) {
     engine_client_set_weight(clients[2], 4);
     for (int i = 0; i < 1500; i++)
         rig_job(i, i % 3, 1, SCHED_LATENCY, 1000); // the estimate is wrong by a hundred times
+    rig_gate = true;
     rig_submit(0, 1500);
+    rig_gate = false;
     rig_run_until(1500);
     size_t end = rig_submitted();
     while (client_of(&submitted[end - 1]) != 2) // until then all three waited
@@ -127,6 +129,25 @@ static void a_decode_behind_its_own_prefill_waits(void **state) {
     rig_close();
 }
 
+static void a_decode_behind_a_finished_prefill_goes_first(void **state) {
+    (void)state;
+    rig.late = rig.held = true;
+    rig_open();
+    rig_job(0, 0, 1, SCHED_BULK, 1000);
+    rig_job(1, 0, 1, SCHED_BULK, 5000000);
+    rig_job(2, 0, 1, SCHED_LATENCY, 1000);
+    rig_job(3, 1, RIG_SLICES, SCHED_BULK, 600000);
+    rig_submit(0, 4);
+    wait_submitted(1);
+    while (next_client() != 0) { // until job 1
+    }
+    assert_int_equal(next_client(), 0);
+    assert_int_equal(next_client(), 1);
+    rig_release(SIZE_MAX);
+    rig_run_until(4);
+    rig_close();
+}
+
 static void a_prefill_has_an_eighth_beside_decodes(void **state) {
     (void)state;
     uint64_t ns[2] = {0};
@@ -135,8 +156,10 @@ static void a_prefill_has_an_eighth_beside_decodes(void **state) {
     for (int i = 0; i < 1000; i++)
         rig_job(i, i < 900 ? 0 : 1, i < 900 ? 1 : RIG_SLICES, i < 900 ? SCHED_LATENCY : SCHED_BULK,
                 200000);
+    rig_gate = true;
     rig_submit(900, 1000);
     rig_submit(0, 900);
+    rig_gate = false;
     rig_run_until(1000);
     size_t end = rig_submitted(), begin = 0;
     while (client_of(&submitted[end - 1]) == 1)
@@ -298,6 +321,7 @@ int main(void) {
         TEST(time_is_shared_by_weight),
         TEST(a_decode_runs_between_the_slices_of_a_prefill),
         TEST(a_decode_behind_its_own_prefill_waits),
+        TEST(a_decode_behind_a_finished_prefill_goes_first),
         TEST(a_prefill_has_an_eighth_beside_decodes),
         TEST(the_backend_has_at_most_its_window),
         TEST(stop_runs_what_is_queued),
