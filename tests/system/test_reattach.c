@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
-// test_reattach.c: libkvpool and kvpoold when the connections between them are cut: the session is
-// taken up where it was, and is lost after the daemon's grace. Prefix sharing goes through both.
+// test_reattach.c: libkvpool and kvpoold when the connections between them are cut again and again,
+// under load, inside a step and before the end; and prefix sharing through both. (test_resume.c: the
+// daemon's grace.)
 #include "tests/system/harness.h"
 #include "tests/system/load.h"
 
@@ -11,7 +12,6 @@
 
 #include <cmocka.h>
 
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
@@ -147,29 +147,11 @@ static void closing_after_a_cut_ends_the_session_at_once(void **state) {
     kvpool_close(other);
 }
 
-static void after_the_grace_it_is_lost(void **state) {
-    (void)state;
-    static const char *const extra[] = {"--session-grace", "100ms", NULL};
-    assert_int_equal(daemon_end(&kvd, SIGTERM, 15000), 0);
-    daemon_start(&kvd, extra);
-    kvpool_client *client = client_open(&kvd);
-    kvpool_pool pool = make_pool(client);
-    kvpool_seq seq;
-    expect_ok(client, kvpool_seq_create(client, pool, 1, &seq));
-    cut();
-    sleep_ms(600);
-    expect_status(client, KVPOOL_E_LOST, kvpool_seq_truncate(client, seq, 0));
-    expect_status(client, KVPOOL_E_STALE, kvpool_seq_truncate(client, seq, 0));
-    expect_ok(client, kvpool_seq_create(client, pool, 1, &seq)); // the pool is still there
-    kvpool_close(client);
-}
-
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_load_does_not_notice),
         cmocka_unit_test(a_step_goes_on_and_its_tokens_are_found),
         cmocka_unit_test(closing_after_a_cut_ends_the_session_at_once),
-        cmocka_unit_test(after_the_grace_it_is_lost),
     };
     return cmocka_run_group_tests_name("reattach", tests, kvd_setup, kvd_teardown);
 }
