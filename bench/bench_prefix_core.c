@@ -138,7 +138,7 @@ static int free_seqs(struct prefix *p, uint32_t n) {
 
 // Takes every page and gives it back, so that the free list goes to and fro in the pool.
 static int scatter(struct prefix *p) {
-    uint32_t n = p->num_pages < 4 * SPREAD ? p->num_pages / 4 : SPREAD;
+    uint32_t n = p->num_pages < 4 * SPREAD ? p->num_pages / 4 + 1 : SPREAD;
     uint32_t next = 0;
     uint64_t ns = 0;
     if (create_seqs(p, n) != 0) {

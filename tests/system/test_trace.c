@@ -353,6 +353,27 @@ static void replay_keeps_the_traces_time(void **state) {
     assert_true(number("requests") == 3);
 }
 
+static void public_traces_are_replayed(void **state) {
+    (void)state;
+    char path[256];
+    file_path("mooncake.jsonl", path);
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fputs("{\"timestamp\": 0, \"input_length\": 1100, \"output_length\": 5, \"hash_ids\": [0, 1, "
+          "2]}\n"
+          "{\"timestamp\": 0, \"input_length\": 700, \"output_length\": 0, \"hash_ids\": [0, 3]}\n"
+          "{\"timestamp\": 9, \"input_length\": 1100, \"output_length\": 5, \"hash_ids\": [0, 1, "
+          "2]}\n",
+          f);
+    assert_int_equal(fclose(f), 0);
+    assert_int_equal(kvpool("trace replay %s", path), 0);
+    assert_true(number("requests") == 3);
+    assert_true(number("input_tokens") == 2900);
+    assert_true(number("looked_up_tokens") == 2897);
+    assert_true(number("hit_tokens") == 512 + 1088); // whole pages of 16 in the 1099 looked up
+    assert_true(number("output_tokens") == 10);
+}
+
 static void figures_of_the_cache_are_shown(void **state) {
     (void)state;
     assert_int_equal(kvpool("usage lru-again"), 0);
@@ -373,6 +394,18 @@ static void figures_of_the_cache_are_shown(void **state) {
     assert_non_null(strstr(out, "\"cached_pages\":"));
 }
 
+static void a_recording_ends_with_its_daemon(void **state) { // the last test
+    (void)state;
+    char path[256];
+    struct trace_file file;
+    file_path("ended.jsonl", path);
+    pid_t recorder = record_start(path, NULL);
+    assert_int_equal(daemon_end(&kvd, SIGTERM, 10000), 0);
+    assert_int_equal(process_wait(recorder, 10000), 1);
+    assert_true(trace_file_read(path, PAGE, 0, &file)); // whole lines
+    trace_file_free(&file);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(the_hit_rate_is_the_simulations),
@@ -382,7 +415,9 @@ int main(void) {
         cmocka_unit_test(several_workers_share_a_pool_that_is_too_small_for_them),
         cmocka_unit_test(what_never_fits_is_an_error_and_ends),
         cmocka_unit_test(replay_keeps_the_traces_time),
+        cmocka_unit_test(public_traces_are_replayed),
         cmocka_unit_test(figures_of_the_cache_are_shown),
+        cmocka_unit_test(a_recording_ends_with_its_daemon),
     };
     return cmocka_run_group_tests_name("trace", tests, setup, kvd_teardown);
 }

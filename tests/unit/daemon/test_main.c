@@ -358,11 +358,9 @@ static void a_full_disk_for_the_log_does_not_stop_it(void **state) {
 
 // The port that the log says.
 static uint16_t http_port_in_log(void) {
-    unsigned port = 0;
-    assert_log("http.listen address=127.0.0.1:0 port=");
-    assert_int_equal(
-        1, sscanf(strstr(t.text, "http.listen"), "http.listen address=%*s port=%u", &port));
-    return (uint16_t)port;
+    static const char event[] = "http.listen address=127.0.0.1:0 port=";
+    assert_log(event);
+    return (uint16_t)strtoul(strstr(t.text, event) + sizeof event - 1, NULL, 10);
 }
 
 static void it_shows_figures_and_health_over_http(void **state) {
