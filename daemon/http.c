@@ -104,11 +104,11 @@ static void let_go(struct scrape *s) {
 
 static void on_healthz(nng_aio *aio) {
     const struct http *h = nng_http_handler_get_data(nng_aio_get_input(aio, 1));
-    char text[HEALTH_REASON + 1];
-    const bool ok = health_check(h->health, text);
-    strcat(text, "\n");
+    char reason[HEALTH_REASON], text[HEALTH_REASON + 1];
+    const bool ok = health_check(h->health, reason);
+    const int len = snprintf(text, sizeof text, "%s\n", reason);
     answer(aio, ok ? NNG_HTTP_STATUS_OK : NNG_HTTP_STATUS_SERVICE_UNAVAILABLE, "text/plain", text,
-           strlen(text));
+           (size_t)len);
 }
 
 static void on_timer(void *arg) {

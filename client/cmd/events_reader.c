@@ -41,11 +41,41 @@ static int failed(char *why, size_t size, const char *what, int rv) {
     return -1;
 }
 
+// The number after `key` in the head; UINT64_MAX: none.
+static uint64_t number_after(const char *head, const char *key) {
+    const char *at = strstr(head, key);
+    at = at != NULL ? at + strlen(key) : NULL;
+    return at != NULL && *at >= '0' && *at <= '9' ? strtoull(at, NULL, 10) : UINT64_MAX;
+}
+
+// {"type":"Replay","epoch":"0x..","oldest":O,"newest":N}, and the lines behind it.
+static bool parse_head(struct reply *reply) {
+    static const char begin[] = "{\"type\":\"Replay\",\"epoch\":\"";
+    const char *end = memchr(reply->text, '\n', reply->len);
+    char head[128];
+    size_t len;
+    if (end == NULL || (size_t)(end - reply->text) >= sizeof head) {
+        return false;
+    }
+    snprintf(head, sizeof head, "%.*s", (int)(end - reply->text), reply->text);
+    if (strncmp(head, begin, sizeof begin - 1) != 0) {
+        return false;
+    }
+    len = strspn(head + sizeof begin - 1, "0123456789abcdefx");
+    if (len == 0 || len >= sizeof reply->epoch) {
+        return false;
+    }
+    snprintf(reply->epoch, sizeof reply->epoch, "%.*s", (int)len, head + sizeof begin - 1);
+    reply->oldest = number_after(head, "\"oldest\":");
+    reply->newest = number_after(head, "\"newest\":");
+    reply->lines = end + 1;
+    return reply->oldest != UINT64_MAX && reply->newest != UINT64_MAX;
+}
+
 static int ask(struct events_reader *r, uint64_t from, uint64_t max, struct reply *ret, char *why,
                size_t why_size) {
     char request[64];
     const int len = snprintf(request, sizeof request, "%" PRIu64 " %" PRIu64, from, max);
-    const char *end;
     int rv = nng_send(r->req, request, (size_t)len, 0);
     if (rv == 0) {
         rv = nng_recv(r->req, &ret->text, &ret->len, NNG_FLAG_ALLOC);
@@ -53,16 +83,11 @@ static int ask(struct events_reader *r, uint64_t from, uint64_t max, struct repl
     if (rv != 0) {
         return failed(why, why_size, "the daemon does not answer", rv);
     }
-    end = memchr(ret->text, '\n', ret->len);
-    if (end == NULL || sscanf(ret->text,
-                              "{\"type\":\"Replay\",\"epoch\":\"%23[0-9a-fx]\",\"oldest\":%" SCNu64
-                              ",\"newest\":%" SCNu64 "}",
-                              ret->epoch, &ret->oldest, &ret->newest) != 3) {
+    if (!parse_head(ret)) {
         nng_free(ret->text, ret->len);
         snprintf(why, why_size, "the daemon's answer is not understood");
         return -1;
     }
-    ret->lines = end + 1;
     return 0;
 }
 

@@ -16,6 +16,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
+#include <time.h>
 #include <unistd.h>
 
 static struct {
@@ -67,10 +68,11 @@ static void observe(uint32_t n) {
 }
 
 static int on_line(void *arg, const char *line, size_t len) {
-    unsigned long long seq = 0;
+    static const char begin[] = "{\"seq\":";
     assert_ptr_equal(arg, &t);
     assert_int_equal('}', line[len - 1]);
-    assert_int_equal(1, sscanf(line, "{\"seq\":%llu,", &seq));
+    assert_memory_equal(begin, line, sizeof begin - 1);
+    const uint64_t seq = strtoull(line + sizeof begin - 1, NULL, 10);
     t.restarts += seq == 1 && t.last > 1;
     t.first = t.first == 0 ? seq : t.first;
     t.last = seq;
@@ -80,8 +82,8 @@ static int on_line(void *arg, const char *line, size_t len) {
 
 static void on_say(void *arg, const char *text) {
     assert_ptr_equal(arg, &t);
-    strncat(t.said, text, sizeof t.said - strlen(t.said) - 2);
-    strcat(t.said, "\n");
+    const size_t n = strlen(t.said);
+    snprintf(t.said + n, sizeof t.said - n, "%s\n", text);
 }
 
 static const struct events_sink sink = {.line = on_line, .say = on_say, .arg = &t};
@@ -100,7 +102,8 @@ static void run(void) {
 }
 
 static void run_until(uint64_t last) {
-    for (int i = 0; i < 200 && t.last != last; i++) {
+    const time_t until = time(NULL) + 60;
+    while (t.last != last && time(NULL) < until) {
         run();
     }
     assert_int_equal(last, t.last);
@@ -170,7 +173,6 @@ static void it_fills_what_a_burst_made_it_miss(void **state) {
 }
 
 static void what_the_ring_has_not_kept_is_lost_and_said(void **state) {
-    unsigned long long from = 0, until = 0;
     (void)state;
     start_daemon(100, 1);
     open_reader(1, true);
@@ -181,7 +183,8 @@ static void what_the_ring_has_not_kept_is_lost_and_said(void **state) {
     run_until(60001);
     const char *lost = strstr(t.said, "events ");
     assert_non_null(lost);
-    assert_int_equal(2, sscanf(lost, "events %llu to %llu are lost", &from, &until));
+    assert_true(strtoull(lost + strlen("events "), NULL, 10) >= 2);
+    assert_non_null(strstr(lost, " are lost\n"));
     assert_true(t.lines < 60001);
 }
 

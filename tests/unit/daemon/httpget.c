@@ -55,11 +55,11 @@ void http_request(uint16_t port, const char *method, const char *path, struct ht
     if (end == NULL || strncmp(all, "HTTP/1.1 ", 9) != 0) {
         goto out;
     }
-    ret->status = atoi(all + 9);
+    ret->status = (int)strtol(all + 9, NULL, 10);
     snprintf(ret->head, sizeof ret->head, "%.*s", (int)(end - all), all);
     length = strcasestr(ret->head, "\r\nContent-Length:");
     if (length != NULL) {
-        ret->length = atol(strchr(length, ':') + 1);
+        ret->length = strtol(strchr(length, ':') + 1, NULL, 10);
     }
     ret->len = n - (size_t)(end + 4 - all);
     ret->body = strdup(end + 4);

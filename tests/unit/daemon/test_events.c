@@ -209,7 +209,7 @@ static void the_ring_keeps_the_last_records(void **state) {
     assert_true(len < FEED_REPLY_BYTES);
     assert_int_equal(0, events_read(t.events, next, 10, buf, FEED_REPLY_BYTES, &next));
     // A buffer that is too small for all takes whole lines.
-    len = events_read(t.events, range.oldest, RING, buf, 3 * EVENTS_LINE_BYTES, &next);
+    len = events_read(t.events, range.oldest, RING, buf, 3ul * EVENTS_LINE_BYTES, &next);
     assert_true(next > range.oldest + 2 && next < range.newest);
     assert_int_equal('\n', buf[len - 1]);
     // max is kept, also over several batches.
@@ -231,6 +231,13 @@ static const char *path_of(const char *name) {
     static char path[128];
     snprintf(path, sizeof path, "%s/%s", t.dir.path, name);
     return path;
+}
+
+// The number that a line begins with.
+static uint64_t seq_of(const char *line) {
+    static const char begin[] = "{\"seq\":";
+    assert_memory_equal(begin, line, sizeof begin - 1);
+    return strtoull(line + sizeof begin - 1, NULL, 10);
 }
 
 static nng_socket dial(const char *name, int (*open)(nng_socket *)) {
@@ -256,13 +263,13 @@ static nng_socket subscribe(void) {
 static uint64_t next_message(nng_socket s) {
     char *text;
     size_t len;
-    unsigned long long seq = 0;
+    uint64_t seq;
     if (nng_recv(s, &text, &len, NNG_FLAG_ALLOC) != 0) {
         return 0;
     }
     assert_int_equal('}', text[len - 1]);
     assert_null(memchr(text, '\n', len));
-    assert_int_equal(1, sscanf(text, "{\"seq\":%llu,", &seq));
+    seq = seq_of(text);
     nng_free(text, len);
     return seq;
 }
@@ -420,12 +427,10 @@ static void replay_is_cut_at_its_limit(void **state) {
     s = dial(FEED_REPLAY_SOCKET, nng_req0_open);
     for (; next <= 12001; asked++) {
         char request[32];
-        unsigned long long first = 0;
         snprintf(request, sizeof request, "%" PRIu64, next);
         const char *text = ask(s, request);
         assert_true(strlen(text) <= FEED_REPLY_BYTES);
-        assert_int_equal(1, sscanf(strchr(text, '\n') + 1, "{\"seq\":%llu,", &first));
-        assert_int_equal(next, first);
+        assert_int_equal(next, seq_of(strchr(text, '\n') + 1));
         next += count_lines(text) - 1;
     }
     assert_int_equal(12002, next);

@@ -56,7 +56,7 @@ static int teardown(void **state) {
 static void add_pools(void) {
     for (int i = 0; i < 2; i++) {
         t.pools[i].info.config.num_pages = 100;
-        t.pools[i].ns = &t.ns[2 * i];
+        t.pools[i].ns = &t.ns[i == 0 ? 0 : 2];
         t.pools[i].num_ns = i == 0 ? 2 : 1;
         snprintf(t.pools[i].info.config.name, CORE_NAME_SIZE, "%s", i == 0 ? "kv" : "other");
     }
@@ -254,10 +254,10 @@ static void label_values_are_escaped(void **state) {
     is("kvpool_info{version=\"1.2.3\",backend=\"a \\\"GPU\\\"\\nof\\\\mine\"}", 1);
     const char *pins = strstr(t.text.data, "\nkvpool_pool_pins{pool=\"");
     assert_non_null(pins);
-    for (int i = 0; i < CORE_NAME_SIZE - 1; i++) { // none is cut off
+    for (size_t i = 0; i < CORE_NAME_SIZE - 1; i++) { // none is cut off
         assert_memory_equal("\\\"", pins + 24 + 2 * i, 2);
     }
-    assert_memory_equal("\"} 0", pins + 24 + 2 * (CORE_NAME_SIZE - 1), 4);
+    assert_memory_equal("\"} 0", pins + 24 + 2ul * (CORE_NAME_SIZE - 1), 4);
 }
 
 static char document[1 << 20];
