@@ -23,6 +23,7 @@
 #define PACKET_MAX 1024u // requests and replies of this socket are shorter
 #define LINE_MAX_BYTES (16u << 20)
 #define READ_BYTES 65536u
+#define LAST_READS 32u // more than a pipe holds
 
 struct record_line {
     struct cmd_globals *globals;
@@ -223,7 +224,7 @@ static bool record(struct recording *r, int pipe_fd, uint32_t seconds_ms) {
         }
     }
     int more = 1;
-    while (more > 0) { // what was written up to now
+    for (uint32_t i = 0; more > 0 && i < LAST_READS; i++) { // what was written up to now
         more = take_bytes(r, pipe_fd);
     }
     return more < 0;

@@ -32,6 +32,7 @@ static struct {
     uint32_t seqs, steps, clients, regions; // open ones
     uint32_t tokens, pages, max_pages;      // begun; held; 0: no bound
     uint32_t longest;                       // tokens of a step
+    uint32_t together; // workers whose first opens wait for each other; 0: nobody waits
     uint64_t retry_ns;
 } fake = {.lock = PTHREAD_MUTEX_INITIALIZER};
 
@@ -91,10 +92,25 @@ void kvpool_region_free(kvpool_region *region) {
     free(region);
 }
 
+static void wait_for_the_others(void) {
+    const struct timespec ms = {0, 1000000};
+    bool waiting = true;
+    for (int i = 0; i < 5000 && waiting; i++) {
+        pthread_mutex_lock(&fake.lock);
+        waiting = fake.calls[OPEN] < fake.together;
+        pthread_mutex_unlock(&fake.lock);
+        if (waiting) {
+            nanosleep(&ms, NULL);
+        }
+    }
+    assert_false(waiting);
+}
+
 kvpool_status kvpool_seq_open_with(kvpool_client *client, const kvpool_open_args *args,
                                    kvpool_seq *ret_seq, uint32_t *ret_matched) {
     kvpool_status status = answer(client, OPEN);
     assert_int_equal(args->n, 99);
+    wait_for_the_others();
     if (status == KVPOOL_OK) {
         pthread_mutex_lock(&fake.lock);
         *ret_seq = ++fake.seqs;
@@ -174,6 +190,7 @@ static int setup(void **state) {
     memset(fake.calls, 0, sizeof(fake.calls));
     fake.seqs = fake.steps = fake.tokens = fake.pages = fake.max_pages = fake.longest = 0;
     fake.retry_ns = 0;
+    fake.together = 0;
     for (int i = 0; i < 40; i++) {
         lines[i] = (struct trace_line){.input = 100,
                                        .output = 10,
@@ -294,6 +311,16 @@ static void out_of_pages_beside_others_is_begun_again(void **state) {
     assert_string_equal(r.first_error, "");
 }
 
+static void two_that_block_each_other_both_get_through(void **state) {
+    (void)state;
+    fake.together = 2;
+    refuse(BEGIN, KVPOOL_E_NOSPACE, 2); // both: neither is alone, and then nobody is at work
+    struct replay_result r = run(2);
+    assert_int_equal(r.requests, 40);
+    assert_int_equal(r.errors, 0);
+    assert_int_equal(r.nospace, 2);
+}
+
 static void a_trace_can_be_stopped(void **state) {
     (void)state;
     struct replay_args args = make_args(2);
@@ -332,6 +359,7 @@ int main(void) {
         TEST(a_lost_connection_ends_it),
         TEST(out_of_pages_alone_is_an_error),
         TEST(out_of_pages_beside_others_is_begun_again),
+        TEST(two_that_block_each_other_both_get_through),
         TEST(a_trace_can_be_stopped),
         TEST(a_worker_that_cannot_start_is_told),
     };

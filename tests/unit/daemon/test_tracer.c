@@ -202,6 +202,11 @@ static void equal_prefixes_have_equal_ids_and_only_those(void **state) {
     open.n = 38; // fewer of them: another block
     show(a, &open, again);
     assert_int_not_equal(again[2], seven);
+    tokens[38] = 0; // six tokens, and six with a 0 behind them
+    open.n = 39;
+    show(a, &open, ids + 8);
+    assert_int_not_equal(again[2], ids[10]);
+    tokens[38] = 100038;
     open.n = 64;
     tokens[20]++; // in the second page: it, and all behind it
     show(a, &open, again);
