@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // bench.c: `kvpool-bench`: picks the benches, prints their figures.
 //
-//     kvpool-bench core|control|attention|all [--json] [--quick]
+//     kvpool-bench core|prefix|control|attention|all [--json] [--quick]
 //
 // Invariants
 //  1. With --json stdout has figures only, one object a line; everything else goes to stderr.
@@ -33,7 +33,10 @@ static struct {
 static const struct {
     const char *name;
     int (*run)(void);
-} benches[] = {{"core", bench_core}, {"control", bench_control}, {"attention", bench_attention}};
+} benches[] = {{"core", bench_core},
+               {"prefix", bench_prefix},
+               {"control", bench_control},
+               {"attention", bench_attention}};
 
 #define BENCHES (sizeof(benches) / sizeof(benches[0]))
 
@@ -120,9 +123,10 @@ int main(int argc, char **argv) {
     static const struct argp argp = {
         .options = argp_options,
         .parser = parse,
-        .args_doc = "core|control|attention|all",
+        .args_doc = "core|prefix|control|attention|all",
         .doc = "Measures kvpool, without a daemon of yours: `control` starts its own.\v"
                "  core       allocation and steps of the daemon's core, in this process\n"
+               "  prefix     page keys, matching and eviction, in this process\n"
                "  control    round trips through NNG beside a bare NNG echo\n"
                "  attention  the CPU backend beside the memory's read speed\n\n"
                "Example:\n"

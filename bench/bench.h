@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // bench.h: what the benches of `kvpool-bench` share: one figure out, one clock, one percentile.
-// One file a bench (bench_core.c, bench_control.c, bench_attention.c); bench.c has main.
+// One file a bench (bench_core.c, bench_control.c, ...; bench_prefix.c has a second); bench.c has
+// main.
 // Thread: the bench's main thread.
 #ifndef KVPOOL_BENCH_BENCH_H
 #define KVPOOL_BENCH_BENCH_H
@@ -21,5 +22,7 @@ double bench_quick_scale(void); // 1.0, or a small factor with --quick: multipli
 int bench_core(void);
 int bench_control(void);
 int bench_attention(void);
+int bench_prefix(void);
+int bench_prefix_core(void); // a part of bench_prefix
 
 #endif

@@ -10,6 +10,9 @@
 
 #include "daemon/config_flags.h"
 #include "daemon/config_table.h"
+#include "daemon/config_tenants.h"
+#include "daemon/credentials.h"
+#include "daemon/http.h"
 #include "kernels/backend.h"
 #include "proto/proto.h"
 
@@ -132,7 +135,8 @@ static int read_flags(const struct config_flags *flags, struct config *c, struct
 }
 
 // --config, else KVPOOLD_CONFIG, else the default file if there is one.
-static int read_file(const struct config_flags *flags, struct config *c, struct err *err) {
+static int read_file(const struct config_flags *flags, struct config *c, uint32_t *ret_policies,
+                     struct err *err) {
     const char *path = flags->config != NULL ? flags->config : getenv(ENV_PREFIX "CONFIG");
     if (path == NULL) {
         if (access(CONFIG_DEFAULT_FILE, F_OK) != 0) {
@@ -146,7 +150,7 @@ static int read_file(const struct config_flags *flags, struct config *c, struct 
                        sizeof c->file - 1);
     }
     snprintf(c->file, sizeof c->file, "%s", path);
-    return config_file_read(path, c, err);
+    return config_file_read(path, c, ret_policies, err);
 }
 
 static int check_pool_bytes(const struct config *c, struct err *err) {
@@ -170,10 +174,46 @@ static int check_pool_bytes(const struct config *c, struct err *err) {
     return 0;
 }
 
+// Nobody can prove an identity without a file of credentials.
+static int check_identities(const struct config *c, struct err *err) {
+    for (uint32_t i = 0; i < c->access.num_namespaces; i++) {
+        const struct access_ns *ns = &c->access.namespaces[i];
+        if (ns->members.num_identities > 0) {
+            return err_set(err, KVPOOL_E_INVAL,
+                           "namespace %s/%s: identities needs the setting credentials", ns->pool,
+                           ns->name);
+        }
+    }
+    for (uint32_t i = 0; i < c->access.num_pools; i++) {
+        if (c->access.pools[i].allow.num_identities > 0) {
+            return err_set(err, KVPOOL_E_INVAL,
+                           "pool %s: allow_identities needs the setting credentials",
+                           c->access.pools[i].name);
+        }
+    }
+    return 0;
+}
+
+// The file is there and good. What it says is read when it is used, and again at SIGHUP.
+static int check_credentials(const struct config *c, struct err *err) {
+    struct credentials *credentials;
+    struct err why;
+    if (c->credentials[0] == '\0') {
+        return 0;
+    }
+    if (credentials_load(c->credentials, &credentials, &why) != 0) {
+        return err_set(err, why.status, "credentials (%s): %s", source_of(c, "credentials"),
+                       why.text);
+    }
+    credentials_free(credentials);
+    return 0;
+}
+
 // Settings that contradict each other.
 static int check(const struct config *c, struct err *err) {
     const size_t limit = sizeof((struct sockaddr_un *)0)->sun_path - 1;
     const size_t path = strlen(c->dir) + 1 + strlen(PROTO_CONTROL_SOCKET);
+    int rc;
     if (path > limit) {
         return err_set(err, KVPOOL_E_INVAL,
                        "dir: socket path %.60s.../" PROTO_CONTROL_SOCKET
@@ -191,10 +231,21 @@ static int check(const struct config *c, struct err *err) {
                        "device (%s) contradicts backend cpu (%s), which has no devices",
                        source_of(c, "device"), source_of(c, "backend"));
     }
+    rc = http_address_check(c->http, c->http_public != 0, err);
+    if (rc != 0) {
+        return rc;
+    }
     if (core_block_size(&c->limits) == 0) {
         return err_set(err, KVPOOL_E_INVAL,
-                       "max_pools, max_sessions, max_seqs, max_steps, max_session_steps, max_batch "
-                       "or max_table_entries is out of range");
+                       "max_pools, max_sessions, max_seqs, max_steps, max_session_steps, "
+                       "max_batch, max_table_entries, max_pages, max_page_tokens or max_pins is "
+                       "out of range");
+    }
+    if (c->credentials[0] == '\0') {
+        rc = check_identities(c, err);
+        if (rc != 0) {
+            return rc;
+        }
     }
     return check_pool_bytes(c, err);
 }
@@ -202,6 +253,7 @@ static int check(const struct config *c, struct err *err) {
 int config_load(int argc, char **argv, struct config *ret, struct err *err) {
     struct config_flags flags;
     struct config *c;
+    uint32_t policies = 0;
     int rc = config_flags_parse(argc, argv, &flags, err);
     if (rc != 0) {
         return rc;
@@ -212,7 +264,7 @@ int config_load(int argc, char **argv, struct config *ret, struct err *err) {
     }
     rc = defaults(c, err);
     if (rc == 0) {
-        rc = read_file(&flags, c, err);
+        rc = read_file(&flags, c, &policies, err);
     }
     if (rc == 0) {
         rc = read_environment(c, err);
@@ -220,8 +272,16 @@ int config_load(int argc, char **argv, struct config *ret, struct err *err) {
     if (rc == 0) {
         rc = read_flags(&flags, c, err);
     }
+    for (uint32_t i = 0; i < c->num_pools; i++) {
+        if ((policies & 1u << i) == 0) {
+            c->pools[i].policy = c->policy;
+        }
+    }
     if (rc == 0) {
         rc = check(c, err);
+    }
+    if (rc == 0 && !flags.print_config) { // printing needs no right to read secrets
+        rc = check_credentials(c, err);
     }
     if (rc == 0) {
         c->print_config = flags.print_config;
@@ -247,7 +307,7 @@ static bool same_pools(const struct config *a, const struct config *b) {
                 p->kv_heads == q->kv_heads && p->head_dim == q->head_dim &&
                 p->page_size == q->page_size && p->dtype == q->dtype &&
                 p->num_pages == q->num_pages && p->max_seqs == q->max_seqs &&
-                p->max_seq_len == q->max_seq_len;
+                p->max_seq_len == q->max_seq_len && p->policy == q->policy;
     }
     return equal;
 }
@@ -304,6 +364,11 @@ int config_reload(struct config *live, int argc, char **argv, char *report, size
     if (!same_pools(live, fresh) && report_size > 0) {
         add_line(report, report_size, "pools: other [pool] sections -> needs a restart");
     }
+    // Unused parts are zero in both.
+    if (memcmp(&live->access, &fresh->access, sizeof live->access) != 0 && report_size > 0) {
+        add_line(report, report_size,
+                 "access: other access lists or [namespace] sections -> needs a restart");
+    }
     snprintf(next->file, sizeof next->file, "%s", fresh->file);
     *live = *next;
 
@@ -322,6 +387,10 @@ static void print_count(const char *key, uint32_t value) {
     char text[16];
     snprintf(text, sizeof text, "%" PRIu32, value);
     print_line(key, text, source_names[CONFIG_FILE]);
+}
+
+static void print_file_line(const char *key, const char *value) {
+    print_line(key, value, source_names[CONFIG_FILE]);
 }
 
 static bool device_is_moot(const struct config *c) {
@@ -350,5 +419,12 @@ void config_print(const struct config *config) {
         print_count("num_pages", p->num_pages);
         print_count("max_seqs", p->max_seqs);
         print_count("max_seq_len", p->max_seq_len);
+        print_file_line("policy", config_policy_name(p->policy));
+        config_list_print("allow_", &config->access.pools[i].allow, print_file_line);
+    }
+    for (uint32_t i = 0; i < config->access.num_namespaces; i++) {
+        const struct access_ns *ns = &config->access.namespaces[i];
+        printf("\n[namespace %s/%s]\n", ns->pool, ns->name);
+        config_ns_print(ns, print_file_line);
     }
 }

@@ -4,7 +4,8 @@
 //   [kvpoold]            settings of config_table.c
 //   slots = 256          ; a comment needs a blank before it; a line may also begin with # or ;
 //   [pool NAME]          layers, kv_heads, head_dim, page_size, dtype, num_pages or size,
-//   layers = 32          max_seqs, max_seq_len
+//   layers = 32          max_seqs, max_seq_len, policy, allow_uids, allow_gids, allow_identities
+//   [namespace POOL/NAME]  config_tenants.h
 //
 // Invariants
 //  1. libinih sees lines without comments and leading blanks, so that neither its continuation
@@ -12,6 +13,7 @@
 //  2. The first error wins and carries file, line and key.
 // Thread: loop thread.
 #include "daemon/config_table.h"
+#include "daemon/config_tenants.h"
 
 #include "kernels/backend.h"
 
@@ -41,11 +43,12 @@ static const struct pool_key pool_keys[] = {
     {"size", 0, false},
     {"max_seqs", offsetof(struct core_pool_config, max_seqs), false},
     {"max_seq_len", offsetof(struct core_pool_config, max_seq_len), false},
+    {"policy", offsetof(struct core_pool_config, policy), false},
 };
-enum { KEY_DTYPE = 4, KEY_NUM_PAGES = 5, KEY_SIZE = 6, NUM_POOL_KEYS = 9 };
+enum { KEY_DTYPE = 4, KEY_NUM_PAGES = 5, KEY_SIZE = 6, KEY_POLICY = 9, NUM_POOL_KEYS = 10 };
 _Static_assert(sizeof pool_keys / sizeof *pool_keys == NUM_POOL_KEYS, "indices above");
 
-enum section { SECTION_NONE, SECTION_SETTINGS, SECTION_POOL };
+enum section { SECTION_NONE, SECTION_SETTINGS, SECTION_POOL, SECTION_NAMESPACE };
 
 struct parser {
     const char *path;
@@ -56,11 +59,14 @@ struct parser {
     unsigned number; // of the line
     enum section section;
     unsigned section_line;
-    uint32_t seen;      // bits of the keys given: all [kvpoold] sections, or this pool
-    uint32_t seen_main; // of [kvpoold] while in a pool
-    uint64_t pool_size; // `size` of this pool
-    struct err err;     // the first error
+    uint64_t seen;                            // bits of the [kvpoold] keys given
+    uint32_t seen_pool;                       // and of this pool's or namespace's
+    uint32_t policies;                        // bits of the pools that name a policy
+    uint64_t pool_size;                       // `size` of this pool
+    unsigned ns_lines[ACCESS_MAX_NAMESPACES]; // where each section begins
+    struct err err;                           // the first error
 };
+_Static_assert(CONFIG_MAX_SETTINGS <= 64 && CONFIG_MAX_POOLS <= 32, "bits of a struct parser");
 
 static const char *const dtypes[] = {
     [KVPOOL_FP16] = "fp16", [KVPOOL_BF16] = "bf16", [KVPOOL_FP32] = "fp32"};
@@ -88,7 +94,7 @@ static void settle_pages(struct parser *p, struct core_pool_config *pool) {
     const struct kv_geometry g = {pool->layers, pool->kv_heads, pool->head_dim, pool->page_size,
                                   (kvpool_dtype)pool->dtype};
     uint64_t page, pages;
-    if ((p->seen & 1u << KEY_SIZE) == 0) {
+    if ((p->seen_pool & 1u << KEY_SIZE) == 0) {
         return;
     }
     // Geometry inside core's limits cannot overflow here; core checks it afterwards.
@@ -105,7 +111,7 @@ static void settle_pages(struct parser *p, struct core_pool_config *pool) {
         fail(p, p->section_line,
              "pool %s: size: %" PRIu64 " bytes make %" PRIu64 " pages of %" PRIu64 " bytes",
              pool->name, p->pool_size, pages, page);
-    } else if ((p->seen & 1u << KEY_NUM_PAGES) != 0 && pool->num_pages != pages) {
+    } else if ((p->seen_pool & 1u << KEY_NUM_PAGES) != 0 && pool->num_pages != pages) {
         fail(p, p->section_line,
              "pool %s: num_pages %" PRIu32 " contradicts size, which makes %" PRIu64 " pages",
              pool->name, pool->num_pages, pages);
@@ -114,21 +120,25 @@ static void settle_pages(struct parser *p, struct core_pool_config *pool) {
     }
 }
 
-// Checks the pool whose section ends here.
+// Checks the pool or namespace whose section ends here.
 static void end_section(struct parser *p) {
     struct core_pool_config *pool;
     struct err err;
+    if (p->section == SECTION_NAMESPACE && p->err.status == 0 &&
+        config_ns_end(&p->config->access, &err) != 0) {
+        fail(p, p->section_line, "%s", err.text);
+    }
     if (p->section != SECTION_POOL || p->err.status != 0) {
         return;
     }
     pool = &p->config->pools[p->config->num_pools];
     for (size_t i = 0; i < NUM_POOL_KEYS; i++) {
-        if (pool_keys[i].required && (p->seen & 1u << i) == 0) {
+        if (pool_keys[i].required && (p->seen_pool & 1u << i) == 0) {
             fail(p, p->section_line, "pool %s: %s is missing", pool->name, pool_keys[i].name);
             return;
         }
     }
-    if ((p->seen & (1u << KEY_NUM_PAGES | 1u << KEY_SIZE)) == 0) {
+    if ((p->seen_pool & (1u << KEY_NUM_PAGES | 1u << KEY_SIZE)) == 0) {
         fail(p, p->section_line, "pool %s: num_pages or size is missing", pool->name);
         return;
     }
@@ -136,12 +146,15 @@ static void end_section(struct parser *p) {
     if (p->err.status == 0 && core_pool_config_check(pool, &err) != 0) {
         fail(p, p->section_line, "pool %s: %s", pool->name, err.text);
     }
+    if ((p->seen_pool & 1u << KEY_POLICY) != 0) {
+        p->policies |= 1u << p->config->num_pools;
+    }
     p->config->num_pools++;
-    p->seen = p->seen_main;
 }
 
 static void begin_pool(struct parser *p, const char *name, size_t len) {
     struct config *c = p->config;
+    struct err err;
     if (len == 0 || len >= CORE_NAME_SIZE) {
         fail(p, p->number, "a pool's name has 1 to %d bytes", CORE_NAME_SIZE - 1);
         return;
@@ -158,12 +171,39 @@ static void begin_pool(struct parser *p, const char *name, size_t len) {
             return;
         }
     }
+    if (config_pool_access(&c->access, c->pools[c->num_pools].name, &err) != 0) {
+        fail(p, p->number, "%s", err.text);
+        return;
+    }
     p->section = SECTION_POOL;
-    p->seen_main = p->seen;
-    p->seen = 0;
+    p->seen_pool = 0;
 }
 
-// "[kvpoold]" or "[pool NAME]"; `line` is without blanks at its ends.
+static void begin_namespace(struct parser *p, const char *name, size_t len) {
+    struct access_rules *rules = &p->config->access;
+    struct err err;
+    if (config_ns_begin(rules, name, len, &err) != 0) {
+        fail(p, p->number, "%s", err.text);
+        return;
+    }
+    p->ns_lines[rules->num_namespaces - 1] = p->number;
+    p->section = SECTION_NAMESPACE;
+    p->seen_pool = 0;
+}
+
+// "[WORD NAME]": moves *name behind the word and the blanks.
+static bool has_word(const char *word, const char **name, size_t *len) {
+    const size_t n = strlen(word);
+    if (*len <= n + 1 || memcmp(*name, word, n) != 0 || !isblank((unsigned char)(*name)[n])) {
+        return false;
+    }
+    for (*name += n, *len -= n; *len > 0 && isblank((unsigned char)**name); (*len)--) {
+        (*name)++;
+    }
+    return true;
+}
+
+// `line` is without blanks at its ends.
 static void begin_section(struct parser *p, const char *line) {
     const size_t len = strlen(line);
     const char *name = line + 1;
@@ -177,13 +217,13 @@ static void begin_section(struct parser *p, const char *line) {
     }
     if (name_len == 7 && memcmp(name, "kvpoold", 7) == 0) {
         p->section = SECTION_SETTINGS;
-    } else if (name_len > 5 && memcmp(name, "pool", 4) == 0 && isblank((unsigned char)name[4])) {
-        for (name += 4, name_len -= 4; name_len > 0 && isblank((unsigned char)*name); name_len--) {
-            name++;
-        }
+    } else if (has_word("pool", &name, &name_len)) {
         begin_pool(p, name, name_len);
+    } else if (has_word("namespace", &name, &name_len)) {
+        begin_namespace(p, name, name_len);
     } else {
-        fail(p, p->number, "unknown section [%.*s]; there are [kvpoold] and [pool NAME]",
+        fail(p, p->number,
+             "unknown section [%.*s]; there are [kvpoold], [pool NAME] and [namespace POOL/NAME]",
              (int)(name_len < 40 ? name_len : 40), name);
     }
 }
@@ -246,8 +286,18 @@ static char *next_line(char *ret, int size, void *arg) {
 
 static void pool_value(struct parser *p, const char *key, const char *value) {
     struct core_pool_config *pool = &p->config->pools[p->config->num_pools];
+    struct access_rules *rules = &p->config->access;
     uint32_t number = 0;
     size_t k = 0;
+    struct err err;
+    int rc;
+    if (config_list_value("allow_", key, value, &rules->pools[rules->num_pools - 1].allow, &rc,
+                          &err)) {
+        if (rc != 0) {
+            fail(p, p->number, "%s", err.text);
+        }
+        return;
+    }
     while (k < NUM_POOL_KEYS && strcmp(pool_keys[k].name, key) != 0) {
         k++;
     }
@@ -255,11 +305,11 @@ static void pool_value(struct parser *p, const char *key, const char *value) {
         fail(p, p->number, "%.40s: unknown key of a pool", key);
         return;
     }
-    if ((p->seen & 1u << k) != 0) {
+    if ((p->seen_pool & 1u << k) != 0) {
         fail(p, p->number, "%s: given twice", key);
         return;
     }
-    p->seen |= 1u << k;
+    p->seen_pool |= 1u << k;
     if (k == KEY_SIZE) {
         if (!config_bytes_parse(value, &p->pool_size)) {
             fail(p, p->number, "size: '%.40s' is not a size (e.g. 512M, 4G)", value);
@@ -272,6 +322,11 @@ static void pool_value(struct parser *p, const char *key, const char *value) {
         }
         if (number == 0) {
             fail(p, p->number, "dtype: '%.40s' is not one of fp16, bf16, fp32", value);
+            return;
+        }
+    } else if (k == KEY_POLICY) {
+        if (!config_policy_parse(value, &number)) {
+            fail(p, p->number, "policy: '%.40s' is not one of lru, s3fifo", value);
             return;
         }
     } else {
@@ -299,11 +354,11 @@ static void setting_value(struct parser *p, const char *key, const char *value) 
         fail(p, p->number, "%.40s: unknown setting", key);
         return;
     }
-    if ((p->seen & 1u << i) != 0) {
+    if ((p->seen & UINT64_C(1) << i) != 0) {
         fail(p, p->number, "%s: given twice", key);
         return;
     }
-    p->seen |= 1u << i;
+    p->seen |= UINT64_C(1) << i;
     snprintf(where, sizeof where, "%s:%u: %s", p->path, p->number, key);
     if (config_value_parse(&config_settings[i], where, value, p->config, &err) != 0) {
         if (p->err.status == 0) {
@@ -317,6 +372,7 @@ static void setting_value(struct parser *p, const char *key, const char *value) 
 // libinih's handler; 0 is an error there.
 static int on_value(void *arg, const char *section, const char *key, const char *value) {
     struct parser *p = arg;
+    struct err err;
     (void)section;
     if (p->err.status != 0) {
         return 0;
@@ -325,16 +381,30 @@ static int on_value(void *arg, const char *section, const char *key, const char 
         fail(p, p->number, "%.40s: before any section", key);
     } else if (p->section == SECTION_SETTINGS) {
         setting_value(p, key, value);
-    } else {
+    } else if (p->section == SECTION_POOL) {
         pool_value(p, key, value);
+    } else if (config_ns_value(&p->config->access, key, value, &p->seen_pool, &err) != 0) {
+        fail(p, p->number, "%s", err.text);
     }
     return p->err.status == 0;
 }
 
-int config_file_read(const char *path, struct config *config, struct err *err) {
+// What only the whole file tells.
+static void check_namespaces(struct parser *p) {
+    struct err err;
+    for (uint32_t i = 0; i < p->config->access.num_namespaces && p->err.status == 0; i++) {
+        if (config_ns_check(p->config, i, &err) != 0) {
+            fail(p, p->ns_lines[i], "%s", err.text);
+        }
+    }
+}
+
+int config_file_read(const char *path, struct config *config, uint32_t *ret_policies,
+                     struct err *err) {
     struct parser p = {.path = path, .config = config};
     int rc;
     config->num_pools = 0;
+    memset(&config->access, 0, sizeof config->access);
     p.file = fopen(path, "re");
     if (p.file == NULL) {
         return err_set(err, KVPOOL_E_SYSTEM, "cannot read %s: %m", path);
@@ -349,10 +419,12 @@ int config_file_read(const char *path, struct config *config, struct err *err) {
         err_set(&p.err, KVPOOL_E_NOMEM, "cannot read %s: out of memory", path);
     }
     end_section(&p);
+    check_namespaces(&p);
     free(p.line);
     fclose(p.file);
     if (p.err.status != 0) {
         return err_set(err, p.err.status, "%s", p.err.text);
     }
+    *ret_policies = p.policies;
     return 0;
 }

@@ -2,6 +2,7 @@
 // config_table.c: the settings, and their values as text and back. See config_table.h.
 #include "daemon/config_table.h"
 
+#include "daemon/config_tenants.h"
 #include "proto/proto.h"
 
 #include <ctype.h>
@@ -40,12 +41,29 @@
       "how long work in flight may take after SIGTERM")                                           \
     X(probe_interval, probe_interval_ms, TIME, RELOAD, 0, 3600000, "5s", "TIME",                  \
       "time between self-probes of the listener, 0 = off")                                        \
+    X(session_grace, session_grace_ms, TIME, RELOAD, 0, 86400000, "30s", "TIME",                  \
+      "how long a session lives on without its connection, 0 = not at all")                       \
+    X(credentials, credentials, TEXT, RELOAD, 0, CONFIG_TEXT_MAX, "", "PATH",                     \
+      "file of the identities that clients can prove (IDENTITY SECRET), empty = none")            \
+    X(policy, policy, POLICY, FIXED, 0, 0, "lru", "NAME",                                         \
+      "which unused pages go first, of pools that name none: lru, s3fifo")                        \
     X(leak_limit, leak_limit, COUNT, FIXED, 1, 1000000, "256", "N",                               \
       "leaked NNG pipes before the daemon restarts itself")                                       \
     X(log_level, log_level, LEVEL, RELOAD, 0, 0, "info", "LEVEL",                                 \
       "error, warn, notice, info or debug")                                                       \
     X(log_file, log_file, TEXT, FIXED, 0, CONFIG_TEXT_MAX, "", "PATH",                            \
       "file for the log, empty = standard error")                                                 \
+    X(http, http, TEXT, FIXED, 0, CONFIG_ADDRESS_MAX - 1, "", "ADDRESS",                          \
+      "address and port of /metrics and /healthz, e.g. 127.0.0.1:9470, empty = off")              \
+    X(http_public, http_public, BOOL, FIXED, 0, 0, "no", "yes|no",                                \
+      "allow an http address that is not loopback")                                               \
+    X(health_deadline, health_deadline_ms, TIME, FIXED, 500, 3600000, "5s", "TIME",               \
+      "how long the loop or the device may stand still before /healthz is red")                   \
+    X(events, events, BOOL, FIXED, 0, 0, "no", "yes|no", "stream of cache events")                \
+    X(event_ring, event_ring, COUNT, FIXED, 2, 1u << 24, "65536", "N",                            \
+      "events kept for readers that missed some")                                                 \
+    X(event_tokens, event_tokens, BOOL, FIXED, 0, 0, "no", "yes|no",                              \
+      "events carry the token ids of their pages")                                                \
     X(max_pools, limits.max_pools, COUNT, FIXED, 1, U32, NULL, "N", "pools")                      \
     X(max_sessions, limits.max_sessions, COUNT, FIXED, 1, U32, NULL, "N", "clients at once")      \
     X(max_seqs, limits.max_seqs, COUNT, FIXED, 1, U32, NULL, "N", "sequences of all pools")       \
@@ -55,7 +73,11 @@
     X(max_batch, limits.max_batch, COUNT, FIXED, 1, PROTO_MAX_BATCH, NULL, "N",                   \
       "sequences in one step")                                                                    \
     X(max_table_entries, limits.max_table_entries, COUNT, FIXED, 1, UINT64_MAX, NULL, "N",        \
-      "page-table entries of all pools")
+      "page-table entries of all pools")                                                          \
+    X(max_pages, limits.max_pages, COUNT, FIXED, 1, UINT64_MAX, NULL, "N", "pages of all pools")  \
+    X(max_page_tokens, limits.max_page_tokens, COUNT, FIXED, 1, UINT64_MAX, NULL, "N",            \
+      "tokens that the pages of all pools hold")                                                  \
+    X(max_pins, limits.max_pins, COUNT, FIXED, 1, U32, NULL, "N", "pinned prefixes of all pools")
 
 const struct config_setting config_settings[] = {
 #define ENTRY(name, field, type, reload, min, max, fallback, arg, help) \
@@ -231,6 +253,21 @@ int config_value_parse(const struct config_setting *s, const char *where, const 
                            text);
         }
         return 0;
+    case CONFIG_TYPE_BOOL:
+        if (strcmp(text, "yes") != 0 && strcmp(text, "no") != 0) {
+            return err_set(err, KVPOOL_E_INVAL, "%s: '%.40s' is not one of yes, no", where, text);
+        }
+        store(s, config, text[0] == 'y');
+        return 0;
+    case CONFIG_TYPE_POLICY: {
+        uint32_t policy;
+        if (!config_policy_parse(text, &policy)) {
+            return err_set(err, KVPOOL_E_INVAL, "%s: '%.40s' is not one of lru, s3fifo", where,
+                           text);
+        }
+        store(s, config, policy);
+        return 0;
+    }
     case CONFIG_TYPE_COUNT:
         ok = digits(text, 10, &value, &end) && *end == '\0';
         break;
@@ -266,8 +303,12 @@ void config_value_format(const struct config_setting *s, const struct config *co
     const char *field = (const char *)config + s->offset;
     if (s->type == CONFIG_TYPE_TEXT || s->type == CONFIG_TYPE_BACKEND) {
         snprintf(ret, size, "%s", field);
+    } else if (s->type == CONFIG_TYPE_BOOL) {
+        snprintf(ret, size, "%s", load(s, config) != 0 ? "yes" : "no");
     } else if (s->type == CONFIG_TYPE_LEVEL) {
         snprintf(ret, size, "%s", log_level_name((enum log_level)load(s, config)));
+    } else if (s->type == CONFIG_TYPE_POLICY) {
+        snprintf(ret, size, "%s", config_policy_name((uint32_t)load(s, config)));
     } else {
         bound(s, load(s, config), ret, size);
     }

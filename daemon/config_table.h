@@ -19,10 +19,12 @@ enum config_type {
     CONFIG_TYPE_TEXT,
     CONFIG_TYPE_BACKEND, // auto, cpu, cuda
     CONFIG_TYPE_COUNT,
+    CONFIG_TYPE_BOOL,  // yes, no; kept as 1, 0
     CONFIG_TYPE_BYTES, // with K, M, G, T
     CONFIG_TYPE_TIME,  // with ms, s, m; kept in milliseconds
     CONFIG_TYPE_MODE,  // octal
     CONFIG_TYPE_LEVEL,
+    CONFIG_TYPE_POLICY, // lru, s3fifo
 };
 
 struct config_setting {
@@ -52,9 +54,11 @@ void config_value_format(const struct config_setting *s, const struct config *co
 bool config_bytes_parse(const char *text, uint64_t *ret);
 void config_bytes_format(uint64_t bytes, char *ret, size_t size);
 
-// Reads an INI file over *config: settings, and pools (which replace the ones there).
+// Reads an INI file over *config: settings, pools and namespaces (which replace the ones there).
+// *ret_policies: bits of the pools that name a policy; the others get it once all sources are read.
 // Errors: SYSTEM (unreadable), INVAL; the text names file, line and key.
-int config_file_read(const char *path, struct config *config, struct err *err);
+int config_file_read(const char *path, struct config *config, uint32_t *ret_policies,
+                     struct err *err);
 const char *config_dtype_name(uint32_t dtype);
 
 #endif

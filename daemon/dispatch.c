@@ -14,7 +14,7 @@
 
 #define ORDER_LIMIT_NS 1000000000ull // a request waits this long for an earlier seq
 #define ORDER_CHECK_MS 100
-#define TICK_MS 1000
+#define TICK_MS 1000            // leaked pipes, expired pins
 #define HELLO_NS 5000000000ull  // an fd connection has this long to say FD_HELLO
 #define STUCK_NS 30000000000ull // no slice began or ended for longer than this: not healthy
 #define EXTRA_CONNS 16          // fd connections beside those of the sessions
@@ -51,12 +51,20 @@ static const struct op ops[] = {
     [PROTO_PREFILL] = {op_attention, true},
     [PROTO_DECODE] = {op_attention, true},
     [PROTO_CLIENT_LIST] = {op_client_list, true},
+    [PROTO_SEQ_OPEN] = {op_seq_open, true},
+    [PROTO_STEP_BEGIN_TOKENS] = {op_step_begin, true},
+    [PROTO_SEQ_RELEASE] = {op_seq_release, true},
+    [PROTO_SEQ_PRIORITY] = {op_seq_priority, true},
+    [PROTO_PREFIX_PIN] = {op_prefix_pin, true},
+    [PROTO_PREFIX_UNPIN] = {op_prefix_unpin, true},
+    [PROTO_POOL_USAGE] = {op_pool_usage, true},
+    [PROTO_CACHE_CLEAR] = {op_cache_clear, true},
 };
 
 // --- answers ----------------------------------------------------------------------------------
 
-static void answered(struct dispatch *d, struct request *r, size_t len, bool ok) {
-    stats_answered(&d->stats, ok, uv_hrtime());
+static void answered(struct dispatch *d, struct request *r, size_t len, int status) {
+    stats_answered(&d->stats, r->header_ok ? r->msg.header.op : 0, status, uv_hrtime());
     if (r->session != NULL)
         r->session->inflight--;
     struct server_req *req = r->req;
@@ -73,17 +81,21 @@ void request_fail(struct dispatch *d, struct request *r, const struct err *err) 
         log_debug("request.error", "op=%s pid=%u status=%s error=\"%s\"",
                   header != NULL ? proto_op_name(header->op) : "?", r->req->pid,
                   kvpool_status_name((kvpool_status)err->status), err->text);
+    if (d->trace.count != 0)
+        trace_answer(d, r, err->status, NULL);
     size_t len = proto_write_error(d->reply, sizeof d->reply, header, d->epoch, err);
-    answered(d, r, len, false);
+    answered(d, r, len, err->status);
 }
 
 void request_reply(struct dispatch *d, struct request *r, const void *body, size_t body_len,
                    const void *records, size_t records_len) {
+    if (d->trace.count != 0)
+        trace_answer(d, r, KVPOOL_OK, body);
     struct proto_header header = proto_reply_header(&r->msg.header, KVPOOL_OK, d->epoch);
     size_t len =
         proto_write(d->reply, sizeof d->reply, &header, body, body_len, records, records_len);
     assert(len > 0); // the limits on counts keep every reply below PROTO_MAX_MESSAGE
-    answered(d, r, len, true);
+    answered(d, r, len, 0);
 }
 
 // After how long a request that was answered KVPOOL_E_AGAIN is worth another try.
@@ -112,7 +124,7 @@ static void refuse(struct dispatch *d, struct server_req *req) {
                    "the daemon has %u requests, its limit", d->num_requests);
     size_t len = proto_write_error(d->reply, sizeof d->reply, header_ok ? &msg.header : NULL,
                                    d->epoch, &err);
-    stats_answered(&d->stats, false, uv_hrtime());
+    stats_answered(&d->stats, header_ok ? msg.header.op : 0, err.status, uv_hrtime());
     if (d->server != NULL)
         server_reply(d->server, req, d->reply, len);
 }
@@ -232,6 +244,7 @@ void dispatch_request(void *arg_dispatch, struct server_req *req) {
     r->next = NULL;
     r->over_limit = r->over_share = false;
     r->header_ok = false;
+    r->traced_ns = d->trace.count != 0 ? uv_hrtime() : 0;
     r->err = (struct err){0};
     r->status = proto_parse_request(PROTO_ON_CONTROL, req->bytes, req->len, &r->msg, &r->header_ok,
                                     &r->err);
@@ -242,6 +255,7 @@ void dispatch_request(void *arg_dispatch, struct server_req *req) {
         r->over_share = over_share(d, s);
         s->inflight++;
         s->requests++;
+        s->heard_ns = uv_hrtime();
     }
     if (s != NULL && !s->dying && r->header_ok && r->msg.header.seq != 0)
         run_in_order(d, p, r);
@@ -322,6 +336,17 @@ void job_submit(struct job *job) {
     engine_submit(job->d->engine, &job->engine);
 }
 
+void job_submit_effects(struct job *job, struct dispatch *d, struct session *s, uint64_t pool) {
+    if (job->engine.program.n == 0) {
+        job_put(d->jobs, job);
+        return;
+    }
+    job->d = d;
+    job->session = s;
+    job->pool = pools_find(d->pools, pool);
+    job_submit(job);
+}
+
 // --- open and close ---------------------------------------------------------------------------
 
 #ifndef NDEBUG
@@ -337,6 +362,8 @@ void dispatch_verify(const struct dispatch *d) {
 static void on_tick(uv_timer_t *timer) {
     struct dispatch *d = timer->data;
     pipes_tick(d->pipes, uv_hrtime());
+    if (core_pins_expire(d->core, uv_hrtime()) > 0)
+        dispatch_verify(d);
 }
 
 static int open_core(struct dispatch *d, struct err *err) {
@@ -374,6 +401,8 @@ static int open_tables(struct dispatch *d, struct err *err) {
         d->free_requests = &d->requests[i];
     }
     int status = pipes_open(&d->pipes, err);
+    if (status == 0)
+        status = step_clock_open(config->limits.max_steps, &d->step_clock, err);
     if (status != 0)
         return status;
     uint32_t max_jobs = config->slots + 2 * config->limits.max_steps + EXTRA_JOBS;
@@ -396,6 +425,7 @@ static int open_backend(struct dispatch *d, const struct backend_ops *backend, s
     struct pools_config pools_config = {.core = d->core,
                                         .backend = b,
                                         .ops = backend,
+                                        .access = &config->access,
                                         .max_pools = config->limits.max_pools,
                                         .max_bytes = config->max_pool_bytes};
     status = pools_open(&pools_config, &d->pools, err);
@@ -414,12 +444,17 @@ int dispatch_open_with(uv_loop_t *loop, const struct config *config,
     d->loop = loop;
     d->config = config;
     d->started_ns = uv_hrtime();
+    trace_init(&d->trace, loop, config->limits.max_seqs);
     uv_timer_init(loop, &d->tick);
     uv_timer_init(loop, &d->order_timer);
-    d->timers = 2;
+    uv_timer_init(loop, &d->grace_timer);
+    d->timers = 3;
     d->tick.data = d;
+    d->grace_timer.data = d;
     d->order_timer.data = d;
     int status = open_core(d, err);
+    if (status == 0 && config->credentials[0] != '\0')
+        status = credentials_load(config->credentials, &d->credentials, err);
     if (status == 0)
         status = open_tables(d, err);
     if (status == 0)
@@ -471,6 +506,21 @@ bool dispatch_healthy(const struct dispatch *d) {
     return !p.busy || now < p.last_ns || now - p.last_ns < STUCK_NS;
 }
 
+void dispatch_reload(struct dispatch *d) {
+    const char *path = d->config->credentials;
+    struct credentials *fresh = NULL;
+    struct err err;
+    if (path[0] != '\0' && credentials_load(path, &fresh, &err) != 0) {
+        log_error("credentials.reload", "result=kept error=\"%s\"", err.text);
+    } else {
+        credentials_free(d->credentials);
+        d->credentials = fresh;
+        if (fresh != NULL)
+            log_info("credentials.reload", "result=ok secrets=%u", credentials_count(fresh));
+    }
+    session_grace_arm(d);
+}
+
 void dispatch_drain(struct dispatch *d) {
     d->draining = true;
 }
@@ -496,17 +546,21 @@ void dispatch_close(struct dispatch *d) {
         engine_stop(d->engine); // finishes the jobs, and with them the sessions
     assert(d->sessions.count == 0);
     fdsock_close(d->fdsock);
+    trace_fini(&d->trace);
     pools_close(d->pools);
     regions_close(d->regions);
     engine_close(d->engine);
     jobs_close(d->jobs);
     pipes_close(d->pipes);
+    step_clock_close(d->step_clock);
     if (d->core != NULL)
         core_close(d->core);
     if (d->block != NULL)
         munmap(d->block, d->block_size);
     free(d->sessions.slots);
     free(d->requests);
+    credentials_free(d->credentials);
     uv_close((uv_handle_t *)&d->tick, on_timer_closed);
+    uv_close((uv_handle_t *)&d->grace_timer, on_timer_closed);
     uv_close((uv_handle_t *)&d->order_timer, on_timer_closed);
 }

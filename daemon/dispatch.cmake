@@ -4,14 +4,19 @@ set(KVPOOL_DISPATCH_SOURCES
     dispatch.c
     engine.c
     fdsock.c
+    groups.c
     histogram.c
     job.c
+    metrics.c
+    observe.c
     ops_attn.c
     ops_fd.c
     ops_pool.c
+    ops_prefix.c
     ops_seq.c
     ops_session.c
     ops_step.c
+    ops_trace.c
     order.c
     pipes.c
     pools.c
@@ -19,9 +24,14 @@ set(KVPOOL_DISPATCH_SOURCES
     region.c
     sched.c
     session.c
+    session_access.c
+    session_grace.c
     slice.c
     stats.c
+    step_clock.c
     tensor.c
+    trace.c
+    trace_pipe.c
 )
 # What they link beside the packages of kvpool_daemon: sqrtf.
 set(KVPOOL_DISPATCH_LIBS m)

@@ -17,6 +17,7 @@
 
 #include "daemon/config.h"
 #include "daemon/server.h"
+#include "daemon/text.h"
 #include "kernels/backend.h"
 
 struct dispatch;
@@ -33,6 +34,16 @@ uint64_t dispatch_epoch(const struct dispatch *d);
 // False when the device thread has work and has not advanced for 30 s: main then stops feeding
 // systemd's watchdog, and the service is restarted.
 bool dispatch_healthy(const struct dispatch *d);
+
+// Writes all figures as Prometheus text; `events`: recorded so far.
+void dispatch_metrics(struct dispatch *d, uint64_t events, struct text *text);
+void dispatch_observe(struct dispatch *d, core_event_fn fn,
+                      void *arg);                          // core_observe; NULL: nobody
+uint64_t dispatch_stalled_since(const void *arg_dispatch); // a health_device_fn: any thread
+
+// The configuration has changed: reads the credentials again (what is wrong with them goes to the
+// log, and the old ones stay).
+void dispatch_reload(struct dispatch *d);
 
 // From now on new sessions and new steps are refused (KVPOOL_E_SHUTDOWN); work in flight finishes.
 void dispatch_drain(struct dispatch *d);

@@ -16,9 +16,11 @@
 #ifndef KVPOOL_DAEMON_DISPATCH_IMPL_H
 #define KVPOOL_DAEMON_DISPATCH_IMPL_H
 
+#include "daemon/credentials.h"
 #include "daemon/dispatch.h"
 #include "daemon/engine.h"
 #include "daemon/fdsock.h"
+#include "daemon/histogram.h"
 #include "daemon/job.h"
 #include "daemon/order.h"
 #include "daemon/pipes.h"
@@ -26,6 +28,8 @@
 #include "daemon/region.h"
 #include "daemon/session.h"
 #include "daemon/stats.h"
+#include "daemon/step_clock.h"
+#include "daemon/trace.h"
 #include "proto/proto.h"
 
 #include <assert.h>
@@ -41,6 +45,7 @@ struct request {
     int status;              // of parsing
     struct err err;          // with it
     struct session *session; // of the connection it came on; in its inflight count. Or NULL
+    uint64_t traced_ns;      // when it came; 0: nobody traced then
 };
 
 // An operation of the control socket.
@@ -61,12 +66,17 @@ struct dispatch {
     struct pipes *pipes;
     struct fdsock *fdsock;
     struct session_table sessions;
+    struct credentials *credentials; // NULL: none configured
     struct stats stats;
+    struct step_clock *step_clock;
+    struct histogram step_time; // begin to commit
+    struct trace trace;
     struct request *requests; // [num_requests]
     struct request *free_requests;
     uint32_t num_requests, outstanding, waiting; // waiting: for an earlier seq
     uv_timer_t tick;                             // every second: leaks
     uv_timer_t order_timer;                      // while requests wait for an earlier seq
+    uv_timer_t grace_timer;                      // while sessions are detached
     int timers;                                  // not closed yet
     bool draining, closing;
     uint32_t max_batch; // of one request: core's limit and the protocol's
@@ -74,7 +84,8 @@ struct dispatch {
     // Scratch, used within one call.
     struct core_item items[PROTO_MAX_BATCH];
     uint64_t handles[PROTO_MAX_BATCH];
-    _Alignas(8) uint8_t records[PROTO_MAX_LIST * sizeof(struct proto_pool_info)];
+    uint32_t tokens[PROTO_MAX_TOKENS];
+    _Alignas(8) uint8_t records[PROTO_MAX_LIST * sizeof(struct proto_ns_info)];
     uint8_t reply[PROTO_MAX_MESSAGE];
 };
 
@@ -91,6 +102,8 @@ void request_run(struct dispatch *d, struct request *r);
 
 // Gives the job to the engine on its session's stream; it holds session and pool from here on.
 void job_submit(struct job *job);
+// The same for an effects job, which may turn out to have nothing to do.
+void job_submit_effects(struct job *job, struct dispatch *d, struct session *s, uint64_t pool);
 
 // What a job for the pool is cut with.
 struct slicer dispatch_slicer(struct dispatch *d, const struct pool *pool);
@@ -122,6 +135,14 @@ int op_seq_truncate(struct dispatch *d, struct request *r, struct err *err);
 int op_seq_free(struct dispatch *d, struct request *r, struct err *err);
 int op_seq_stat(struct dispatch *d, struct request *r, struct err *err);
 int op_seq_list(struct dispatch *d, struct request *r, struct err *err);
+int op_seq_release(struct dispatch *d, struct request *r, struct err *err);
+// ops_prefix.c
+int op_seq_open(struct dispatch *d, struct request *r, struct err *err);
+int op_seq_priority(struct dispatch *d, struct request *r, struct err *err);
+int op_prefix_pin(struct dispatch *d, struct request *r, struct err *err);
+int op_prefix_unpin(struct dispatch *d, struct request *r, struct err *err);
+int op_cache_clear(struct dispatch *d, struct request *r, struct err *err);
+int op_pool_usage(struct dispatch *d, struct request *r, struct err *err);
 // ops_step.c
 int op_step_begin(struct dispatch *d, struct request *r, struct err *err);
 int op_step_commit(struct dispatch *d, struct request *r, struct err *err);
@@ -131,6 +152,19 @@ int op_attention(struct dispatch *d, struct request *r, struct err *err);
 // ops_fd.c
 void fd_packet(void *arg_dispatch, struct fdsock_conn *conn, const struct fdsock_packet *packet);
 void fd_gone(void *arg_dispatch, struct fdsock_conn *conn);
+// ops_trace.c
+int fd_trace(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg, int *ret_fd,
+             struct proto_trace_reply *ret, struct err *err);
+// Call these only when d->trace.count is not 0.
+void trace_answer(struct dispatch *d, const struct request *r, int status, const void *body);
+void trace_opened(struct dispatch *d, const struct request *r, uint64_t seq, uint32_t ns,
+                  const uint32_t *tokens, uint32_t matched); // SEQ_OPEN made a sequence
+// Before and after sequences are freed (the second only when they were).
+void trace_freeing(struct dispatch *d, uint32_t n, const uint64_t *seqs);
+void trace_freed(struct dispatch *d, uint32_t n, const uint64_t *seqs);
+// The same for all sequences of a session.
+void trace_closing(struct dispatch *d, uint64_t session);
+void trace_closed(struct dispatch *d, uint64_t session);
 
 // Agrees on a protocol version. Errors: VERSION (with both ranges).
 int negotiate(uint32_t min, uint32_t max, uint32_t *ret_version, struct err *err);

@@ -145,6 +145,7 @@ static void conn_create(struct fdsock *f, int fd) {
     c->pub.fd = fd;
     c->pub.pid = (uint32_t)cred.pid;
     c->pub.uid = (uint32_t)cred.uid;
+    c->pub.gid = (uint32_t)cred.gid;
     c->f = f;
     c->poll.data = c;
     c->opened_ns = uv_hrtime();

@@ -22,10 +22,10 @@
 
 struct fdsock;
 
-struct fdsock_conn {   // the user may read it
-    int fd;            // for presence_pidfd
-    uint32_t pid, uid; // SO_PEERCRED
-    void *user;        // the user's own, NULL at first
+struct fdsock_conn {        // the user may read it
+    int fd;                 // for presence_pidfd and groups_of_peer
+    uint32_t pid, uid, gid; // SO_PEERCRED
+    void *user;             // the user's own, NULL at first
 };
 
 struct fdsock_packet {

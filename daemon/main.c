@@ -15,6 +15,9 @@
 // Thread: loop thread.
 #include "daemon/config.h"
 #include "daemon/dispatch.h"
+#include "daemon/feed.h"
+#include "daemon/health.h"
+#include "daemon/http.h"
 #include "daemon/log.h"
 #include "daemon/notify.h"
 #include "daemon/runtime_dir.h"
@@ -46,10 +49,15 @@ struct daemon {
     struct runtime_dir *dir;
     struct dispatch *dispatch;
     struct server *server;
+    struct events *events; // NULL: off; with them the feed
+    struct feed *feed;
+    struct http *http; // NULL: off
+    struct health progress;
     uv_signal_t signals[3];
     uv_timer_t health;   // leak guard
     uv_timer_t watchdog; // feeds systemd
     uv_timer_t drain;    // runs while stopping
+    uv_timer_t beat;     // of the loop, for /healthz
     uint64_t drain_until;
     bool stopping;
     bool unhealthy; // said so in the log
@@ -75,15 +83,20 @@ static void close_handle(void *handle) {
 static void close_all(struct daemon *d) {
     // Dispatch may still reply while it closes, and gets no request before the server is closed:
     // those are handed out by the loop, which does not run in between.
-    bool ended;
+    bool ended = http_close(d->http); // first: it looks at dispatch
     dispatch_close(d->dispatch);
-    ended = server_close(d->server);
+    ended = server_close(d->server) && ended;
+    ended = feed_close(d->feed) && ended;
     for (size_t i = 0; i < sizeof d->signals / sizeof *d->signals; i++) {
         close_handle(&d->signals[i]);
     }
     close_handle(&d->health);
     close_handle(&d->watchdog);
     close_handle(&d->drain);
+    close_handle(&d->beat);
+    if (ended) {
+        events_close(d->events);
+    }
     if (!ended) {
         log_notice("daemon.exit", "status=%d", d->status);
         _exit(d->status);
@@ -148,6 +161,7 @@ static void reload(struct daemon *d) {
     } else {
         log_level_set(d->config.log_level);
         log_report(report);
+        dispatch_reload(d->dispatch);
         log_notice("config.reload", "result=ok file=\"%s\"", d->config.file);
     }
     notify_send("READY=1");
@@ -194,6 +208,20 @@ static void on_watchdog(uv_timer_t *timer) {
     }
 }
 
+static void on_beat(uv_timer_t *timer) {
+    struct daemon *d = timer->data;
+    health_beat(&d->progress);
+}
+
+static void on_metrics(void *arg, struct text *text) {
+    struct daemon *d = arg;
+    struct events_range range = {0};
+    if (d->events != NULL) {
+        events_range(d->events, &range);
+    }
+    dispatch_metrics(d->dispatch, range.newest, text);
+}
+
 // --- start ---
 
 static void raise_fd_limit(void) {
@@ -222,9 +250,12 @@ static void start_timers(struct daemon *d) {
     uv_timer_init(&d->loop, &d->health);
     uv_timer_init(&d->loop, &d->watchdog);
     uv_timer_init(&d->loop, &d->drain);
+    uv_timer_init(&d->loop, &d->beat);
     d->health.data = d;
     d->watchdog.data = d;
     d->drain.data = d;
+    d->beat.data = d;
+    uv_timer_start(&d->beat, on_beat, 0, HEALTH_BEAT_MS);
     uv_timer_start(&d->health, on_health, HEALTH_MS, HEALTH_MS);
     if (watchdog_ms > 0) {
         uv_timer_start(&d->watchdog, on_watchdog, 0, watchdog_ms);
@@ -252,6 +283,31 @@ static void announce(const struct daemon *d) {
                 (long)getpid(), d->config.num_pools, dispatch_backend(d->dispatch));
 }
 
+// The event stream and the HTTP server, as far as they are configured.
+static int open_observers(struct daemon *d, struct err *err) {
+    const struct config *c = &d->config;
+    int rc = 0;
+    health_init(&d->progress, c->health_deadline_ms, dispatch_stalled_since, d->dispatch);
+    if (c->events) {
+        rc = events_open(c->event_ring, c->event_tokens != 0, dispatch_epoch(d->dispatch),
+                         &d->events, err);
+        if (rc == 0) {
+            rc = feed_open(c->dir, d->events, &d->feed, err);
+        }
+        if (rc == 0) {
+            dispatch_observe(d->dispatch, events_observe, d->events);
+        }
+    }
+    if (rc == 0 && c->http[0] != '\0') {
+        rc = http_open(&d->loop, c->http, c->http_public != 0, &d->progress, on_metrics, d,
+                       &d->http, err);
+    }
+    if (rc == 0 && d->http != NULL) {
+        log_info("http.listen", "address=%s port=%u", c->http, http_port(d->http));
+    }
+    return rc;
+}
+
 static int run(struct daemon *d, struct err *err) {
     int rc = runtime_dir_open(d->config.dir, d->config.dir_mode, &d->dir, err);
     if (rc != 0) {
@@ -263,10 +319,14 @@ static int run(struct daemon *d, struct err *err) {
     if (rc != 0) {
         goto close_loop;
     }
+    rc = open_observers(d, err);
+    if (rc != 0) {
+        goto close_observers;
+    }
     rc = server_open(&d->loop, &d->config, dispatch_request, dispatch_pipe, d->dispatch, &d->server,
                      err);
     if (rc != 0) {
-        goto close_dispatch;
+        goto close_observers;
     }
     dispatch_server(d->dispatch, d->server);
     start_timers(d);
@@ -276,8 +336,12 @@ static int run(struct daemon *d, struct err *err) {
     runtime_dir_close(d->dir);
     return 0;
 
-close_dispatch:
+close_observers:
+    http_close(d->http);
     dispatch_close(d->dispatch);
+    if (feed_close(d->feed)) {
+        events_close(d->events);
+    }
 close_loop:
     for (size_t i = 0; i < sizeof d->signals / sizeof *d->signals; i++) {
         close_handle(&d->signals[i]);

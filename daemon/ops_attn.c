@@ -50,6 +50,10 @@ static int find_batch(struct dispatch *d, struct request *r, struct job *job,
         proto_record(&r->msg, i, &item);
         job->items[i] = (struct core_item){.seq = item.seq, .tokens = item.tokens};
     }
+    uint32_t ns;
+    int status = session_pool_ns(s, a->pool, &ns, err);
+    if (status != 0)
+        return status;
     return core_batch_make(d->core, s->handle, a->pool, r->msg.count, job->items, ret, err);
 }
 

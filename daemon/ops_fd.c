@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// ops_fd.c: the operations of the fd socket: FD_HELLO, regions, BYE. All are answered at once.
+// ops_fd.c: the operations of the fd socket: FD_HELLO, FD_OPEN, regions, BYE, TRACE. All are answered
+// at once.
 // Thread: loop thread.
 #include "daemon/dispatch_impl.h"
 #include "daemon/log.h"
@@ -11,12 +12,24 @@ static void reply_packet(struct dispatch *d, struct fdsock_conn *conn, const str
                          const void *body, size_t body_len, int fd) {
     struct proto_header header = proto_reply_header(&msg->header, KVPOOL_OK, d->epoch);
     size_t len = proto_write(d->reply, sizeof d->reply, &header, body, body_len, NULL, 0);
-    stats_answered(&d->stats, true, uv_hrtime());
+    stats_answered(&d->stats, msg->header.op, 0, uv_hrtime());
     fdsock_send(conn, d->reply, len, fd);
 }
 
-static int open_session(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg,
-                        struct err *err) {
+static void reply_session(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg,
+                          const struct session *s, uint32_t version, uint64_t features) {
+    struct proto_fd_hello_reply reply = {.version = version,
+                                         .pid = (uint32_t)getpid(),
+                                         .features = features & PROTO_FEATURES,
+                                         .session = s->handle,
+                                         .epoch = d->epoch};
+    memcpy(reply.token, s->token, sizeof reply.token);
+    fdsock_admit(conn);
+    reply_packet(d, conn, msg, &reply, sizeof reply, -1);
+}
+
+static int begin_session(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg,
+                         struct err *err) {
     const struct proto_fd_hello *hello = &msg->body.fd_hello;
     struct session *s;
     uint32_t version;
@@ -24,18 +37,69 @@ static int open_session(struct dispatch *d, struct fdsock_conn *conn, const stru
         return err_set(err, KVPOOL_E_STATE, "this connection has a session");
     int status = negotiate(hello->version_min, hello->version_max, &version, err);
     if (status == 0)
-        status = session_open(d, conn, hello->name, &s, err);
+        status = session_open(d, conn, hello->name, "", &s, err);
     if (status != 0)
         return status;
     conn->user = s;
-    fdsock_admit(conn);
-    struct proto_fd_hello_reply reply = {.version = version,
-                                         .pid = (uint32_t)getpid(),
-                                         .features = hello->features & PROTO_FEATURES,
-                                         .session = s->handle,
-                                         .epoch = d->epoch};
-    memcpy(reply.token, s->token, sizeof reply.token);
-    reply_packet(d, conn, msg, &reply, sizeof reply, -1);
+    reply_session(d, conn, msg, s, version, hello->features);
+    return 0;
+}
+
+// The identity that the credential proves; "" without one.
+static int find_identity(const struct dispatch *d, const char credential[PROTO_CREDENTIAL_SIZE],
+                         const char **ret, struct err *err) {
+    if (credential[0] == '\0') {
+        *ret = "";
+        return 0;
+    }
+    if (d->credentials == NULL)
+        return err_set(err, KVPOOL_E_UNSUPPORTED, "this daemon has no credentials configured");
+    const char *identity = credentials_find(d->credentials, credential);
+    if (identity == NULL)
+        return err_set(err, KVPOOL_E_PERM, "the credential is not known");
+    *ret = identity;
+    return 0;
+}
+
+static int find_session(const struct dispatch *d, const struct proto_fd_open *open,
+                        struct session **ret, struct err *err) {
+    struct session *s = session_find(d, open->session);
+    if (s == NULL || s->dying)
+        return err_set(err, KVPOOL_E_STALE, "session 0x%" PRIx64 " does not exist", open->session);
+    if (!access_equal(open->token, s->token, sizeof s->token))
+        return err_set(err, KVPOOL_E_PERM, "wrong token for session 0x%" PRIx64, open->session);
+    *ret = s;
+    return 0;
+}
+
+static int open_session(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg,
+                        struct err *err) {
+    const struct proto_fd_open *open = &msg->body.fd_open;
+    struct session *s = NULL;
+    const char *identity = "";
+    uint32_t version;
+    if (conn->user != NULL)
+        return err_set(err, KVPOOL_E_STATE, "this connection has a session");
+    int status = negotiate(open->version_min, open->version_max, &version, err);
+    if (status != 0)
+        return status;
+    if (open->session != 0) {
+        status = find_session(d, open, &s, err);
+        if (status == 0)
+            status = session_attach(s, conn, err);
+    } else {
+        status = find_identity(d, open->credential, &identity, err);
+        if (status == 0)
+            status = session_open(d, conn, open->name, identity, &s, err);
+    }
+    if (status != 0) {
+        log_info("session.refused", "pid=%u uid=%u error=\"%s\"", conn->pid, conn->uid, err->text);
+        return status;
+    }
+    assert(s != NULL);
+    conn->user = s;
+    s->requests++;
+    reply_session(d, conn, msg, s, version, open->features);
     return 0;
 }
 
@@ -74,6 +138,18 @@ static int bye(struct dispatch *d, struct fdsock_conn *conn, const struct proto_
     return 0;
 }
 
+static int trace(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg,
+                 struct err *err) {
+    struct proto_trace_reply reply;
+    int fd;
+    int status = fd_trace(d, conn, msg, &fd, &reply, err);
+    if (status != 0)
+        return status;
+    reply_packet(d, conn, msg, &reply, sizeof reply, fd);
+    close(fd);
+    return 0;
+}
+
 static int run(struct dispatch *d, struct fdsock_conn *conn, const struct fdsock_packet *packet,
                struct proto_msg *msg, bool *ret_header_ok, struct err *err) {
     int status =
@@ -87,11 +163,14 @@ static int run(struct dispatch *d, struct fdsock_conn *conn, const struct fdsock
     if (msg->header.epoch != 0 && msg->header.epoch != d->epoch)
         return err_set(err, KVPOOL_E_LOST, "the daemon was restarted since");
     if (msg->header.op == PROTO_FD_HELLO)
+        return begin_session(d, conn, msg, err);
+    if (msg->header.op == PROTO_FD_OPEN)
         return open_session(d, conn, msg, err);
     struct session *s = conn->user;
     if (s == NULL)
         return err_set(err, KVPOOL_E_STATE, "this connection has no session: say FD_HELLO");
     s->requests++;
+    s->heard_ns = uv_hrtime();
     switch (msg->header.op) {
     case PROTO_REGION_CREATE:
         return create_region(d, conn, msg, err);
@@ -99,6 +178,8 @@ static int run(struct dispatch *d, struct fdsock_conn *conn, const struct fdsock
         return free_region(d, conn, msg, err);
     case PROTO_BYE:
         return bye(d, conn, msg, err);
+    case PROTO_TRACE:
+        return trace(d, conn, msg, err);
     default:
         return err_set(err, KVPOOL_E_UNSUPPORTED, "operation %u", msg->header.op);
     }
@@ -116,12 +197,12 @@ void fd_packet(void *arg_dispatch, struct fdsock_conn *conn, const struct fdsock
               header != NULL ? proto_op_name(header->op) : "?", conn->pid,
               kvpool_status_name((kvpool_status)err.status), err.text);
     size_t len = proto_write_error(d->reply, sizeof d->reply, header, d->epoch, &err);
-    stats_answered(&d->stats, false, uv_hrtime());
+    stats_answered(&d->stats, header_ok ? msg.header.op : 0, err.status, uv_hrtime());
     fdsock_send(conn, d->reply, len, -1);
 }
 
 void fd_gone(void *arg_dispatch, struct fdsock_conn *conn) {
     (void)arg_dispatch;
     if (conn->user != NULL)
-        session_end(conn->user, SESSION_HANGUP, uv_hrtime());
+        session_detach(conn->user);
 }

@@ -21,10 +21,13 @@ int op_pool_create(struct dispatch *d, struct request *r, struct err *err) {
                                       .dtype = c->dtype,
                                       .num_pages = c->num_pages,
                                       .max_seqs = c->max_seqs,
-                                      .max_seq_len = c->max_seq_len};
+                                      .max_seq_len = c->max_seq_len,
+                                      .policy = d->config->policy};
     memcpy(config.name, c->name, sizeof config.name);
     uint64_t pool;
-    int status = pools_create(d->pools, &config, &pool, err);
+    int status = session_pool_name_seen(r->session, config.name, err);
+    if (status == 0)
+        status = pools_create(d->pools, &config, &pool, err);
     if (status != 0)
         return status;
     dispatch_verify(d);
@@ -34,7 +37,10 @@ int op_pool_create(struct dispatch *d, struct request *r, struct err *err) {
 
 int op_pool_open(struct dispatch *d, struct request *r, struct err *err) {
     uint64_t pool;
-    int status = core_pool_find(d->core, r->msg.body.name.name, &pool, err);
+    // Before the pool is looked for: a name tells strangers nothing.
+    int status = session_pool_name_seen(r->session, r->msg.body.name.name, err);
+    if (status == 0)
+        status = core_pool_find(d->core, r->msg.body.name.name, &pool, err);
     if (status != 0)
         return status;
     reply_handle(d, r, pool);
@@ -42,7 +48,16 @@ int op_pool_open(struct dispatch *d, struct request *r, struct err *err) {
 }
 
 int op_pool_destroy(struct dispatch *d, struct request *r, struct err *err) {
-    int status = pools_destroy(d->pools, r->msg.body.handle.handle, err);
+    struct core_pool_info info;
+    int status = session_pool_seen(r->session, r->msg.body.handle.handle, &info, err);
+    if (status == 0 && !session_is_admin(r->session) &&
+        access_has_tenants(&d->config->access, info.config.name)) // others have cached pages there
+        status = err_set(err, KVPOOL_E_PERM,
+                         "pool %s belongs to several tenants: root or the daemon's user may "
+                         "destroy it",
+                         info.config.name);
+    if (status == 0)
+        status = pools_destroy(d->pools, r->msg.body.handle.handle, err);
     if (status != 0)
         return status;
     dispatch_verify(d);
@@ -71,7 +86,7 @@ static void fill(const struct dispatch *d, const struct core_pool_info *info,
 
 int op_pool_stat(struct dispatch *d, struct request *r, struct err *err) {
     struct core_pool_info info;
-    int status = core_pool_stat(d->core, r->msg.body.handle.handle, &info, err);
+    int status = session_pool_seen(r->session, r->msg.body.handle.handle, &info, err);
     if (status != 0)
         return status;
     struct proto_pool_info reply;
@@ -87,6 +102,8 @@ int op_pool_list(struct dispatch *d, struct request *r, struct err *err) {
     struct core_pool_info info;
     while (n < max && core_pool_next(d->core, &cursor, &info)) {
         struct proto_pool_info record;
+        if (session_pool_name_seen(r->session, info.config.name, NULL) != 0)
+            continue;
         fill(d, &info, &record);
         memcpy(d->records + n++ * sizeof record, &record, sizeof record);
     }

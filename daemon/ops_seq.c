@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// ops_seq.c: create, fork, truncate, free, stat and list of sequences.
+// ops_seq.c: create, fork, truncate, free, release, stat and list of sequences.
 //
 // A fork's page-table rows are written by a job that nobody waits for: later work of the session
 // is behind it on the same stream. While such a job is in flight, a free waits (session.h,
@@ -20,9 +20,12 @@ static int check_n(const struct dispatch *d, uint32_t n, struct err *err) {
 
 int op_seq_create(struct dispatch *d, struct request *r, struct err *err) {
     const struct proto_seq_create *c = &r->msg.body.seq_create;
+    uint32_t ns;
     int status = check_n(d, c->n, err);
     if (status == 0)
-        status = core_seq_create(d->core, r->session->handle, c->pool, 0, c->n, d->handles, err);
+        status = session_pool_ns(r->session, c->pool, &ns, err);
+    if (status == 0)
+        status = core_seq_create(d->core, r->session->handle, c->pool, ns, c->n, d->handles, err);
     if (status != 0)
         return status;
     dispatch_verify(d);
@@ -48,15 +51,8 @@ int op_seq_fork(struct dispatch *d, struct request *r, struct err *err) {
     if (status != 0)
         goto free_seqs;
     dispatch_verify(d);
-    if (job->engine.program.n > 0) {
-        job->d = d;
-        job->session = s;
-        job->pool = pools_find(d->pools, pool);
-        job->writes_rows = true;
-        job_submit(job);
-    } else {
-        job_put(d->jobs, job);
-    }
+    job->writes_rows = true;
+    job_submit_effects(job, d, s, pool);
     reply_handles(d, r, f->n);
     return 0;
 free_seqs:
@@ -76,20 +72,34 @@ int op_seq_truncate(struct dispatch *d, struct request *r, struct err *err) {
     return 0;
 }
 
-int op_seq_free(struct dispatch *d, struct request *r, struct err *err) {
+static int free_seqs(struct dispatch *d, struct request *r, enum core_hint hint, struct err *err) {
     if (r->session->row_writes > 0) {
         session_park(r->session, r);
         return 0;
     }
     for (uint32_t i = 0; i < r->msg.count; i++)
         proto_record(&r->msg, i, &d->handles[i]);
-    int status =
-        core_seq_free(d->core, r->session->handle, r->msg.count, d->handles, CORE_KEEP, err);
+    if (d->trace.count != 0)
+        trace_freeing(d, r->msg.count, d->handles);
+    int status = core_seq_free(d->core, r->session->handle, r->msg.count, d->handles, hint, err);
     if (status != 0)
         return status;
+    if (d->trace.count != 0)
+        trace_freed(d, r->msg.count, d->handles);
     dispatch_verify(d);
     request_reply(d, r, NULL, 0, NULL, 0);
     return 0;
+}
+
+int op_seq_free(struct dispatch *d, struct request *r, struct err *err) {
+    return free_seqs(d, r, CORE_KEEP, err);
+}
+
+int op_seq_release(struct dispatch *d, struct request *r, struct err *err) {
+    uint32_t hint = r->msg.body.seq_release.hint;
+    if (hint != KVPOOL_FREE_KEEP && hint != KVPOOL_FREE_DROP)
+        return err_set(err, KVPOOL_E_INVAL, "hint %u is neither keep nor drop", hint);
+    return free_seqs(d, r, hint == KVPOOL_FREE_DROP ? CORE_DROP : CORE_KEEP, err);
 }
 
 static void fill(const struct core_seq_info *info, struct proto_seq_info *ret) {
@@ -120,6 +130,10 @@ int op_seq_list(struct dispatch *d, struct request *r, struct err *err) {
     struct core_seq_info info;
     while (n < max && core_seq_next(d->core, &cursor, &info)) {
         struct proto_seq_info record;
+        const struct session *owner = session_find(d, info.session);
+        if (!session_is_admin(r->session) &&
+            (owner == NULL || !session_same_tenant(r->session, owner)))
+            continue;
         fill(&info, &record);
         memcpy(d->records + n++ * sizeof record, &record, sizeof record);
     }

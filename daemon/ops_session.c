@@ -24,14 +24,6 @@ int negotiate(uint32_t min, uint32_t max, uint32_t *ret_version, struct err *err
     return 0;
 }
 
-// Takes the same time wherever the first difference is.
-static bool token_equal(const uint8_t a[PROTO_TOKEN_SIZE], const uint8_t b[PROTO_TOKEN_SIZE]) {
-    volatile uint8_t difference = 0;
-    for (size_t i = 0; i < PROTO_TOKEN_SIZE; i++)
-        difference |= (uint8_t)(a[i] ^ b[i]);
-    return difference == 0;
-}
-
 int op_hello(struct dispatch *d, struct request *r, struct err *err) {
     const struct proto_hello *hello = &r->msg.body.hello;
     uint32_t version;
@@ -41,7 +33,7 @@ int op_hello(struct dispatch *d, struct request *r, struct err *err) {
     struct session *s = session_find(d, hello->session);
     if (s == NULL || s->dying)
         return err_set(err, KVPOOL_E_STALE, "session 0x%" PRIx64 " does not exist", hello->session);
-    if (!token_equal(hello->token, s->token))
+    if (!access_equal(hello->token, s->token, sizeof s->token))
         return err_set(err, KVPOOL_E_PERM, "wrong token for session 0x%" PRIx64, hello->session);
     if (r->req->pid != s->pid)
         return err_set(err, KVPOOL_E_PERM, "session 0x%" PRIx64 " belongs to process %u, not %u",
@@ -108,7 +100,8 @@ int op_client_list(struct dispatch *d, struct request *r, struct err *err) {
     for (; cursor < d->sessions.max && n < max; cursor++) {
         const struct session *s = d->sessions.slots[cursor];
         struct core_session_info core = {0};
-        if (s == NULL || core_session_stat(d->core, s->handle, &core, NULL) != 0)
+        if (s == NULL || (!session_is_admin(r->session) && !session_same_tenant(r->session, s)) ||
+            core_session_stat(d->core, s->handle, &core, NULL) != 0)
             continue;
         struct proto_client_info info = {.pid = s->pid,
                                          .uid = s->uid,

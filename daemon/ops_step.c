@@ -2,7 +2,8 @@
 // ops_step.c: begin, commit and abort of steps.
 //
 //   begin   core reserves pages -> effects job (holds the step) -> reply at once
-//   commit  core, or parked until the step's last job is done
+//   commit  core, or parked until the step's last job is done; then an effects job that puts the
+//           pages that were there already into the rows, in place of duplicates
 //   abort   as commit, then an effects job that undoes copy-on-write in the page table
 //
 // Later work of the session runs behind an effects job on the same stream, so nobody waits for it.
@@ -15,20 +16,23 @@ static void reply_step(struct dispatch *d, struct request *r, const struct core_
     request_reply(d, r, &reply, sizeof reply, NULL, 0);
 }
 
-static void submit_effects(struct dispatch *d, struct job *job, struct session *s, uint64_t pool) {
-    if (job->engine.program.n == 0) {
-        job_put(d->jobs, job);
-        return;
-    }
-    job->d = d;
-    job->session = s;
-    job->pool = pools_find(d->pools, pool);
-    job_submit(job);
+// STEP_BEGIN or STEP_BEGIN_TOKENS.
+struct begin {
+    uint64_t pool, step;
+    const uint32_t *ids; // NULL: not known
+};
+
+static struct begin read_begin(struct dispatch *d, const struct request *r) {
+    if (r->msg.header.op == PROTO_STEP_BEGIN)
+        return (struct begin){r->msg.body.step_begin.pool, r->msg.body.step_begin.step, NULL};
+    proto_tokens(&r->msg, d->tokens);
+    return (struct begin){r->msg.body.step_begin_tokens.pool, r->msg.body.step_begin_tokens.step,
+                          d->tokens};
 }
 
 int op_step_begin(struct dispatch *d, struct request *r, struct err *err) {
-    const struct proto_step_begin *b = &r->msg.body.step_begin;
     struct session *s = r->session;
+    const struct begin b = read_begin(d, r);
     if (d->draining)
         return err_set(err, KVPOOL_E_SHUTDOWN, "no new steps");
     if (r->msg.count > d->max_batch)
@@ -40,12 +44,15 @@ int op_step_begin(struct dispatch *d, struct request *r, struct err *err) {
         d->items[i] = (struct core_item){.seq = item.seq, .tokens = item.tokens};
     }
     struct job *job;
-    int status = job_get(d->jobs, JOB_EFFECTS, &job, err);
+    uint32_t ns;
+    int status = session_pool_ns(s, b.pool, &ns, err);
+    if (status == 0)
+        status = job_get(d->jobs, JOB_EFFECTS, &job, err);
     if (status != 0)
         return status;
     struct core_step_info info;
     struct core_effects effects = {0};
-    status = core_step_begin(d->core, s->handle, b->step, b->pool, r->msg.count, d->items, NULL,
+    status = core_step_begin(d->core, s->handle, b.step, b.pool, r->msg.count, d->items, b.ids,
                              &info, &effects, err);
     if (status != 0)
         goto put_job;
@@ -59,17 +66,18 @@ int op_step_begin(struct dispatch *d, struct request *r, struct err *err) {
     if (status != 0)
         goto abort_step;
     if (job->engine.program.n > 0) {
-        status = core_step_hold(d->core, s->handle, b->step, err);
+        status = core_step_hold(d->core, s->handle, b.step, err);
         if (status != 0)
             goto abort_step;
-        job->step = b->step;
+        job->step = b.step;
     }
     dispatch_verify(d);
-    submit_effects(d, job, s, pool);
+    step_clock_begin(d->step_clock, s->handle, b.step, uv_hrtime());
+    job_submit_effects(job, d, s, pool);
     reply_step(d, r, &info);
     return 0;
 abort_step: // the backend has heard nothing of the step: its effects need no undoing there
-    core_step_abort(d->core, s->handle, b->step, &effects, NULL);
+    core_step_abort(d->core, s->handle, b.step, &effects, NULL);
 put_job:
     job_put(d->jobs, job);
     return status;
@@ -77,20 +85,38 @@ put_job:
 
 int op_step_commit(struct dispatch *d, struct request *r, struct err *err) {
     uint64_t step = r->msg.body.handle.handle;
-    struct core_step_info info;
-    struct core_effects effects;
-    int status = core_step_commit(d->core, r->session->handle, step, &info, &effects, err);
-    if (status == KVPOOL_E_BUSY) {
-        session_park(r->session, r);
-        return 0;
-    }
+    struct session *s = r->session;
+    struct job *job;
+    int status = job_get(d->jobs, JOB_EFFECTS, &job, err);
     if (status != 0)
         return status;
+    // What deduplication may need at most, so that nothing can fail once core has committed.
+    struct core_batch batch;
+    struct core_step_info info;
+    struct core_effects effects = {0};
+    if (core_step_batch(d->core, s->handle, step, &batch, NULL) == 0)
+        status = job_reserve(job, batch.n, batch.n + batch.tokens / KVPOOL_MIN_PAGE_SIZE, err);
+    if (status == 0)
+        status = core_step_commit(d->core, s->handle, step, &info, &effects, err);
+    if (status != 0) {
+        job_put(d->jobs, job);
+        if (status != KVPOOL_E_BUSY)
+            return status;
+        session_park(s, r);
+        return 0;
+    }
+    status = job_set_effects(job, d->core, &effects, err);
+    assert(status == 0); // reserved
     dispatch_verify(d);
     if (!info.repeated) {
         d->stats.commits++;
         d->stats.tokens += info.tokens;
+        uint64_t began;
+        if (step_clock_end(d->step_clock, r->session->handle, step, &began))
+            histogram_add(&d->step_time, uv_hrtime() - began);
     }
+    job->writes_rows = true;
+    job_submit_effects(job, d, s, effects.pool);
     reply_step(d, r, &info);
     return 0;
 }
@@ -119,11 +145,13 @@ int op_step_abort(struct dispatch *d, struct request *r, struct err *err) {
         return 0;
     }
     d->stats.aborts += open;
+    uint64_t began;
+    step_clock_end(d->step_clock, s->handle, step, &began);
     status = job_set_effects(job, d->core, &effects, err);
     assert(status == 0); // reserved
     dispatch_verify(d);
     job->writes_rows = true;
-    submit_effects(d, job, s, effects.pool);
+    job_submit_effects(job, d, s, effects.pool);
     request_reply(d, r, NULL, 0, NULL, 0);
     return 0;
 }

@@ -6,6 +6,7 @@
 
 #include <inttypes.h>
 #include <stdlib.h>
+#include <string.h>
 
 struct pools {
     struct pools_config config;
@@ -57,6 +58,27 @@ static int open_backend_pool(struct pools *ps, const struct core_pool_info *info
     return 0;
 }
 
+static int make_namespaces(struct pools *ps, const struct core_pool_info *info, struct err *err) {
+    const struct access_rules *rules = ps->config.access;
+    for (uint32_t i = 0; i < rules->num_namespaces; i++) {
+        const struct access_ns *ns = &rules->namespaces[i];
+        if (strcmp(ns->pool, info->config.name) != 0)
+            continue;
+        struct core_ns_config config = {.reserve =
+                                            access_pages(&ns->reserve, info->config.num_pages),
+                                        .limit = access_pages(&ns->limit, info->config.num_pages),
+                                        .weight = ns->weight};
+        memcpy(config.name, ns->name, sizeof config.name);
+        memcpy(config.group, ns->group, sizeof config.group);
+        struct err why;
+        uint32_t index;
+        int status = core_ns_set(ps->config.core, info->pool, &config, &index, &why);
+        if (status != 0)
+            return err_set(err, status, "namespace %s/%s: %.120s", ns->pool, ns->name, why.text);
+    }
+    return 0;
+}
+
 int pools_create(struct pools *ps, const struct core_pool_config *config, uint64_t *ret_pool,
                  struct err *err) {
     uint64_t handle;
@@ -67,6 +89,8 @@ int pools_create(struct pools *ps, const struct core_pool_config *config, uint64
         return status;
     if (created) {
         status = core_pool_stat(ps->config.core, handle, &info, err);
+        if (status == 0)
+            status = make_namespaces(ps, &info, err);
         if (status == 0)
             status = open_backend_pool(ps, &info, err);
         if (status != 0) {

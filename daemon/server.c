@@ -9,12 +9,12 @@
 //    `---------------------------------------------------------------------------------'
 //
 // Invariants (beside server.h's)
-//  5. `state`, the peers and every counter belong to the loop thread; NNG's threads see a slot only
+//  6. `state`, the peers and every counter belong to the loop thread; NNG's threads see a slot only
 //     as an item to push and a pipe only as an event to push.
-//  6. Pipe events and requests go through the one inbox: a pipe is known before its first request.
-//  7. A reply that its peer does not take within a second costs the peer its connection, never the
+//  7. Pipe events and requests go through the one inbox: a pipe is known before its first request.
+//  8. A reply that its peer does not take within a second costs the peer its connection, never the
 //     daemon a slot for longer.
-//  8. Nothing of NNG is called from NNG's callbacks except reading the peer of a new pipe and
+//  9. Nothing of NNG is called from NNG's callbacks except reading the peer of a new pipe and
 //     closing (refusing) it.
 // Thread: loop thread, except the two functions marked.
 #include "daemon/server.h"
@@ -36,7 +36,7 @@
 #include <unistd.h>
 
 enum {
-    SEND_TIMEOUT_MS = 1000, // invariant 7, give or take a tick
+    SEND_TIMEOUT_MS = 1000, // invariant 8, give or take a tick
     CLOSE_TIMEOUT_S = 3,    // for NNG to end
     TICK_MS = 500,          // the longest sleep of the timer
     RELISTEN_MS = 100,      // after a listen that failed
@@ -445,7 +445,7 @@ static int open_socket(struct server *s, struct err *err) {
     if (rv != 0) {
         return err_set(err, KVPOOL_E_SYSTEM, "cannot open a REP socket: %s", nng_strerror(rv));
     }
-    rv = nng_socket_set_size(s->socket, NNG_OPT_RECVMAXSZ, PROTO_MAX_MESSAGE + REQ_HEADER);
+    rv = nng_socket_set_size(s->socket, NNG_OPT_RECVMAXSZ, PROTO_MAX_REQUEST + REQ_HEADER);
     if (rv == 0) {
         rv = nng_pipe_notify(s->socket, NNG_PIPE_EV_ADD_PRE, on_pipe_event, s);
     }

@@ -11,7 +11,9 @@
 //     SENDING. The number of slots is the admission limit: with none RECEIVING, NNG stops reading.
 //  2. Every request handed out gets exactly one server_reply.
 //  3. NNG callbacks touch nothing but the inbox.
-//  4. Close drains: no new receives, wait for HANDLING and SENDING (bounded), then close.
+//  4. What requests take is bounded: one message of at most PROTO_MAX_REQUEST bytes a slot, and
+//     one on its way in for each connection.
+//  5. Close drains: no new receives, wait for HANDLING and SENDING (bounded), then close.
 // Threads: all functions are the loop thread's.
 #ifndef KVPOOL_DAEMON_SERVER_H
 #define KVPOOL_DAEMON_SERVER_H

@@ -3,6 +3,7 @@
 #include "daemon/session.h"
 
 #include "daemon/dispatch_impl.h"
+#include "daemon/groups.h"
 #include "daemon/log.h"
 
 #include <errno.h>
@@ -14,6 +15,7 @@
 static const char *const reason_names[] = {[SESSION_BYE] = "bye",
                                            [SESSION_PROCESS] = "process-ended",
                                            [SESSION_HANGUP] = "hangup",
+                                           [SESSION_GRACE] = "grace-over",
                                            [SESSION_SHUTDOWN] = "shutdown"};
 
 static void on_process_ended(void *arg) {
@@ -21,7 +23,7 @@ static void on_process_ended(void *arg) {
 }
 
 int session_open(struct dispatch *d, struct fdsock_conn *conn, const char *name,
-                 struct session **ret, struct err *err) {
+                 const char *identity, struct session **ret, struct err *err) {
     if (d->draining)
         return err_set(err, KVPOOL_E_SHUTDOWN, "no new clients");
     if (conn->pid == 0)
@@ -37,11 +39,16 @@ int session_open(struct dispatch *d, struct fdsock_conn *conn, const char *name,
     s->uid = conn->uid;
     memcpy(s->name, name, sizeof s->name);
     s->name[sizeof s->name - 1] = '\0';
+    memcpy(s->identity, identity, strnlen(identity, sizeof s->identity - 1));
+    s->heard_ns = uv_hrtime();
     int status, pidfd;
     if (getrandom(s->token, sizeof s->token, 0) != (ssize_t)sizeof s->token) {
         status = err_set(err, KVPOOL_E_SYSTEM, "getrandom: %s", strerror(errno));
         goto free_session;
     }
+    status = groups_of_peer(conn->fd, conn->gid, &s->gids, &s->num_gids, err);
+    if (status != 0)
+        goto free_session;
     status = presence_pidfd(conn->fd, s->pid, &pidfd, err);
     if (status != 0)
         goto free_session;
@@ -60,8 +67,8 @@ int session_open(struct dispatch *d, struct fdsock_conn *conn, const char *name,
     d->sessions.slots[(uint32_t)s->handle] = s;
     d->sessions.count++;
     dispatch_verify(d);
-    log_info("session.open", "session=0x%" PRIx64 " pid=%u uid=%u name=\"%s\"", s->handle, s->pid,
-             s->uid, s->name);
+    log_info("session.open", "session=0x%" PRIx64 " pid=%u uid=%u identity=\"%s\" name=\"%s\"",
+             s->handle, s->pid, s->uid, s->identity, s->name);
     *ret = s;
     return 0;
 close_core_session:
@@ -73,6 +80,7 @@ close_stream:
 close_pidfd:
     close(pidfd);
 free_session:
+    free(s->gids);
     free(s);
     return status;
 }
@@ -181,13 +189,19 @@ bool session_reap(struct session *s) {
         return false;
     struct dispatch *d = s->d;
     struct err err = {0};
+    if (d->trace.count != 0)
+        trace_closing(d, s->handle);
     if (core_session_close(d->core, s->handle, &err) != 0) {
         log_error("session.close", "session=0x%" PRIx64 " error=\"%s\"", s->handle, err.text);
         return false;
     }
+    if (d->trace.count != 0)
+        trace_closed(d, s->handle);
     uint64_t now = uv_hrtime(), took = now - s->ended_ns;
+    step_clock_forget(d->step_clock, s->handle);
     dispatch_verify(d);
-    bool died = s->reason == SESSION_PROCESS || s->reason == SESSION_HANGUP;
+    bool died =
+        s->reason == SESSION_PROCESS || s->reason == SESSION_HANGUP || s->reason == SESSION_GRACE;
     if (died)
         stats_reclaimed(&d->stats, took);
     region_free_all(d->regions, s->handle);
@@ -204,6 +218,7 @@ bool session_reap(struct session *s) {
     log_info("session.close",
              "session=0x%" PRIx64 " pid=%u name=\"%s\" reason=%s reclaim_us=%" PRIu64, s->handle,
              s->pid, s->name, reason_names[s->reason], took / 1000);
+    free(s->gids);
     free(s);
     return true;
 }

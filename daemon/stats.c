@@ -2,7 +2,7 @@
 // stats.c: see stats.h.
 #include "daemon/stats.h"
 
-void stats_answered(struct stats *s, bool ok, uint64_t now_ns) {
+void stats_answered(struct stats *s, uint16_t op, int status, uint64_t now_ns) {
     uint64_t number = now_ns / STATS_BUCKET_NS;
     uint32_t at = (uint32_t)(number % STATS_BUCKETS);
     if (s->bucket_number[at] != number) {
@@ -11,7 +11,8 @@ void stats_answered(struct stats *s, bool ok, uint64_t now_ns) {
     }
     s->bucket_count[at]++;
     s->requests++;
-    s->errors += !ok;
+    s->errors += status != 0;
+    s->answered[op < STATS_OPS ? op : 0][-status < STATS_STATUSES ? -status : STATS_STATUSES - 1]++;
 }
 
 void stats_reclaimed(struct stats *s, uint64_t ns) {

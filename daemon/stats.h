@@ -12,6 +12,8 @@
 
 #define STATS_BUCKETS 11 // ten whole ones and the current one
 #define STATS_BUCKET_NS 100000000ull
+#define STATS_OPS 64      // operations counted apart; 0: what is none
+#define STATS_STATUSES 25 // KVPOOL_OK to KVPOOL_E_INTERNAL
 
 struct stats {
     uint64_t requests, errors;
@@ -20,10 +22,11 @@ struct stats {
     uint64_t reclaim_last_ns, reclaim_max_ns;
     uint64_t bucket_number[STATS_BUCKETS];
     uint32_t bucket_count[STATS_BUCKETS];
+    uint64_t answered[STATS_OPS][STATS_STATUSES]; // by -status
 };
 
-// A request was answered.
-void stats_answered(struct stats *s, bool ok, uint64_t now_ns);
+// A request was answered. op 0: it had no readable header.
+void stats_answered(struct stats *s, uint16_t op, int status, uint64_t now_ns);
 // The pages of a client that died are free, `ns` after its death was seen.
 void stats_reclaimed(struct stats *s, uint64_t ns);
 double stats_rate(const struct stats *s, uint64_t now_ns); // requests per second

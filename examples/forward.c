@@ -108,6 +108,7 @@ static kvpool_status begin(struct forward *f, const struct forward_batch *b, boo
     args.n = b->n;
     args.seqs = b->seqs;
     args.new_tokens = b->new_tokens;
+    args.tokens = b->tokens; // so that full pages can be shared
     if (!submit) {
         return kvpool_step_begin(f->client, &args, &flight->step, NULL);
     }

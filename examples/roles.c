@@ -13,6 +13,7 @@
 
 struct branch { // one sequence, and what we know of it
     kvpool_seq seq;
+    uint32_t reused; // tokens that it was opened with
     struct transcript text;
 };
 
@@ -63,8 +64,8 @@ static uint32_t greedy(const struct run *r, uint32_t branch) {
     return llama_argmax(r->logits + (size_t)branch * vocab, vocab);
 }
 
-// Prompt into the cache, in chunks: every chunk attends to the chunks before it. Then the first
-// generated token, which is not in the cache yet.
+// What is left of the prompt into the cache, in chunks: every chunk attends to what is before it.
+// Then the first generated token, which is not in the cache yet.
 static int prefill(struct run *r, struct branch *b) {
     const struct role_args *a = r->args;
     for (uint32_t i = 0; i < a->prompt_len; i++) {
@@ -72,6 +73,7 @@ static int prefill(struct run *r, struct branch *b) {
             return -1;
         }
     }
+    b->text.committed = b->reused;
     while (b->text.committed < a->prompt_len) {
         const uint32_t left = a->prompt_len - b->text.committed;
         const uint32_t n = left < a->chunk ? left : a->chunk;
@@ -192,6 +194,23 @@ static int run_truncate(struct run *r, struct branch *b) {
     return decode(r, b, 1, a->tokens, true) == 0 ? check(r, b, length) : -1;
 }
 
+// A sequence that begins with what is cached of the prompt: all but its last token at most, because
+// that one's logits are wanted.
+static int open_sequence(struct run *r, struct branch *b) {
+    kvpool_open_args open = KVPOOL_OPEN_ARGS_INIT;
+    open.pool = r->pool;
+    open.tokens = r->args->prompt;
+    open.n = r->args->prompt_len - 1;
+    open.extra = &r->args->weights;
+    open.extra_size = sizeof r->args->weights;
+    const kvpool_status status = kvpool_seq_open_with(r->client, &open, &b->seq, &b->reused);
+    if (status != KVPOOL_OK) {
+        return failed(r, "kvpool_seq_open_with", status);
+    }
+    r->tally->reused += b->reused;
+    return 0;
+}
+
 int role_run(enum role role, kvpool_client *client, kvpool_pool pool, const struct role_args *args,
              struct tally *tally) {
     static int (*const roles[])(struct run *, struct branch *) = {
@@ -213,9 +232,7 @@ int role_run(enum role role, kvpool_client *client, kvpool_pool pool, const stru
     if (forward_open(args->m, client, pool, max_tokens, &r.forward) != KVPOOL_OK) {
         goto free_logits;
     }
-    const kvpool_status status = kvpool_seq_create(client, pool, 1, &b.seq);
-    if (status != KVPOOL_OK) {
-        failed(&r, "kvpool_seq_create", status);
+    if (open_sequence(&r, &b) != 0) {
         goto close_forward;
     }
     if (prefill(&r, &b) == 0) {

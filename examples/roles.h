@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // roles.h: the three things an example worker can do with its sequence after the prefill.
 //
+// The prompt: as much of it as any worker of the same model has computed is there already
+// (kvpool_seq_open_with); only the rest is prefilled.
+//
 //   plain      prompt --> t t t t t ...                        one step a token
 //   fork       prompt +-> a t t t ...   four forks with four different first tokens,
 //                     +-> b t t t ...   decoded as one batch; then the parent goes on alone,
@@ -27,6 +30,7 @@ struct role_args {
     const struct llama *m;
     const uint32_t *prompt; // [prompt_len], each below the vocabulary
     uint32_t prompt_len;    // at least 1
+    uint64_t weights;       // names the model's weights: K and V of others are of no use to it
     uint32_t tokens;        // steps to decode, of every branch
     uint32_t chunk;         // prefill at most so many tokens a step
     uint32_t page_size;     // of the pool

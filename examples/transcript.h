@@ -38,6 +38,7 @@ struct tally {
     uint32_t tokens;     // generated tokens checked
     uint32_t mismatches; // of those, not what the recompute gives
     uint32_t ties;       // of those, not its argmax, but within the tolerance of it
+    uint32_t reused;     // prompt tokens whose K and V some worker had computed before
     float max_error;     // largest difference of a generated token's logit to the recomputed one,
                          // relative to the largest logit of its row
 };

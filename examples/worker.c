@@ -3,7 +3,7 @@
 //
 // Reads in this order: main (here) -> roles.c (what is done with sequences) -> forward.c (one step)
 // -> llama.c (arithmetic); recompute.c and transcript.c check the result. Prints one line:
-//     worker role=plain tokens=65 mismatches=0 ties=0 max_error=1.2e-06
+//     worker role=plain tokens=65 reused=0 mismatches=0 ties=0 max_error=1.2e-06
 // and exits 0 when nothing failed and nothing mismatched, else 1 (2: wrong usage).
 // Thread: main only.
 #include "examples/roles.h"
@@ -26,6 +26,9 @@ static const char usage[] =
     "  --role ROLE        plain, fork or truncate (default plain)\n"
     "  --text FILE        prompt, one token a byte (default README.md)\n"
     "  --prompt-bytes N   how much of it to use (default 1000)\n"
+    "  --shared-bytes N   how much of that is its beginning; the rest is from --tail-at on\n"
+    "                     (default all of it)\n"
+    "  --tail-at N        where in the file the rest begins (default 0)\n"
     "  --tokens N         decode steps of every branch (default 64)\n"
     "  --seed S           of the random weights (default 1)\n"
     "  --checkpoint FILE  weights in llama2.c's legacy format instead\n"
@@ -35,7 +38,7 @@ static const char usage[] =
 struct options {
     const char *dir, *text, *checkpoint, *pool;
     enum role role;
-    uint32_t prompt_bytes, tokens;
+    uint32_t prompt_bytes, shared_bytes, tail_at, tokens;
     uint64_t seed;
 };
 
@@ -52,12 +55,14 @@ static bool parse_number(const char *text, uint64_t min, uint64_t max, uint64_t 
 
 // 0; 1: done (--help); 2: wrong usage, said on stderr.
 static int parse_options(int argc, char **argv, struct options *ret) {
-    enum { DIR = 1, ROLE, TEXT, BYTES, TOKENS, SEED, CHECKPOINT, POOL, HELP };
+    enum { DIR = 1, ROLE, TEXT, BYTES, SHARED, TAIL, TOKENS, SEED, CHECKPOINT, POOL, HELP };
     static const struct option longs[] = {
         {"dir", required_argument, NULL, DIR},
         {"role", required_argument, NULL, ROLE},
         {"text", required_argument, NULL, TEXT},
         {"prompt-bytes", required_argument, NULL, BYTES},
+        {"shared-bytes", required_argument, NULL, SHARED},
+        {"tail-at", required_argument, NULL, TAIL},
         {"tokens", required_argument, NULL, TOKENS},
         {"seed", required_argument, NULL, SEED},
         {"checkpoint", required_argument, NULL, CHECKPOINT},
@@ -65,7 +70,11 @@ static int parse_options(int argc, char **argv, struct options *ret) {
         {"help", no_argument, NULL, HELP},
         {NULL, 0, NULL, 0},
     };
-    struct options o = {.text = "README.md", .prompt_bytes = 1000, .tokens = 64, .seed = 1};
+    struct options o = {.text = "README.md",
+                        .prompt_bytes = 1000,
+                        .shared_bytes = UINT32_MAX,
+                        .tokens = 64,
+                        .seed = 1};
     int option;
     uint64_t number = 0;
     while ((option = getopt_long(argc, argv, "", longs, NULL)) != -1) {
@@ -83,6 +92,14 @@ static int parse_options(int argc, char **argv, struct options *ret) {
         case BYTES:
             ok = parse_number(optarg, 1, 1u << 20, &number);
             o.prompt_bytes = (uint32_t)number;
+            break;
+        case SHARED:
+            ok = parse_number(optarg, 1, 1u << 20, &number);
+            o.shared_bytes = (uint32_t)number;
+            break;
+        case TAIL:
+            ok = parse_number(optarg, 0, 1u << 20, &number);
+            o.tail_at = (uint32_t)number;
             break;
         case TOKENS:
             ok = parse_number(optarg, 1, 1u << 20, &number);
@@ -117,17 +134,27 @@ static int parse_options(int argc, char **argv, struct options *ret) {
     return 0;
 }
 
-// The first max bytes of a file as tokens. Returns how many, 0 after saying on stderr why none.
-static uint32_t read_tokens(const char *path, uint32_t max, uint32_t *tokens) {
+// The prompt: bytes of a file as tokens, its beginning and what is at tail_at. Returns how many, 0
+// after saying on stderr why none.
+static uint32_t read_tokens(const struct options *o, uint32_t *tokens) {
+    const char *path = o->text;
     uint32_t n = 0;
-    int byte;
+    int byte = 0;
     FILE *file = fopen(path, "rb");
     if (!file) {
         fprintf(stderr, "%s: %s\n", path, strerror(errno));
         return 0;
     }
-    while (n < max && (byte = getc(file)) != EOF) {
-        tokens[n++] = (uint32_t)byte;
+    while (n < o->prompt_bytes && byte != EOF) {
+        if (n == o->shared_bytes && fseek(file, (long)o->tail_at, SEEK_SET) != 0) {
+            fprintf(stderr, "%s: %s\n", path, strerror(errno));
+            n = 0;
+            break;
+        }
+        byte = getc(file);
+        if (byte != EOF) {
+            tokens[n++] = (uint32_t)byte;
+        }
     }
     if (n == 0) {
         fprintf(stderr, "%s: nothing to read\n", path);
@@ -141,6 +168,22 @@ static int failed(const kvpool_client *client, const char *call, kvpool_status s
     fprintf(stderr, "%s: %s: %s\n", call, kvpool_strerror(status),
             kvpool_last_error(client, text, sizeof text));
     return -1;
+}
+
+// A number for the weights in use: the seed's, or a checkpoint's by the first of its numbers (FNV-1a
+// over them: workers of one checkpoint agree, and others hardly do).
+static uint64_t weights_of(const struct options *o, const struct llama *m) {
+    if (!o->checkpoint) {
+        return o->seed;
+    }
+    const uint32_t n = m->config.vocab * m->config.dim;
+    uint64_t hash = 0xCBF29CE484222325u;
+    for (uint32_t i = 0; i < n; i++) {
+        uint32_t bits;
+        memcpy(&bits, &m->embedding[i], sizeof bits);
+        hash = (hash ^ bits) * 0x100000001B3u;
+    }
+    return hash;
 }
 
 // Connects, makes the pool, runs the role.
@@ -177,6 +220,7 @@ static int run(const struct options *o, const struct llama *m, const uint32_t *p
         const struct role_args role = {.m = m,
                                        .prompt = prompt,
                                        .prompt_len = prompt_len,
+                                       .weights = weights_of(o, m),
                                        .tokens = o->tokens,
                                        .chunk = CHUNK,
                                        .page_size = PAGE_SIZE};
@@ -202,13 +246,13 @@ int main(int argc, char **argv) {
         return 1;
     }
     prompt = malloc(o.prompt_bytes * sizeof *prompt);
-    const uint32_t prompt_len = prompt ? read_tokens(o.text, o.prompt_bytes, prompt) : 0;
+    const uint32_t prompt_len = prompt ? read_tokens(&o, prompt) : 0;
     if (prompt_len > 0) {
         result = run(&o, &m, prompt, prompt_len, &tally);
     }
     if (result == 0) {
-        printf("worker role=%s tokens=%u mismatches=%u ties=%u max_error=%.1e\n",
-               role_names[o.role], tally.tokens, tally.mismatches, tally.ties,
+        printf("worker role=%s tokens=%u reused=%u mismatches=%u ties=%u max_error=%.1e\n",
+               role_names[o.role], tally.tokens, tally.reused, tally.mismatches, tally.ties,
                (double)tally.max_error);
     }
     free(prompt);

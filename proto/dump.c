@@ -31,6 +31,15 @@ static void put_text(struct out *o, const uint8_t *bytes, size_t size) {
     put(o, "\"");
 }
 
+// Hex, without the zeros at the end.
+static void put_bytes(struct out *o, const uint8_t *bytes, size_t size) {
+    while (size > 0 && bytes[size - 1] == 0)
+        size--;
+    put(o, "0x");
+    for (size_t i = 0; i < size; i++)
+        put(o, "%02x", bytes[i]);
+}
+
 static uint64_t read_uint(const uint8_t *bytes, size_t size) {
     uint64_t value = 0;
     memcpy(&value, bytes, size); // little-endian: see proto.c
@@ -43,7 +52,11 @@ static void put_value(struct out *o, const struct proto_field *f, const uint8_t 
         put_text(o, bytes, f->size);
         break;
     case FIELD_SECRET:
+    case FIELD_SECRET_TEXT:
         put(o, "(secret)");
+        break;
+    case FIELD_BYTES:
+        put_bytes(o, bytes, f->size);
         break;
     case FIELD_INT:
         put(o, "%" PRId32, (int32_t)read_uint(bytes, 4));
@@ -65,6 +78,7 @@ static void put_value(struct out *o, const struct proto_field *f, const uint8_t 
         break;
     case FIELD_UINT:
     case FIELD_COUNT:
+    case FIELD_TOKENS:
     case FIELD_ZERO:
         put(o, "%" PRIu64, read_uint(bytes, f->size));
         break;
@@ -80,6 +94,17 @@ static void put_fields(struct out *o, const struct proto_layout *l, const uint8_
         put(o, " %s ", f->name);
         put_value(o, f, bytes + f->offset);
     }
+    put(o, "\n");
+}
+
+static void put_tokens(struct out *o, const struct proto_msg *msg) {
+    if (msg->num_tokens == 0)
+        return;
+    put(o, "  token ids");
+    for (uint32_t i = 0; i < msg->num_tokens && i < PROTO_DUMP_TOKENS; i++)
+        put(o, " %" PRIu64, read_uint(msg->tokens + (size_t)i * sizeof(uint32_t), 4));
+    if (msg->num_tokens > PROTO_DUMP_TOKENS)
+        put(o, " and %" PRIu32 " more", msg->num_tokens - PROTO_DUMP_TOKENS);
     put(o, "\n");
 }
 
@@ -129,13 +154,12 @@ int proto_dump(const void *bytes, size_t len, bool reply, char *buf, size_t cap)
         put_fields(&o, body, in);
         in += body->size;
     }
-    if (record == NULL)
-        return (int)o.len;
-    for (uint32_t i = 0; i < msg.count && i < PROTO_DUMP_RECORDS; i++) {
+    for (uint32_t i = 0; record != NULL && i < msg.count && i < PROTO_DUMP_RECORDS; i++) {
         put(&o, "  %" PRIu32 ":", i);
         put_fields(&o, record, in + (size_t)i * record->size);
     }
     if (msg.count > PROTO_DUMP_RECORDS)
         put(&o, "  and %" PRIu32 " more\n", msg.count - PROTO_DUMP_RECORDS);
+    put_tokens(&o, &msg);
     return (int)o.len;
 }

@@ -13,6 +13,7 @@
 #include "proto/proto.h"
 
 #define PROTO_DUMP_RECORDS 16u // records printed, the rest is counted
+#define PROTO_DUMP_TOKENS 16u  // token ids likewise
 
 // Writes lines, each ended by '\n', into buf (always terminated when cap > 0; what does not fit is
 // cut). `reply` says which of the two the message is. Returns the bytes written, without the

@@ -10,9 +10,13 @@
 #define HANDLE(s, f) FIELD(s, f, FIELD_HANDLE)
 #define TEXT(s, f) FIELD(s, f, FIELD_TEXT)
 #define SECRET(s, f) FIELD(s, f, FIELD_SECRET)
+#define SECRET_TEXT(s, f) FIELD(s, f, FIELD_SECRET_TEXT)
+#define BYTES(s, f) FIELD(s, f, FIELD_BYTES)
 #define ZERO(s, f) FIELD(s, f, FIELD_ZERO)
 #define COUNT(s, f, min, max) \
     { #f, offsetof(struct proto_##s, f), 4, FIELD_COUNT, min, max }
+#define TOKENS(s, f, max) \
+    { #f, offsetof(struct proto_##s, f), 4, FIELD_TOKENS, 0, max }
 #define FLAGS(s, f, known) \
     { #f, offsetof(struct proto_##s, f), 4, FIELD_FLAGS, 0, known }
 #define TENSOR(s, f) \
@@ -42,7 +46,8 @@ LAYOUT(hello_reply, UINT(hello_reply, version), UINT(hello_reply, pid),
        UINT(hello_reply, max_inflight), TEXT(hello_reply, daemon_version),
        TEXT(hello_reply, backend));
 LAYOUT(ping, UINT(ping, payload));
-LAYOUT(handle, HANDLE(handle, handle)); // also the u64 records of SEQ_CREATE, SEQ_FORK, SEQ_FREE
+LAYOUT(handle,
+       HANDLE(handle, handle)); // also the u64 records of SEQ_CREATE, _FORK, _FREE, _RELEASE
 LAYOUT(name, TEXT(name, name));
 LAYOUT(count, COUNT(count, count, 1, PROTO_MAX_BATCH), ZERO(count, reserved));
 LAYOUT(list, UINT(list, cursor), COUNT(list, max, 1, PROTO_MAX_LIST));
@@ -69,6 +74,36 @@ LAYOUT(batch_item, HANDLE(batch_item, seq), UINT(batch_item, tokens), ZERO(batch
 LAYOUT(step_begin, HANDLE(step_begin, pool), UINT(step_begin, step),
        COUNT(step_begin, count, 1, PROTO_MAX_BATCH), ZERO(step_begin, flags));
 LAYOUT(step_reply, UINT(step_reply, step), UINT(step_reply, tokens), UINT(step_reply, pages));
+// What a priority or a hint may be is left to the daemon (INVAL), and so is a ttl_ms of 0.
+LAYOUT(seq_open, HANDLE(seq_open, pool), TOKENS(seq_open, num_tokens, PROTO_MAX_TOKENS),
+       FLAGS(seq_open, flags, PROTO_OPEN_KNOWN), UINT(seq_open, priority),
+       COUNT(seq_open, extra_size, 0, PROTO_EXTRA_MAX), BYTES(seq_open, extra));
+LAYOUT(seq_open_reply, HANDLE(seq_open_reply, seq), UINT(seq_open_reply, matched),
+       ZERO(seq_open_reply, reserved));
+LAYOUT(step_begin_tokens, HANDLE(step_begin_tokens, pool), UINT(step_begin_tokens, step),
+       COUNT(step_begin_tokens, count, 1, PROTO_MAX_BATCH),
+       TOKENS(step_begin_tokens, num_tokens, PROTO_MAX_TOKENS));
+LAYOUT(seq_release, COUNT(seq_release, count, 1, PROTO_MAX_BATCH), UINT(seq_release, hint));
+LAYOUT(seq_priority, HANDLE(seq_priority, seq), UINT(seq_priority, priority),
+       ZERO(seq_priority, reserved));
+LAYOUT(prefix_pin, HANDLE(prefix_pin, seq), UINT(prefix_pin, tokens), UINT(prefix_pin, ttl_ms));
+LAYOUT(prefix_pin_reply, HANDLE(prefix_pin_reply, pin), UINT(prefix_pin_reply, tokens),
+       ZERO(prefix_pin_reply, reserved));
+LAYOUT(prefix_unpin, HANDLE(prefix_unpin, pool), HANDLE(prefix_unpin, pin));
+LAYOUT(pool_usage, HANDLE(pool_usage, pool), UINT(pool_usage, cursor),
+       COUNT(pool_usage, max, 1, PROTO_MAX_LIST));
+LAYOUT(ns_info, TEXT(ns_info, name), TEXT(ns_info, group), UINT(ns_info, num_pages),
+       UINT(ns_info, free_pages), UINT(ns_info, reserve), UINT(ns_info, limit),
+       UINT(ns_info, weight), UINT(ns_info, active), UINT(ns_info, cached), UINT(ns_info, seqs),
+       UINT(ns_info, hit_tokens), UINT(ns_info, miss_tokens), UINT(ns_info, sealed),
+       UINT(ns_info, deduplicated), UINT(ns_info, evicted), UINT(ns_info, dropped),
+       UINT(ns_info, refused));
+LAYOUT(cleared, UINT(cleared, pages), ZERO(cleared, reserved));
+LAYOUT(fd_open, UINT(fd_open, version_min), UINT(fd_open, version_max), HANDLE(fd_open, features),
+       TEXT(fd_open, name), HANDLE(fd_open, session), SECRET(fd_open, token),
+       SECRET_TEXT(fd_open, credential));
+LAYOUT(trace, FLAGS(trace, flags, PROTO_TRACE_KNOWN), ZERO(trace, reserved));
+LAYOUT(trace_reply, UINT(trace_reply, started_ns));
 LAYOUT(attn, UINT(attn, step), HANDLE(attn, pool), COUNT(attn, count, 0, PROTO_MAX_BATCH),
        UINT(attn, layer), UINT(attn, qo_heads), FLAGS(attn, flags, KVPOOL_ATTN_CAUSAL),
        FLOAT(attn, sm_scale), FLOAT(attn, soft_cap), INT(attn, window_left), ZERO(attn, reserved),
@@ -89,6 +124,40 @@ LAYOUT(client_info, UINT(client_info, pid), UINT(client_info, uid), UINT(client_
 static int check_begin(const struct proto_msg *request, struct err *err) {
     if (request->body.step_begin.step == 0)
         return err_set(err, KVPOOL_E_PROTO, "step_begin.step is 0");
+    return 0;
+}
+
+static int check_begin_tokens(const struct proto_msg *request, struct err *err) {
+    const struct proto_step_begin_tokens *b = &request->body.step_begin_tokens;
+    if (b->step == 0)
+        return err_set(err, KVPOOL_E_PROTO, "step_begin_tokens.step is 0");
+    uint64_t sum = 0;
+    for (uint32_t i = 0; i < request->count; i++) {
+        struct proto_batch_item item;
+        proto_record(request, i, &item);
+        sum += item.tokens;
+    }
+    if (sum != b->num_tokens)
+        return err_set(err, KVPOOL_E_PROTO,
+                       "step_begin_tokens.num_tokens is %u, its items have %llu", b->num_tokens,
+                       (unsigned long long)sum);
+    return 0;
+}
+
+static int check_open(const struct proto_msg *request, struct err *err) {
+    const struct proto_seq_open *o = &request->body.seq_open;
+    for (uint32_t i = o->extra_size; i < PROTO_EXTRA_MAX; i++)
+        if (o->extra[i] != 0)
+            return err_set(err, KVPOOL_E_PROTO, "seq_open.extra has bytes after its end");
+    return 0;
+}
+
+// A token names nothing without its session.
+static int check_fd_open(const struct proto_msg *request, struct err *err) {
+    static const uint8_t none[PROTO_TOKEN_SIZE];
+    const struct proto_fd_open *o = &request->body.fd_open;
+    if (o->session == 0 && memcmp(o->token, none, sizeof none) != 0)
+        return err_set(err, KVPOOL_E_PROTO, "fd_open.token without a session");
     return 0;
 }
 
@@ -168,10 +237,20 @@ static const struct proto_op_info ops[PROTO_NUM_OPS] = {
     [PROTO_PREFILL] = {"PREFILL", PROTO_ON_CONTROL, LIST(attn, batch_item), NONE, check_attend},
     [PROTO_DECODE] = {"DECODE", PROTO_ON_CONTROL, LIST(attn, batch_item), NONE, check_attend},
     [PROTO_CLIENT_LIST] = {"CLIENT_LIST", PROTO_ON_CONTROL, BODY(list), LIST(list_reply, client_info), NULL},
+    [PROTO_SEQ_OPEN] = {"SEQ_OPEN", PROTO_ON_CONTROL, BODY(seq_open), BODY(seq_open_reply), check_open},
+    [PROTO_STEP_BEGIN_TOKENS] = {"STEP_BEGIN_TOKENS", PROTO_ON_CONTROL, LIST(step_begin_tokens, batch_item), BODY(step_reply), check_begin_tokens},
+    [PROTO_SEQ_RELEASE] = {"SEQ_RELEASE", PROTO_ON_CONTROL, LIST(seq_release, handle), NONE, NULL},
+    [PROTO_SEQ_PRIORITY] = {"SEQ_PRIORITY", PROTO_ON_CONTROL, BODY(seq_priority), NONE, NULL},
+    [PROTO_PREFIX_PIN] = {"PREFIX_PIN", PROTO_ON_CONTROL, BODY(prefix_pin), BODY(prefix_pin_reply), NULL},
+    [PROTO_PREFIX_UNPIN] = {"PREFIX_UNPIN", PROTO_ON_CONTROL, BODY(prefix_unpin), NONE, NULL},
+    [PROTO_POOL_USAGE] = {"POOL_USAGE", PROTO_ON_CONTROL, BODY(pool_usage), LIST(list_reply, ns_info), NULL},
+    [PROTO_CACHE_CLEAR] = {"CACHE_CLEAR", PROTO_ON_CONTROL, BODY(handle), BODY(cleared), NULL},
     [PROTO_FD_HELLO] = {"FD_HELLO", PROTO_ON_FD, BODY(fd_hello), BODY(fd_hello_reply), NULL},
     [PROTO_REGION_CREATE] = {"REGION_CREATE", PROTO_ON_FD, BODY(region_create), BODY(region_reply), NULL},
     [PROTO_REGION_FREE] = {"REGION_FREE", PROTO_ON_FD, BODY(handle), NONE, NULL},
     [PROTO_BYE] = {"BYE", PROTO_ON_FD, NONE, NONE, NULL},
+    [PROTO_FD_OPEN] = {"FD_OPEN", PROTO_ON_FD, BODY(fd_open), BODY(fd_hello_reply), check_fd_open},
+    [PROTO_TRACE] = {"TRACE", PROTO_ON_FD, BODY(trace), BODY(trace_reply), NULL},
 };
 // clang-format on
 

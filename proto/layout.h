@@ -13,22 +13,25 @@
 #include "proto/proto.h"
 
 enum field_kind {
-    FIELD_UINT,   // unsigned, 1, 2, 4 or 8 bytes
-    FIELD_INT,    // signed, 4 bytes
-    FIELD_FLOAT,  // 4 or 8 bytes, any value
-    FIELD_HANDLE, // u64, or a set of bits: shown in hex
-    FIELD_TEXT,   // bytes, terminated; every byte after the terminator is 0
-    FIELD_SECRET, // bytes never shown
-    FIELD_ZERO,   // reserved, or flags of which none is defined: all bytes 0
-    FIELD_COUNT,  // u32 in min..max: below is PROTO, above is TOOBIG
-    FIELD_FLAGS,  // u32, no bit outside max
+    FIELD_UINT,        // unsigned, 1, 2, 4 or 8 bytes
+    FIELD_INT,         // signed, 4 bytes
+    FIELD_FLOAT,       // 4 or 8 bytes, any value
+    FIELD_HANDLE,      // u64, or a set of bits: shown in hex
+    FIELD_TEXT,        // bytes, terminated; every byte after the terminator is 0
+    FIELD_SECRET,      // bytes never shown
+    FIELD_SECRET_TEXT, // as FIELD_TEXT, never shown
+    FIELD_BYTES,       // any bytes, shown in hex
+    FIELD_ZERO,        // reserved, or flags of which none is defined: all bytes 0
+    FIELD_COUNT,       // u32 in min..max: below is PROTO, above is TOOBIG
+    FIELD_TOKENS,      // as FIELD_COUNT: how many token ids (u32) stand behind the records
+    FIELD_FLAGS,       // u32, no bit outside max
 };
 
 struct proto_field {
     const char *name;
     uint16_t offset, size;
     enum field_kind kind;
-    uint32_t min, max; // FIELD_COUNT, FIELD_FLAGS
+    uint32_t min, max; // FIELD_COUNT, FIELD_TOKENS, FIELD_FLAGS
 };
 
 struct proto_layout {
@@ -37,7 +40,7 @@ struct proto_layout {
     const struct proto_field *fields;
 };
 
-// One direction of an op. With records, the body's FIELD_COUNT says how many follow.
+// One direction of an op. With records, the body's first FIELD_COUNT says how many follow.
 struct proto_shape {
     const struct proto_layout *body, *record; // NULL: none
 };
@@ -55,6 +58,6 @@ const struct proto_op_info *proto_op(uint16_t op);
 extern const struct proto_layout proto_layout_header;
 extern const struct proto_layout proto_layout_error;
 
-#define PROTO_NUM_OPS 36u // highest number + 1
+#define PROTO_NUM_OPS 38u // highest number + 1
 
 #endif

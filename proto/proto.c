@@ -4,7 +4,7 @@
 // Invariants
 //  1. Input is read through memcpy only: it may stand at any alignment.
 //  2. Checks go from the outside in: length, magic, version, framing, op, flags, body, count,
-//     records. Nothing is read before the check that it is there.
+//     records, tokens. Nothing is read before the check that it is there.
 //  3. A count is within its limit before it is multiplied.
 #include "proto/layout.h"
 
@@ -13,7 +13,7 @@
 _Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "the wire is little-endian");
 #define HEADER sizeof(struct proto_header)
 _Static_assert(sizeof(((struct proto_msg *)0)->body) < PROTO_MAX_MESSAGE - HEADER, "bodies fit");
-_Static_assert(PROTO_MAX_LIST * sizeof(struct proto_pool_info) + sizeof(struct proto_list_reply) +
+_Static_assert(PROTO_MAX_LIST * sizeof(struct proto_ns_info) + sizeof(struct proto_list_reply) +
                        HEADER <=
                    PROTO_MAX_MESSAGE,
                "the longest list fits");
@@ -37,8 +37,8 @@ static bool all_zero(const uint8_t *bytes, size_t n) {
 
 // Any value is fine.
 static bool field_is_free(const struct proto_field *f) {
-    return f->kind != FIELD_ZERO && f->kind != FIELD_TEXT && f->kind != FIELD_COUNT &&
-           f->kind != FIELD_FLAGS;
+    return f->kind != FIELD_ZERO && f->kind != FIELD_TEXT && f->kind != FIELD_SECRET_TEXT &&
+           f->kind != FIELD_COUNT && f->kind != FIELD_TOKENS && f->kind != FIELD_FLAGS;
 }
 
 // Checks one field where it stands.
@@ -49,7 +49,8 @@ static int check_field(const struct proto_field *f, const uint8_t *bytes, const 
         if (!all_zero(bytes, f->size))
             return err_set(err, KVPOOL_E_PROTO, "%s.%s is not 0", where, f->name);
         break;
-    case FIELD_TEXT: {
+    case FIELD_TEXT:
+    case FIELD_SECRET_TEXT: {
         size_t end = strnlen((const char *)bytes, f->size);
         if (end == f->size)
             return err_set(err, KVPOOL_E_PROTO, "%s.%s is not terminated", where, f->name);
@@ -57,7 +58,8 @@ static int check_field(const struct proto_field *f, const uint8_t *bytes, const 
             return err_set(err, KVPOOL_E_PROTO, "%s.%s has bytes after its end", where, f->name);
         break;
     }
-    case FIELD_COUNT: {
+    case FIELD_COUNT:
+    case FIELD_TOKENS: {
         uint32_t count = read_u32(bytes);
         if (count > f->max)
             return err_set(err, KVPOOL_E_TOOBIG, "%s.%s is %u, the limit is %u", where, f->name,
@@ -79,6 +81,7 @@ static int check_field(const struct proto_field *f, const uint8_t *bytes, const 
     case FIELD_FLOAT:
     case FIELD_HANDLE:
     case FIELD_SECRET:
+    case FIELD_BYTES:
         break; // any value
     }
     return 0;
@@ -114,16 +117,31 @@ static int check_records(const struct proto_layout *l, const uint8_t *bytes, uin
     return 0;
 }
 
-static uint32_t count_of(const struct proto_layout *l, const uint8_t *bytes) {
+static const struct proto_field *first_of(const struct proto_layout *l, enum field_kind kind) {
     for (uint32_t i = 0; i < l->num_fields; i++)
-        if (l->fields[i].kind == FIELD_COUNT)
-            return read_u32(bytes + l->fields[i].offset);
-    return 0;
+        if (l->fields[i].kind == kind)
+            return &l->fields[i];
+    return NULL;
+}
+
+// The value of the body's first field of this kind, 0 without one. It is within its limit.
+static uint32_t count_of(const struct proto_layout *l, enum field_kind kind, const uint8_t *bytes) {
+    const struct proto_field *f = first_of(l, kind);
+    return f != NULL ? read_u32(bytes + f->offset) : 0;
+}
+
+// Bytes that a request of this op has at most on this socket.
+static uint32_t request_limit(enum proto_socket socket, uint16_t op) {
+    const struct proto_op_info *info = socket == PROTO_ON_CONTROL ? proto_op(op) : NULL;
+    if (info == NULL || info->request.body == NULL)
+        return PROTO_MAX_MESSAGE;
+    return first_of(info->request.body, FIELD_TOKENS) != NULL ? PROTO_MAX_REQUEST
+                                                              : PROTO_MAX_MESSAGE;
 }
 
 // Header of any message. *ret_header_ok: *ret is filled in and has our magic.
-static int parse_header(const uint8_t *bytes, size_t len, struct proto_header *ret,
-                        bool *ret_header_ok, struct err *err) {
+static int parse_header(const uint8_t *bytes, size_t len, bool request, enum proto_socket socket,
+                        struct proto_header *ret, bool *ret_header_ok, struct err *err) {
     *ret_header_ok = false;
     if (len < HEADER)
         return err_set(err, KVPOOL_E_PROTO, "message of %zu bytes, a header has %zu", len, HEADER);
@@ -133,9 +151,12 @@ static int parse_header(const uint8_t *bytes, size_t len, struct proto_header *r
         return err_set(err, KVPOOL_E_PROTO, "magic is 0x%08x, not 0x%08x", h.magic, PROTO_MAGIC);
     *ret = h;
     *ret_header_ok = true;
-    if (len > PROTO_MAX_MESSAGE)
-        return err_set(err, KVPOOL_E_TOOBIG, "message of %zu bytes, the limit is %u", len,
-                       PROTO_MAX_MESSAGE);
+    if (len > PROTO_MAX_MESSAGE) {
+        uint32_t limit = request ? request_limit(socket, h.op) : PROTO_MAX_MESSAGE;
+        if (len > limit)
+            return err_set(err, KVPOOL_E_TOOBIG, "message of %zu bytes, the limit is %u", len,
+                           limit);
+    }
     if (h.version < PROTO_VERSION_MIN || h.version > PROTO_VERSION_MAX)
         return err_set(err, KVPOOL_E_VERSION, "protocol version %u, this build speaks %u to %u",
                        h.version, PROTO_VERSION_MIN, PROTO_VERSION_MAX);
@@ -147,11 +168,11 @@ static int parse_header(const uint8_t *bytes, size_t len, struct proto_header *r
     return 0;
 }
 
-// Body and records, after the header.
+// Body, records and tokens, after the header.
 static int parse_payload(const struct proto_shape *shape, const uint8_t *bytes, size_t len,
                          struct proto_msg *ret, struct err *err) {
     size_t body = 0, record = 0;
-    uint32_t count = 0;
+    uint32_t count = 0, num_tokens = 0;
     if (shape->body != NULL) {
         body = shape->body->size;
         if (len < body)
@@ -162,12 +183,19 @@ static int parse_payload(const struct proto_shape *shape, const uint8_t *bytes, 
             return rc;
         if (shape->record != NULL) {
             record = shape->record->size;
-            count = count_of(shape->body, bytes);
+            count = count_of(shape->body, FIELD_COUNT, bytes);
         }
+        num_tokens = count_of(shape->body, FIELD_TOKENS, bytes);
     }
-    if (len != body + count * record)
+    const size_t tokens_at = body + count * record;
+    const size_t want = tokens_at + num_tokens * sizeof(uint32_t);
+    if (len != want && num_tokens > 0)
+        return err_set(err, KVPOOL_E_PROTO,
+                       "%zu bytes after the header, not %zu for %u records and %u tokens", len,
+                       want, count, num_tokens);
+    if (len != want)
         return err_set(err, KVPOOL_E_PROTO, "%zu bytes after the header, not %zu for %u records",
-                       len, body + count * record, count);
+                       len, want, count);
     if (count > 0) {
         int rc = check_records(shape->record, bytes + body, count, err);
         if (rc != 0)
@@ -178,12 +206,14 @@ static int parse_payload(const struct proto_shape *shape, const uint8_t *bytes, 
     ret->records = count > 0 ? bytes + body : NULL;
     ret->count = count;
     ret->record_size = (uint32_t)record;
+    ret->tokens = num_tokens > 0 ? bytes + tokens_at : NULL;
+    ret->num_tokens = num_tokens;
     return 0;
 }
 
 int proto_parse_request(enum proto_socket socket, const void *bytes, size_t len,
                         struct proto_msg *ret, bool *ret_header_ok, struct err *err) {
-    int rc = parse_header(bytes, len, &ret->header, ret_header_ok, err);
+    int rc = parse_header(bytes, len, true, socket, &ret->header, ret_header_ok, err);
     if (rc != 0)
         return rc;
     const struct proto_op_info *op = proto_op(ret->header.op);
@@ -207,7 +237,7 @@ int proto_parse_reply(uint16_t op, const void *bytes, size_t len, struct proto_m
     if (info == NULL)
         return err_set(err, KVPOOL_E_PROTO, "reply to an unknown operation %u", op);
     bool header_ok;
-    int rc = parse_header(bytes, len, &ret->header, &header_ok, err);
+    int rc = parse_header(bytes, len, false, PROTO_ON_CONTROL, &ret->header, &header_ok, err);
     if (rc == KVPOOL_E_TOOBIG) // of the daemon's making, not the caller's
         return err_set(err, KVPOOL_E_PROTO, "reply of %zu bytes, the limit is %u", len,
                        PROTO_MAX_MESSAGE);
@@ -268,6 +298,22 @@ size_t proto_write(void *buf, size_t cap, const struct proto_header *header, con
     if (records_len > 0)
         memcpy(out + HEADER + body_len, records, records_len);
     return HEADER + body_len + records_len;
+}
+
+size_t proto_write_tokens(void *buf, size_t cap, const struct proto_header *header,
+                          const void *body, size_t body_len, const void *records,
+                          size_t records_len, const uint32_t *tokens, uint32_t num_tokens) {
+    if (num_tokens > PROTO_MAX_TOKENS)
+        return 0;
+    size_t at = proto_write(buf, cap, header, body, body_len, records, records_len);
+    size_t bytes = num_tokens * sizeof *tokens;
+    if (at == 0 || bytes > cap - at)
+        return 0;
+    if (bytes > 0)
+        memcpy((uint8_t *)buf + at, tokens, bytes);
+    uint32_t len = (uint32_t)(at + bytes - HEADER);
+    memcpy((uint8_t *)buf + offsetof(struct proto_header, len), &len, sizeof len);
+    return at + bytes;
 }
 
 struct proto_header proto_reply_header(const struct proto_header *request, int status,

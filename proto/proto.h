@@ -38,7 +38,8 @@
 #define PROTO_MAX_BATCH 1024u    // records in one request
 #define PROTO_MAX_MESSAGE 65536u // bytes with header, both directions, both sockets, without tokens
 #define PROTO_MAX_TOKENS 262144u // token ids in one request
-// Bytes with header of a request with tokens: what the control socket takes at most.
+// Bytes with header of a request with tokens: what the control socket takes at most. The daemon keeps
+// one message a slot and one on its way in for each connection: (slots + connections) x this.
 #define PROTO_MAX_REQUEST (PROTO_MAX_MESSAGE + 4u * PROTO_MAX_TOKENS)
 #define PROTO_EXTRA_MAX 64u      // bytes of key material of a sequence
 #define PROTO_CREDENTIAL_SIZE 96 // on the wire, terminated and zero-padded
@@ -437,8 +438,8 @@ enum proto_socket { PROTO_ON_CONTROL, PROTO_ON_FD };
 // Checks a whole request as received on one of the sockets. On an error *ret_header_ok says whether
 // ret->header was readable (so that the reply can carry op and seq); the rest of *ret is undefined.
 // Errors: PROTO (short, bad magic, op not of this socket, length that does not match, flags,
-// reserved, unterminated name), VERSION (a version that this build does not speak), TOOBIG (message
-// or count over its limit), UNSUPPORTED (unknown op).
+// reserved, unterminated name, fields that contradict each other), VERSION (a version that this
+// build does not speak), TOOBIG (message or count over its limit), UNSUPPORTED (unknown op).
 int proto_parse_request(enum proto_socket socket, const void *bytes, size_t len,
                         struct proto_msg *ret, bool *ret_header_ok, struct err *err);
 

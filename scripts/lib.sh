@@ -17,7 +17,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 # tests, so cmocka belongs here); test: what the fuzz preset and the linters need on top.
 # shellcheck disable=SC2034 # read by name in need_packages
 packages_build="cmake ninja-build gcc libc6-dev pkg-config libnng-dev libuv1-dev libinih-dev
-    libsystemd-dev uthash-dev libcmocka-dev"
+    libsystemd-dev libssl-dev uthash-dev libcmocka-dev"
 # shellcheck disable=SC2034
 packages_test="clang clang-format clang-tidy libclang-rt-14-dev"
 

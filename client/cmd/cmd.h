@@ -55,7 +55,10 @@ int cmd_pools(int argc, char **argv, struct cmd_globals *globals);
 int cmd_pool(int argc, char **argv, struct cmd_globals *globals);
 int cmd_bench(int argc, char **argv, struct cmd_globals *globals);
 int cmd_doctor(int argc, char **argv, struct cmd_globals *globals);
+int cmd_events(int argc, char **argv, struct cmd_globals *globals);
+int cmd_trace(int argc, char **argv, struct cmd_globals *globals);
 int cmd_top(int argc, char **argv, struct cmd_globals *globals);
+int cmd_usage(int argc, char **argv, struct cmd_globals *globals);
 int cmd_version(int argc, char **argv, struct cmd_globals *globals);
 
 #endif

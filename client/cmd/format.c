@@ -129,6 +129,16 @@ static bool parse_decimal(const char *text, double *ret, const char **ret_rest) 
     return *end == 0;
 }
 
+bool parse_double(const char *text, double min, double max, double *ret) {
+    const char *rest = NULL;
+    double value = 0;
+    if (!parse_decimal(text, &value, &rest) || *rest != 0 || value < min || value > max) {
+        return false;
+    }
+    *ret = value;
+    return true;
+}
+
 bool parse_duration_ms(const char *text, uint32_t *ret_ms) {
     double value = 0;
     const char *unit = NULL;

@@ -26,6 +26,7 @@ char *format_handle(uint64_t value, char buf[FORMAT_SIZE]); // "0x100000002"
 char *format_plain(const char *text, char *buf, size_t size);
 
 bool parse_u32(const char *text, uint32_t min, uint32_t max, uint32_t *ret);
+bool parse_double(const char *text, double min, double max, double *ret);
 // "2" and "2s" (seconds, also "0.5"), "500ms"; 1 ms to 24 h.
 bool parse_duration_ms(const char *text, uint32_t *ret_ms);
 // "4096" (bytes), "64K", "1.5M", "2GiB": powers of 1024.

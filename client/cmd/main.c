@@ -23,7 +23,10 @@ static const struct command commands[] = {
     {"pool", "Create or destroy a pool", cmd_pool},
     {"bench", "Time pings and one-token decodes on the running daemon", cmd_bench},
     {"doctor", "Check what commonly goes wrong, and say what to do about it", cmd_doctor},
+    {"events", "Print the events of the cache: pages stored, removed, cleared", cmd_events},
     {"top", "Live view of pools and clients", cmd_top},
+    {"usage", "What each namespace of a pool holds, and its hits", cmd_usage},
+    {"trace", "Record, make and replay traces of requests", cmd_trace},
     {"version", "Versions of the library and of the daemon", cmd_version},
 };
 

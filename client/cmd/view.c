@@ -31,6 +31,7 @@ kvpool_status view_fetch(kvpool_client *client, const char *dir, struct view *re
     }
     if ((status = kvpool_daemon(client, &v.daemon)) != KVPOOL_OK ||
         (status = list_pools(client, &v.pools, &v.num_pools)) != KVPOOL_OK ||
+        (status = usage_sums(client, v.pools, v.num_pools, &v.usage)) != KVPOOL_OK ||
         (status = list_clients(client, &v.clients, &v.num_clients)) != KVPOOL_OK) {
         view_free(&v);
         return status;
@@ -41,9 +42,144 @@ kvpool_status view_fetch(kvpool_client *client, const char *dir, struct view *re
 
 void view_free(struct view *view) {
     free(view->pools);
+    free(view->usage);
     free(view->clients);
     *view = (struct view){0};
 }
+
+// --- the caches of the pools ------------------------------------------------------------------
+
+static bool usage_known(const struct view *view, uint32_t i) {
+    return view->usage != NULL && view->usage[i].known;
+}
+
+// The same pool in an earlier view of the same daemon, or NULL.
+static const struct usage_sum *usage_before(const struct view *before, const struct view *now,
+                                            uint32_t i) {
+    if (before == NULL || before->usage == NULL || !usage_known(now, i) ||
+        before->stats.epoch != now->stats.epoch || now->taken_ns <= before->taken_ns) {
+        return NULL;
+    }
+    for (uint32_t k = 0; k < before->num_pools; k++) {
+        if (before->usage[k].known && before->usage[k].pool == now->usage[i].pool) {
+            return &before->usage[k];
+        }
+    }
+    return NULL;
+}
+
+double view_hit_rate(const struct view *before, const struct view *now, uint32_t i) {
+    const struct usage_sum *old = usage_before(before, now, i);
+    if (old == NULL) {
+        return -1;
+    }
+    return usage_hit_rate(now->usage[i].hit_tokens - old->hit_tokens,
+                          now->usage[i].miss_tokens - old->miss_tokens);
+}
+
+double view_evictions(const struct view *before, const struct view *now, uint32_t i) {
+    const struct usage_sum *old = usage_before(before, now, i);
+    if (old == NULL) {
+        return -1;
+    }
+    return (double)(now->usage[i].evicted - old->evicted) * 1e9 /
+           (double)(now->taken_ns - before->taken_ns);
+}
+
+static char *format_percent(double part, char buf[FORMAT_SIZE]) {
+    if (part < 0) {
+        snprintf(buf, FORMAT_SIZE, "-");
+    } else {
+        snprintf(buf, FORMAT_SIZE, "%.1f%%", 100 * part);
+    }
+    return buf;
+}
+
+// "####====....": pages in use, cached, free.
+static char *format_bar(const struct usage_sum *u, char buf[FORMAT_SIZE]) {
+    const uint32_t width = 20;
+    uint64_t pages = u->num_pages > 0 ? u->num_pages : 1;
+    uint32_t active = (uint32_t)((u->active * (uint64_t)width + pages / 2) / pages);
+    uint32_t used = (uint32_t)(((uint64_t)u->active + u->cached) * width / pages);
+    for (uint32_t i = 0; i < width; i++) {
+        buf[i] = '.';
+        if (i < active) {
+            buf[i] = '#';
+        } else if (i < used) {
+            buf[i] = '=';
+        }
+    }
+    buf[width] = 0;
+    return buf;
+}
+
+static char *format_per_s(double per_s, char buf[FORMAT_SIZE]) {
+    if (per_s < 0) {
+        snprintf(buf, FORMAT_SIZE, "-");
+    } else {
+        snprintf(buf, FORMAT_SIZE, "%.1f", per_s);
+    }
+    return buf;
+}
+
+// The first `n` pools; nothing when the daemon tells no usage. Returns the lines written.
+static int print_caches(const struct view *before, const struct view *now, uint32_t n, FILE *out) {
+    struct table *t = table_new(8, "<CACHE", ">ACTIVE", ">CACHED", ">FREE", "<OCCUPANCY",
+                                ">HITS NOW", ">HITS EVER", ">EVICTED/S");
+    int rows = 0;
+    for (uint32_t i = 0; i < n; i++) {
+        char text[7][FORMAT_SIZE];
+        if (!usage_known(now, i)) {
+            continue;
+        }
+        const struct usage_sum *u = &now->usage[i];
+        table_row(t, now->pools[i].name, format_u64(u->active, text[0]),
+                  format_u64(u->cached, text[1]), format_u64(u->free_pages, text[2]),
+                  format_bar(u, text[3]), format_percent(view_hit_rate(before, now, i), text[4]),
+                  format_percent(usage_hit_rate(u->hit_tokens, u->miss_tokens), text[5]),
+                  format_per_s(view_evictions(before, now, i), text[6]));
+    }
+    if (table_rows(t) > 0) {
+        putc('\n', out);
+        table_print(t, out);
+        rows = table_rows(t) + 2;
+    }
+    table_free(t);
+    return rows;
+}
+
+static void json_part(struct json *j, const char *key, double value) {
+    json_num(j, key, value < 0 ? (double)INFINITY : value); // null: not known
+}
+
+static void json_caches(struct json *j, const struct view *before, const struct view *now) {
+    json_array(j, "caches");
+    for (uint32_t i = 0; i < now->num_pools; i++) {
+        if (!usage_known(now, i)) {
+            continue;
+        }
+        const struct usage_sum *u = &now->usage[i];
+        json_object(j, NULL);
+        json_str(j, "pool", now->pools[i].name);
+        json_u64(j, "num_pages", u->num_pages);
+        json_u64(j, "active_pages", u->active);
+        json_u64(j, "cached_pages", u->cached);
+        json_u64(j, "free_pages", u->free_pages);
+        json_u64(j, "hit_tokens", u->hit_tokens);
+        json_u64(j, "miss_tokens", u->miss_tokens);
+        json_part(j, "hit_rate", usage_hit_rate(u->hit_tokens, u->miss_tokens));
+        json_part(j, "hit_rate_now", view_hit_rate(before, now, i));
+        json_u64(j, "sealed", u->sealed);
+        json_u64(j, "deduplicated", u->deduplicated);
+        json_u64(j, "evicted", u->evicted);
+        json_part(j, "evicted_per_s", view_evictions(before, now, i));
+        json_u64(j, "refused", u->refused);
+        json_end(j);
+    }
+    json_end(j);
+}
+
+// --- status -----------------------------------------------------------------------------------
 
 void view_print_status(const struct view *view, FILE *out) {
     const kvpool_stats *s = &view->stats;
@@ -80,6 +216,7 @@ void view_print_status(const struct view *view, FILE *out) {
     }
     putc('\n', out);
     print_pools(view->pools, view->num_pools, out);
+    print_caches(NULL, view, view->num_pools, out);
 }
 
 // The members that `status` and `top` share, into an open object.
@@ -123,6 +260,7 @@ void view_json_status(const struct view *view, FILE *out) {
     struct json j = json_start(out);
     json_object(&j, NULL);
     json_daemon(&j, view);
+    json_caches(&j, NULL, view);
     json_end(&j);
     json_finish(&j);
 }
@@ -163,25 +301,16 @@ static double rate(const struct view *before, const struct view *now, uint64_t o
     return (double)(value - old) * 1e9 / (double)(now->taken_ns - before->taken_ns);
 }
 
-static char *format_rate(double per_s, char buf[FORMAT_SIZE]) {
-    if (per_s < 0) {
-        snprintf(buf, FORMAT_SIZE, "-");
-    } else {
-        snprintf(buf, FORMAT_SIZE, "%.1f", per_s);
-    }
-    return buf;
-}
-
 #define TOP_RATES(X) X(requests) X(tokens) X(appends) X(prefills) X(decodes) X(commits) X(errors)
 
 static void print_rates(const struct view *before, const struct view *now, FILE *out) {
     char text[FORMAT_SIZE];
     fprintf(out, "per second ");
-#define TOP_PRINT(field)                                                                           \
-    fprintf(                                                                                       \
-        out, " " #field " %s",                                                                     \
-        format_rate(rate(before, now, before == NULL ? 0 : before->stats.field, now->stats.field), \
-                    text));
+#define TOP_PRINT(field)       \
+    fprintf(                   \
+        out, " " #field " %s", \
+        format_per_s(          \
+            rate(before, now, before == NULL ? 0 : before->stats.field, now->stats.field), text));
     TOP_RATES(TOP_PRINT)
 #undef TOP_PRINT
     putc('\n', out);
@@ -216,7 +345,7 @@ static void print_top_clients(const struct view *before, const struct view *now,
             table_row(t, format_u64(c->pid, text[0]), format_u64(c->uid, text[1]), c->name,
                       format_u64(c->seqs, text[2]), format_u64(c->steps, text[3]),
                       format_bytes(c->region_bytes, text[4]), format_u64(c->inflight, text[5]),
-                      format_u64(c->requests, text[6]), format_rate(rates[best], text[7]));
+                      format_u64(c->requests, text[6]), format_per_s(rates[best], text[7]));
         }
         rates[best] = -2; // shown
     }
@@ -237,9 +366,10 @@ void view_print_top(const struct view *before, const struct view *now, int rows,
     char backend[sizeof(now->daemon.backend)];
     char text[FORMAT_SIZE];
     uint32_t pools = now->num_pools;
+    int caches = 0;
     int room = 0;
-    if (rows > 0 && (int)pools > rows / 3) {
-        pools = rows < 3 ? 1 : (uint32_t)(rows / 3);
+    if (rows > 0 && (int)pools > rows / 5) { // each has a line twice
+        pools = rows < 5 ? 1 : (uint32_t)(rows / 5);
     }
     fprintf(out, "kvpool top: %s, backend %s, pid %" PRIu32 ", up %s\n", now->dir,
             format_plain(now->daemon.backend, backend, sizeof(backend)), now->daemon.pid,
@@ -254,9 +384,11 @@ void view_print_top(const struct view *before, const struct view *now, int rows,
     if (pools < now->num_pools) {
         fprintf(out, "... and %" PRIu32 " more\n", now->num_pools - pools);
     }
+    caches = print_caches(before, now, pools, out);
     putc('\n', out);
-    // above: 3 lines, a blank, the heading, the pools, perhaps "more", a blank; below: the prompt
-    room = rows - 7 - (int)pools - (pools < now->num_pools ? 1 : 0);
+    // above: 3 lines, a blank, the heading, the pools, perhaps "more", the caches, a blank; below:
+    // the prompt
+    room = rows - 7 - (int)pools - (pools < now->num_pools ? 1 : 0) - caches;
     print_top_clients(before, now, rows == 0 ? 0 : room < 3 ? 3 : room, out);
 }
 
@@ -274,6 +406,7 @@ void view_json_top(const struct view *before, const struct view *now, FILE *out)
     TOP_RATES(TOP_JSON)
 #undef TOP_JSON
     json_end(&j);
+    json_caches(&j, before, now);
     json_array(&j, "client_list");
     for (uint32_t i = 0; i < now->num_clients; i++) {
         double per_s = view_client_rate(before, now, i);

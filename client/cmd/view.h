@@ -13,9 +13,7 @@
 #ifndef KVPOOL_CMD_VIEW_H
 #define KVPOOL_CMD_VIEW_H
 
-#include <kvpool/kvpool.h>
-
-#include <stdio.h>
+#include "client/cmd/usage.h"
 
 struct view {
     char dir[256];
@@ -24,6 +22,7 @@ struct view {
     kvpool_stats stats;
     kvpool_pool_info *pools;
     uint32_t num_pools;
+    struct usage_sum *usage; // [num_pools]; NULL: not known
     kvpool_client_info *clients;
     uint32_t num_clients;
     uint32_t own_pid; // this process: hidden from the list of clients; 0: nothing is hidden
@@ -38,6 +37,11 @@ void view_json_status(const struct view *view, FILE *out);
 // Requests per second of client i of `now` since `before` (NULL: no rate). Negative: not known
 // (the client is new).
 double view_client_rate(const struct view *before, const struct view *now, uint32_t i);
+
+// Since `before` (NULL: not known) in pool i of `now`: part of the tokens looked up that were found,
+// and pages evicted per second. Negative: not known, or nothing was looked up.
+double view_hit_rate(const struct view *before, const struct view *now, uint32_t i);
+double view_evictions(const struct view *before, const struct view *now, uint32_t i);
 
 // One frame of `top`; `before` may be NULL. `rows`: lines of the terminal, 0: no limit.
 void view_print_top(const struct view *before, const struct view *now, int rows, FILE *out);

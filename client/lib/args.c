@@ -22,6 +22,19 @@ int args_read(void *dst, size_t known, const void *src, const char *name, struct
     return rc;
 }
 
+int args_read_grown(void *dst, size_t known, size_t first, const void *src, const char *name,
+                    struct err *err) {
+    if (src == NULL)
+        return err_set(err, KVPOOL_E_INVAL, "%s is NULL", name);
+    size_t size;
+    memcpy(&size, src, sizeof size);
+    if (size != first)
+        return args_read(dst, known, src, name, err);
+    memcpy(dst, src, first);
+    memset((char *)dst + first, 0, known - first);
+    return 0;
+}
+
 void args_write(void *dst, const void *src, size_t known) {
     memcpy((char *)dst + sizeof(size_t), (const char *)src + sizeof(size_t),
            known - sizeof(size_t));

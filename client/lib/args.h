@@ -2,8 +2,9 @@
 // args.h: public structs that grow: `size` says how much of one the caller knows.
 //
 // Invariants
-//  1. A struct smaller than the first version's is refused; of a larger one only what this library
-//     knows is read or written.
+//  1. A struct smaller than the first version's, or one that ends inside a field, is refused; fields
+//     that the caller does not know read as 0. Of a larger one only what this library knows is read
+//     or written.
 //  2. `size` itself is never written.
 // Threads: any, no state.
 #ifndef KVPOOL_CLIENT_LIB_ARGS_H
@@ -13,6 +14,11 @@
 
 // Copies the `known` bytes of *src, which begins with its size. Errors: INVAL.
 int args_read(void *dst, size_t known, const void *src, const char *name, struct err *err);
+
+// The same for a struct whose first version ended at `first`: one of exactly that size will do, and
+// the fields after it are 0.
+int args_read_grown(void *dst, size_t known, size_t first, const void *src, const char *name,
+                    struct err *err);
 
 // Checks a struct to be written later. Errors: INVAL.
 int args_check(size_t known, const void *dst, const char *name, struct err *err);

@@ -19,6 +19,10 @@ static void forget_step(kvpool_client *c, kvpool_step step) {
     pthread_mutex_unlock(&c->lock);
 }
 
+static bool is_begin(uint16_t op) {
+    return op == PROTO_STEP_BEGIN || op == PROTO_STEP_BEGIN_TOKENS;
+}
+
 int call_start(kvpool_client *c, const struct call *call, bool nowait, int64_t deadline_ns,
                struct kvpool_op **ret, struct err *err) {
     for (int attempt = 0; attempt < SEND_ATTEMPTS; attempt++) {
@@ -27,7 +31,15 @@ int call_start(kvpool_client *c, const struct call *call, bool nowait, int64_t d
         int rc = client_ensure(c, call->need, deadline_ns, &link, &session, err);
         if (rc != 0)
             return rc;
-        if (call->message.op == PROTO_STEP_BEGIN) {
+        if (call->feature != 0 && !client_can(c, call->feature)) {
+            if (!fdsock_alive(c->fdsock)) { // what another instance can is not known yet
+                transport_break(c->transport, "the session's fd socket is gone");
+                continue;
+            }
+            return err_set(err, KVPOOL_E_UNSUPPORTED, "this daemon has no prefix sharing (%s)",
+                           proto_op_name(call->message.op));
+        }
+        if (is_begin(call->message.op)) {
             rc = learn_step(c, call, &learned, err);
             if (rc != 0)
                 return rc;
@@ -50,7 +62,7 @@ int call_start(kvpool_client *c, const struct call *call, bool nowait, int64_t d
 int call_finish(kvpool_client *c, struct kvpool_op *op, struct proto_msg *ret, struct err *err) {
     int status = op->status;
     bool ended = status == 0 || status == KVPOOL_E_ABORTED || status == KVPOOL_E_NOTFOUND;
-    if (op->op == PROTO_STEP_BEGIN && op->step_learned && status != 0 && !op->broken)
+    if (is_begin(op->op) && op->step_learned && status != 0 && !op->broken)
         forget_step(c, op->step);
     if ((op->op == PROTO_STEP_COMMIT || op->op == PROTO_STEP_ABORT) && ended)
         forget_step(c, op->step);

@@ -16,11 +16,12 @@ struct call {
     struct message message;
     enum client_need need;
     bool repeat;      // invariant 1
+    uint64_t feature; // PROTO_FEATURE_* that the connection must have, or 0
     kvpool_step step; // STEP_BEGIN, _COMMIT, _ABORT: its id
     kvpool_pool pool; // STEP_BEGIN: its pool
 };
 
-// Sends. Errors: those of client_ensure and transport_submit.
+// Sends. Errors: those of client_ensure and transport_submit; UNSUPPORTED.
 int call_start(kvpool_client *c, const struct call *call, bool nowait, int64_t deadline_ns,
                struct kvpool_op **ret, struct err *err);
 

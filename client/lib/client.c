@@ -28,27 +28,50 @@ int64_t client_deadline(const kvpool_client *c) {
     return clock_deadline(c->timeout_ms);
 }
 
+// That the daemon cannot be reached or does not answer is for the caller, and the next call tries
+// the same again; what it decides about a session (unknown, not ours) a new one may mend.
+static bool may_mend(int rc) {
+    return rc != KVPOOL_E_TIMEOUT && rc != KVPOOL_E_CONN && rc != KVPOOL_E_SYSTEM &&
+           rc != KVPOOL_E_SHUTDOWN;
+}
+
+// By the connecting thread, without the lock: connects to the session that there is. 0 with
+// *ret_same false: there is none any more.
+static int reconnect_same(kvpool_client *c, int64_t deadline_ns, struct connection *next,
+                          bool *ret_same, struct err *err) {
+    if (c->session == 0)
+        return 0;
+    if (fdsock_alive(c->fdsock)) {
+        int rc = connect_control(c->fdsock, c->dir, deadline_ns, next, err);
+        *ret_same = rc == 0;
+        if (rc != KVPOOL_E_CONN || fdsock_alive(c->fdsock))
+            return may_mend(rc) ? 0 : rc;
+    }
+    if (!client_can(c, PROTO_FEATURE_RESUME))
+        return 0;
+    int rc = fdsock_resume(c->fdsock, c->dir, c->name, &c->identity, deadline_ns, err);
+    if (rc == 0)
+        rc = connect_control(c->fdsock, c->dir, deadline_ns, next, err);
+    *ret_same = rc == 0;
+    return may_mend(rc) ? 0 : rc;
+}
+
 // By the connecting thread, without the lock: makes a connection as the drawing in client.h says.
 static int reconnect(kvpool_client *c, int64_t deadline_ns, struct err *err) {
-    bool same = false;
     struct connection next = {.identity = c->identity}; // changed by connecting threads only
-    if (c->session > 0 && fdsock_alive(c->fdsock)) {
-        int rc = connect_control(c->fdsock, c->dir, deadline_ns, &next, err);
-        same = rc == 0;
-        // What the daemon decides about the session (unknown, not ours) a new one may mend; that
-        // it cannot be reached or does not answer is for the caller.
-        if (rc == KVPOOL_E_TIMEOUT || (rc == KVPOOL_E_CONN && fdsock_alive(c->fdsock)))
-            return rc;
+    bool same = false;
+    int rc = reconnect_same(c, deadline_ns, &next, &same, err);
+    if (rc == 0 && !same) {
+        struct fdsock_who who = {.name = c->name, .credential = c->credential};
+        rc = connect_session(c->fdsock, c->dir, &who, deadline_ns, &next, err);
     }
-    if (!same) {
-        int rc = connect_session(c->fdsock, c->dir, c->name, deadline_ns, &next, err);
-        if (rc != 0)
-            return rc;
-    }
+    if (rc != 0)
+        return rc;
     transport_attach(c->transport, next.fd, &next.link);
 
     pthread_mutex_lock(&c->lock);
     c->info = next.info;
+    c->features = next.link.features;
     if (!same) {
         c->identity = next.identity;
         c->session++;
@@ -118,6 +141,18 @@ uint32_t client_max_batch(kvpool_client *c) {
     uint32_t max = c->info.max_batch;
     pthread_mutex_unlock(&c->lock);
     return max < PROTO_MAX_BATCH ? max : PROTO_MAX_BATCH;
+}
+
+bool client_can(kvpool_client *c, uint64_t feature) {
+    pthread_mutex_lock(&c->lock);
+    bool can = (c->features & feature) != 0;
+    pthread_mutex_unlock(&c->lock);
+    return can;
+}
+
+void client_resume_last(kvpool_client *c, int64_t deadline_ns) {
+    if (c->session > 0 && !fdsock_alive(c->fdsock) && client_can(c, PROTO_FEATURE_RESUME))
+        fdsock_resume(c->fdsock, c->dir, c->name, &c->identity, deadline_ns, NULL);
 }
 
 void client_pool_learn(kvpool_client *c, const struct pool_shape *shape) {

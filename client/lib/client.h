@@ -2,9 +2,10 @@
 // client.h: the connection as a whole: session, reconnecting, what earlier handles are worth, and
 // the frame of every public call.
 //
-//   fd socket alive, control connection broken   -> new control connection, HELLO: same session
-//   fd socket gone                               -> new session: every handle of the old one is
-//   lost nobody there                                 -> KVPOOL_E_CONN; the next call tries again
+//   fd socket alive, control connection broken -> new control connection, HELLO: same session
+//   fd socket gone, PROTO_FEATURE_RESUME       -> FD_OPEN, then the same: same session
+//   fd socket gone without it, or refused      -> new session: every handle of the old one is lost
+//   nobody there                               -> KVPOOL_E_CONN; the next call tries again
 //
 // Invariants
 //  1. Of the threads that find the connection broken one connects, the others wait for it.
@@ -41,6 +42,7 @@ struct kvpool_client {
     uint32_t timeout_ms;
     char dir[CLIENT_DIR_SIZE];
     char name[PROTO_NAME_SIZE];
+    char credential[PROTO_CREDENTIAL_SIZE]; // "": none
     struct transport *transport;
     struct fdsock *fdsock;
     _Atomic uint64_t last_step; // highest step id given out or seen
@@ -53,6 +55,7 @@ struct kvpool_client {
     bool lost;
     uint64_t session; // number of sessions so far: regions and ops remember theirs
     struct proto_fd_hello_reply identity;
+    uint64_t features; // PROTO_FEATURE_* that the connection has
     struct kvpool_daemon_info info;
     struct steptab steps;
     struct pool_shape pools[CLIENT_POOLS];
@@ -83,6 +86,10 @@ void client_gave_handle(kvpool_client *c);
 // Number of the present session.
 uint64_t client_session(kvpool_client *c);
 uint32_t client_max_batch(kvpool_client *c);
+// Whether the connection has an ability, PROTO_FEATURE_*.
+bool client_can(kvpool_client *c, uint64_t feature);
+// Before the end of a client: gets a lost fd socket back, so that the session can be ended on it.
+void client_resume_last(kvpool_client *c, int64_t deadline_ns);
 
 void client_pool_learn(kvpool_client *c, const struct pool_shape *shape);
 bool client_pool_known(kvpool_client *c, kvpool_pool pool, struct pool_shape *ret);

@@ -50,7 +50,8 @@ static int hello(int fd, int64_t deadline_ns, struct connection *ret, struct err
     ret->link = (struct link_info){.version = (uint8_t)r->version,
                                    .epoch = id->epoch,
                                    .max_inflight = r->max_inflight,
-                                   .max_message = (size_t)r->max_message};
+                                   .max_message = (size_t)r->max_message,
+                                   .features = r->features & PROTO_FEATURES};
     ret->info = (struct kvpool_daemon_info){.size = sizeof ret->info,
                                             .epoch = id->epoch,
                                             .protocol = r->version,
@@ -88,9 +89,9 @@ int connect_control(struct fdsock *f, const char *dir, int64_t deadline_ns, stru
     }
 }
 
-int connect_session(struct fdsock *f, const char *dir, const char *name, int64_t deadline_ns,
-                    struct connection *ret, struct err *err) {
-    int rc = fdsock_open(f, dir, name, deadline_ns, &ret->identity, err);
+int connect_session(struct fdsock *f, const char *dir, const struct fdsock_who *who,
+                    int64_t deadline_ns, struct connection *ret, struct err *err) {
+    int rc = fdsock_open(f, dir, who, deadline_ns, &ret->identity, err);
     if (rc != 0)
         return rc;
     rc = connect_control(f, dir, deadline_ns, ret, err);

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// connect.h: the handshakes that make a usable connection: FD_HELLO on the fd socket, then the SP
-// greeting and HELLO on the control socket.
+// connect.h: the handshakes that make a usable connection: FD_HELLO or FD_OPEN on the fd socket, then
+// the SP greeting and HELLO on the control socket.
 //
 // Invariants
 //  1. The first message on a control connection is HELLO, unnumbered (seq 0); it is answered before
@@ -22,8 +22,8 @@ struct connection {
 
 // Opens a new session and its control connection; fills in all of *ret.
 // Errors: those of sock_connect and fdsock_open, PROTO, TIMEOUT, CONN.
-int connect_session(struct fdsock *f, const char *dir, const char *name, int64_t deadline_ns,
-                    struct connection *ret, struct err *err);
+int connect_session(struct fdsock *f, const char *dir, const struct fdsock_who *who,
+                    int64_t deadline_ns, struct connection *ret, struct err *err);
 
 // Opens a control connection of the session in ret->identity; fills in the rest of *ret. While the
 // fd socket is alive, a control socket that is not there (being re-created) is waited for a little.

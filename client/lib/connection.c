@@ -44,6 +44,19 @@ static int resolve_name(const char *given, char ret[PROTO_NAME_SIZE], struct err
     return 0;
 }
 
+static int resolve_credential(const char *given, char ret[PROTO_CREDENTIAL_SIZE], struct err *err) {
+    if (given == NULL)
+        return 0;
+    size_t len = strnlen(given, PROTO_CREDENTIAL_SIZE);
+    if (len == 0)
+        return err_set(err, KVPOOL_E_INVAL, "credential is empty");
+    if (len == PROTO_CREDENTIAL_SIZE)
+        return err_set(err, KVPOOL_E_INVAL, "credential is longer than %d bytes",
+                       PROTO_CREDENTIAL_SIZE - 1);
+    memcpy(ret, given, len);
+    return 0;
+}
+
 static void client_free(kvpool_client *c) {
     region_unmap_all(c);
     transport_destroy(c->transport);
@@ -51,6 +64,7 @@ static void client_free(kvpool_client *c) {
     steptab_fini(&c->steps);
     pthread_cond_destroy(&c->connected);
     pthread_mutex_destroy(&c->lock);
+    explicit_bzero(c->credential, sizeof c->credential);
     free(c);
 }
 
@@ -75,6 +89,8 @@ static kvpool_client *client_new(const kvpool_connect_args *args, struct err *er
     if (rc == 0)
         rc = resolve_name(args->name, c->name, err);
     if (rc == 0)
+        rc = resolve_credential(args->credential, c->credential, err);
+    if (rc == 0)
         rc = transport_create(&c->transport, err);
     if (rc == 0)
         rc = fdsock_create(&c->fdsock, err);
@@ -88,7 +104,8 @@ static kvpool_client *client_new(const kvpool_connect_args *args, struct err *er
 static int do_connect(const kvpool_connect_args *user_args, kvpool_client **ret, struct err *err) {
     kvpool_connect_args args = KVPOOL_CONNECT_ARGS_INIT;
     if (user_args != NULL) {
-        int rc = args_read(&args, sizeof args, user_args, "args", err);
+        int rc = args_read_grown(&args, sizeof args, offsetof(kvpool_connect_args, credential),
+                                 user_args, "args", err);
         if (rc != 0)
             return rc;
     }
@@ -119,13 +136,14 @@ kvpool_status kvpool_connect(const kvpool_connect_args *args, kvpool_client **re
 void kvpool_close(kvpool_client *client) {
     if (client == NULL || client->pid != getpid())
         return;
+    uint32_t ms = client->timeout_ms < BYE_MS ? client->timeout_ms : BYE_MS;
+    int64_t deadline = clock_deadline(ms);
+    client_resume_last(client, deadline); // the daemon would keep the session for its grace
     if (fdsock_alive(client->fdsock)) {
         // The daemon answers when the session has ended: its pages are free when this returns.
         struct proto_msg msg;
         bool sent;
-        uint32_t ms = client->timeout_ms < BYE_MS ? client->timeout_ms : BYE_MS;
-        fdsock_call(client->fdsock, PROTO_BYE, NULL, 0, clock_deadline(ms), &msg, NULL, &sent,
-                    NULL);
+        fdsock_call(client->fdsock, PROTO_BYE, NULL, 0, deadline, &msg, NULL, &sent, NULL);
     }
     client_free(client);
 }
@@ -136,6 +154,10 @@ const char *kvpool_last_error(const kvpool_client *client, char *buf, size_t buf
     snprintf(buf, buf_size, "%s",
              last_error_text(client != NULL ? client->id : LAST_ERROR_CONNECT));
     return buf;
+}
+
+uint64_t kvpool_retry_after_ns(const kvpool_client *client) {
+    return last_error_retry_ns(client != NULL ? client->id : LAST_ERROR_CONNECT);
 }
 
 static int do_ping(kvpool_client *c, uint64_t *ret_ns, struct err *err) {

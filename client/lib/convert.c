@@ -48,6 +48,27 @@ void convert_client_info(const struct proto_client_info *in, kvpool_client_info 
     args_write(ret, &out, sizeof out);
 }
 
+void convert_usage(const struct proto_ns_info *in, kvpool_usage *ret) {
+    kvpool_usage out = {.num_pages = in->num_pages,
+                        .free_pages = in->free_pages,
+                        .reserve = in->reserve,
+                        .limit = in->limit,
+                        .weight = in->weight,
+                        .active = in->active,
+                        .cached = in->cached,
+                        .seqs = in->seqs,
+                        .hit_tokens = in->hit_tokens,
+                        .miss_tokens = in->miss_tokens,
+                        .sealed = in->sealed,
+                        .deduplicated = in->deduplicated,
+                        .evicted = in->evicted,
+                        .dropped = in->dropped,
+                        .refused = in->refused};
+    snprintf(out.name, sizeof out.name, "%s", in->name);
+    snprintf(out.group, sizeof out.group, "%s", in->group);
+    args_write(ret, &out, sizeof out);
+}
+
 void convert_stats(const struct proto_stats *in, uint64_t epoch, kvpool_stats *ret) {
     kvpool_stats out = {.uptime_ns = in->uptime_ns,
                         .epoch = epoch,

@@ -202,7 +202,8 @@ static int receive_reply(struct fdsock *f, uint16_t op, uint64_t seq, int64_t de
     if (rc == 0 && ret->header.seq != seq && ret->header.op != 0)
         rc = err_set(err, KVPOOL_E_PROTO, "reply to request %llu, not %llu",
                      (unsigned long long)ret->header.seq, (unsigned long long)seq);
-    if (rc == 0 && op != PROTO_FD_HELLO && ret->header.epoch != f->epoch)
+    bool opening = op == PROTO_FD_HELLO || op == PROTO_FD_OPEN;
+    if (rc == 0 && !opening && ret->header.epoch != f->epoch)
         rc = err_set(err, KVPOOL_E_PROTO, "reply from another instance of the daemon");
     if (rc == 0 && p.fd >= 0 && ret_fd == NULL)
         rc = err_set(err, KVPOOL_E_PROTO, "reply with a descriptor that was not asked for");
@@ -260,25 +261,20 @@ give_turn:
     return rc;
 }
 
-int fdsock_open(struct fdsock *f, const char *dir, const char *name, int64_t deadline_ns,
-                struct proto_fd_hello_reply *ret, struct err *err) {
-    if (!take_turn(f, deadline_ns))
-        return turn_timeout(err);
+// With the turn: connects and sends the first request. Leaves no connection on an error.
+static int open_with(struct fdsock *f, const char *dir, uint16_t op, const void *body,
+                     size_t body_len, int64_t deadline_ns, struct proto_fd_hello_reply *ret,
+                     struct err *err) {
     close_socket(f);
     int rc = sock_connect(dir, PROTO_FD_SOCKET, SOCK_SEQPACKET, deadline_ns, &f->fd, err);
     if (rc != 0)
-        goto give_turn;
+        return rc;
     f->seq = 0;
     f->version = PROTO_VERSION_MIN;
-    f->epoch = 0;
-    struct proto_fd_hello hello = {.version_min = PROTO_VERSION_MIN,
-                                   .version_max = PROTO_VERSION_MAX,
-                                   .features = PROTO_FEATURES};
-    snprintf(hello.name, sizeof hello.name, "%s", name);
     struct proto_msg msg;
-    rc = transmit(f, PROTO_FD_HELLO, &hello, sizeof hello, deadline_ns, err);
+    rc = transmit(f, op, body, body_len, deadline_ns, err);
     if (rc == 0)
-        rc = receive_reply(f, PROTO_FD_HELLO, f->seq, deadline_ns, &msg, NULL, err);
+        rc = receive_reply(f, op, f->seq, deadline_ns, &msg, NULL, err);
     if (rc == 0)
         rc = reply_status(&msg, err);
     if (rc != 0)
@@ -293,11 +289,61 @@ int fdsock_open(struct fdsock *f, const char *dir, const char *name, int64_t dea
     f->version = (uint8_t)r->version;
     f->epoch = r->epoch;
     *ret = *r;
-    goto give_turn;
+    return 0;
 
 close_socket:
     close_socket(f);
-give_turn:
+    return rc;
+}
+
+// With the turn. The credential goes by FD_OPEN; without one FD_HELLO says the same to any daemon.
+static int open_new(struct fdsock *f, const char *dir, const struct fdsock_who *who,
+                    int64_t deadline_ns, struct proto_fd_hello_reply *ret, struct err *err) {
+    f->epoch = 0;
+    if (who->credential[0] == '\0') {
+        struct proto_fd_hello hello = {.version_min = PROTO_VERSION_MIN,
+                                       .version_max = PROTO_VERSION_MAX,
+                                       .features = PROTO_FEATURES};
+        snprintf(hello.name, sizeof hello.name, "%s", who->name);
+        return open_with(f, dir, PROTO_FD_HELLO, &hello, sizeof hello, deadline_ns, ret, err);
+    }
+    struct proto_fd_open open = {.version_min = PROTO_VERSION_MIN,
+                                 .version_max = PROTO_VERSION_MAX,
+                                 .features = PROTO_FEATURES};
+    snprintf(open.name, sizeof open.name, "%s", who->name);
+    snprintf(open.credential, sizeof open.credential, "%s", who->credential);
+    int rc = open_with(f, dir, PROTO_FD_OPEN, &open, sizeof open, deadline_ns, ret, err);
+    if (rc == KVPOOL_E_UNSUPPORTED)
+        return err_set(err, rc, "this daemon takes no credentials");
+    return rc;
+}
+
+int fdsock_open(struct fdsock *f, const char *dir, const struct fdsock_who *who,
+                int64_t deadline_ns, struct proto_fd_hello_reply *ret, struct err *err) {
+    if (!take_turn(f, deadline_ns))
+        return turn_timeout(err);
+    int rc = open_new(f, dir, who, deadline_ns, ret, err);
+    give_turn(f);
+    return rc;
+}
+
+int fdsock_resume(struct fdsock *f, const char *dir, const char *name,
+                  const struct proto_fd_hello_reply *id, int64_t deadline_ns, struct err *err) {
+    if (!take_turn(f, deadline_ns))
+        return turn_timeout(err);
+    struct proto_fd_open open = {.version_min = PROTO_VERSION_MIN,
+                                 .version_max = PROTO_VERSION_MAX,
+                                 .features = PROTO_FEATURES,
+                                 .session = id->session};
+    snprintf(open.name, sizeof open.name, "%s", name);
+    memcpy(open.token, id->token, sizeof open.token);
+    f->epoch = id->epoch;
+    struct proto_fd_hello_reply reply = {0};
+    int rc = open_with(f, dir, PROTO_FD_OPEN, &open, sizeof open, deadline_ns, &reply, err);
+    if (rc == 0 && (reply.session != id->session || reply.epoch != id->epoch)) {
+        close_socket(f);
+        rc = err_set(err, KVPOOL_E_STALE, "the daemon opened another session than this client's");
+    }
     give_turn(f);
     return rc;
 }

@@ -9,6 +9,7 @@
 
 struct message {
     uint64_t client_id; // 0 in slot 0: connecting; 0 elsewhere: unused
+    uint64_t retry_ns;
     char text[ERR_TEXT_MAX];
 };
 
@@ -24,6 +25,16 @@ static struct message *find(uint64_t client_id) {
     return NULL;
 }
 
+static uint64_t retry_hint(int status, const struct err *err) {
+    if (status != KVPOOL_E_AGAIN)
+        return 0;
+    if (err->detail == 0)
+        return LAST_ERROR_RETRY_NS;
+    if (err->detail < LAST_ERROR_RETRY_MIN_NS)
+        return LAST_ERROR_RETRY_MIN_NS;
+    return err->detail < LAST_ERROR_RETRY_MAX_NS ? err->detail : LAST_ERROR_RETRY_MAX_NS;
+}
+
 void last_error_keep(uint64_t client_id, int status, const struct err *err) {
     struct message *m = find(client_id);
     if (m == NULL) {
@@ -33,9 +44,15 @@ void last_error_keep(uint64_t client_id, int status, const struct err *err) {
     }
     const char *text = err->text[0] != '\0' ? err->text : kvpool_strerror((kvpool_status)status);
     snprintf(m->text, sizeof m->text, "%s", text);
+    m->retry_ns = retry_hint(status, err);
 }
 
 const char *last_error_text(uint64_t client_id) {
     const struct message *m = find(client_id);
     return m != NULL ? m->text : "";
+}
+
+uint64_t last_error_retry_ns(uint64_t client_id) {
+    const struct message *m = find(client_id);
+    return m != NULL ? m->retry_ns : 0;
 }

@@ -51,15 +51,24 @@ void region_unmap_all(kvpool_client *c) {
 }
 
 // Tells the daemon that a region is done with. The reply does not matter: there is nothing to do
-// about a failure, and the session's end frees it too.
-static void free_remote(kvpool_client *c, uint64_t handle) {
+// about a failure, and the session's end frees it too. A session that outlives its connection is
+// told once more: what a lost request may have freed already is stale.
+static void free_remote(kvpool_client *c, uint64_t session, uint64_t handle) {
+    int64_t deadline = client_deadline(c);
     struct proto_handle body = {.handle = handle};
-    struct proto_msg msg;
-    bool sent;
-    int rc = fdsock_call(c->fdsock, PROTO_REGION_FREE, &body, sizeof body, client_deadline(c), &msg,
-                         NULL, &sent, NULL);
-    if (rc == KVPOOL_E_CONN)
+    for (bool again = true;; again = false) {
+        struct proto_msg msg;
+        bool sent;
+        int rc = fdsock_call(c->fdsock, PROTO_REGION_FREE, &body, sizeof body, deadline, &msg, NULL,
+                             &sent, NULL);
+        if (rc != KVPOOL_E_CONN)
+            return;
         transport_break(c->transport, "the session's fd socket is gone");
+        uint64_t now;
+        if (!again || !client_can(c, PROTO_FEATURE_RESUME) ||
+            client_ensure(c, CLIENT_ANY, deadline, NULL, &now, NULL) != 0 || now != session)
+            return;
+    }
 }
 
 // Asks the daemon for a region of `bytes`. *ret_fd is the caller's.
@@ -79,7 +88,8 @@ static int request_region(kvpool_client *c, uint64_t bytes, struct proto_region_
             *ret = msg.body.region_reply;
             return 0;
         }
-        // The control connection may not have noticed: a session without its fd socket is over.
+        // The control connection may not have noticed: a session without its fd socket is over, or
+        // must be resumed.
         if (rc == KVPOOL_E_CONN || rc == KVPOOL_E_PROTO)
             transport_break(c->transport, "the session's fd socket is gone");
         if (rc != KVPOOL_E_CONN || sent || !again)
@@ -139,7 +149,7 @@ static int do_create(kvpool_client *c, uint64_t bytes, kvpool_region **ret, stru
 unmap:
     munmap(r->data, reply.bytes);
 free_remote:
-    free_remote(c, reply.region);
+    free_remote(c, r->session, reply.region);
 free_region:
     free(r);
     return rc;
@@ -169,7 +179,7 @@ void kvpool_region_free(kvpool_region *region) {
     list_remove(c, region);
     munmap(region->data, region->size);
     if (client_session(c) == region->session)
-        free_remote(c, region->handle);
+        free_remote(c, region->session, region->handle);
     free(region);
 }
 

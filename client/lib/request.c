@@ -23,10 +23,24 @@ static void note_step_id(kvpool_client *c, kvpool_step step) {
         ;
 }
 
+// How many token ids the batch sends: those of all new tokens, or none.
+static int check_tokens(const kvpool_step_args *args, uint32_t *ret_tokens, struct err *err) {
+    uint64_t total = 0;
+    if (args->tokens != NULL)
+        for (uint32_t i = 0; i < args->n; i++)
+            total += args->new_tokens[i];
+    if (total > KVPOOL_MAX_TOKENS)
+        return err_set(err, KVPOOL_E_INVAL, "%llu tokens in one step, with ids at most %u",
+                       (unsigned long long)total, KVPOOL_MAX_TOKENS);
+    *ret_tokens = (uint32_t)total;
+    return 0;
+}
+
 int request_begin(kvpool_client *c, const kvpool_step_args *user_args, union request_body *body,
                   struct call *ret, struct err *err) {
     kvpool_step_args args;
-    int rc = args_read(&args, sizeof args, user_args, "args", err);
+    int rc = args_read_grown(&args, sizeof args, offsetof(kvpool_step_args, tokens), user_args,
+                             "args", err);
     if (rc != 0)
         return rc;
     if (args.flags != 0)
@@ -34,15 +48,17 @@ int request_begin(kvpool_client *c, const kvpool_step_args *user_args, union req
     if (args.step == UINT64_MAX)
         return err_set(err, KVPOOL_E_INVAL, "no step may have the highest id");
     rc = check_batch(c, args.n, args.seqs, args.new_tokens, err);
+    uint32_t num_tokens = 0;
+    if (rc == 0)
+        rc = check_tokens(&args, &num_tokens, err);
     if (rc != 0)
         return rc;
     if (args.step == 0)
         args.step = atomic_fetch_add(&c->last_step, 1) + 1;
     else
         note_step_id(c, args.step);
-    body->begin = (struct proto_step_begin){.pool = args.pool, .step = args.step, .count = args.n};
     *ret = (struct call){.message = {.op = PROTO_STEP_BEGIN,
-                                     .body = &body->begin,
+                                     .body = body,
                                      .body_len = sizeof body->begin,
                                      .handles = args.seqs,
                                      .tokens = args.new_tokens,
@@ -51,6 +67,18 @@ int request_begin(kvpool_client *c, const kvpool_step_args *user_args, union req
                          .repeat = true,
                          .step = args.step,
                          .pool = args.pool};
+    if (num_tokens == 0) {
+        body->begin =
+            (struct proto_step_begin){.pool = args.pool, .step = args.step, .count = args.n};
+        return 0;
+    }
+    body->begin_tokens = (struct proto_step_begin_tokens){
+        .pool = args.pool, .step = args.step, .count = args.n, .num_tokens = num_tokens};
+    ret->message.op = PROTO_STEP_BEGIN_TOKENS;
+    ret->message.body_len = sizeof body->begin_tokens;
+    ret->message.ids = args.tokens;
+    ret->message.num_ids = num_tokens;
+    ret->feature = PROTO_FEATURE_PREFIX;
     return 0;
 }
 

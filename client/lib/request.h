@@ -14,6 +14,7 @@
 
 union request_body {
     struct proto_step_begin begin;
+    struct proto_step_begin_tokens begin_tokens;
     struct proto_handle handle;
     struct proto_attn attn;
 };

@@ -66,25 +66,60 @@ kvpool_status kvpool_seq_truncate(kvpool_client *client, kvpool_seq seq, uint32_
     return client_leave(client, rc, &err);
 }
 
-static int do_free(kvpool_client *c, uint32_t n, const kvpool_seq *seqs, struct err *err) {
+// body says n.
+static int free_seqs(kvpool_client *c, uint16_t op, uint64_t feature, const void *body,
+                     size_t body_len, uint32_t n, const kvpool_seq *seqs, struct err *err) {
     int rc = check_n(c, n, seqs, err);
     if (rc != 0)
         return rc;
-    struct proto_count body = {.count = n};
-    struct call call = {.message = {.op = PROTO_SEQ_FREE,
-                                    .body = &body,
-                                    .body_len = sizeof body,
-                                    .handles = seqs,
-                                    .count = n},
-                        .need = CLIENT_HANDLE};
+    struct call call = {
+        .message = {.op = op, .body = body, .body_len = body_len, .handles = seqs, .count = n},
+        .need = CLIENT_HANDLE,
+        .feature = feature};
     return call_run(c, &call, 0, NULL, err);
 }
 
 kvpool_status kvpool_seq_free(kvpool_client *client, uint32_t n, const kvpool_seq *seqs) {
     struct err err = {0};
+    struct proto_count body = {.count = n};
     int rc = client_enter(client, &err);
     if (rc == 0)
-        rc = do_free(client, n, seqs, &err);
+        rc = free_seqs(client, PROTO_SEQ_FREE, 0, &body, sizeof body, n, seqs, &err);
+    return client_leave(client, rc, &err);
+}
+
+kvpool_status kvpool_seq_release(kvpool_client *client, uint32_t n, const kvpool_seq *seqs,
+                                 kvpool_free_hint hint) {
+    struct err err = {0};
+    struct proto_seq_release body = {.count = n, .hint = (uint32_t)hint};
+    int rc = client_enter(client, &err);
+    if (rc == 0 && hint != KVPOOL_FREE_KEEP && hint != KVPOOL_FREE_DROP)
+        rc = err_set(&err, KVPOOL_E_INVAL, "hint is %u, which is no kvpool_free_hint", body.hint);
+    if (rc == 0)
+        rc = free_seqs(client, PROTO_SEQ_RELEASE, PROTO_FEATURE_PREFIX, &body, sizeof body, n, seqs,
+                       &err);
+    return client_leave(client, rc, &err);
+}
+
+static int do_set_priority(kvpool_client *c, kvpool_seq seq, kvpool_priority priority,
+                           struct err *err) {
+    struct proto_seq_priority body = {.seq = seq, .priority = (uint32_t)priority};
+    if (body.priority > KVPOOL_PRIORITY_HIGH)
+        return err_set(err, KVPOOL_E_INVAL, "priority is %u, which is no kvpool_priority",
+                       body.priority);
+    struct call call = {
+        .message = {.op = PROTO_SEQ_PRIORITY, .body = &body, .body_len = sizeof body},
+        .need = CLIENT_HANDLE,
+        .feature = PROTO_FEATURE_PREFIX};
+    return call_run(c, &call, 0, NULL, err);
+}
+
+kvpool_status kvpool_seq_set_priority(kvpool_client *client, kvpool_seq seq,
+                                      kvpool_priority priority) {
+    struct err err = {0};
+    int rc = client_enter(client, &err);
+    if (rc == 0)
+        rc = do_set_priority(client, seq, priority, &err);
     return client_leave(client, rc, &err);
 }
 

@@ -11,13 +11,17 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/uio.h>
 #include <unistd.h>
+
+_Static_assert(__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__, "token ids are sent as they stand");
 
 // A request id is bit 31, then a generation, then a slot.
 #define SLOT_BITS 12u
 #define SLOTS_MAX (1u << SLOT_BITS) // ops of one client that are not released
 #define GENERATION_MASK ((1u << (31u - SLOT_BITS)) - 1u)
 #define BUFFER (SP_HEADER + PROTO_MAX_MESSAGE)
+#define AGAIN_NS 1000000u // hint of an AGAIN that is decided here: a place comes free with a reply
 
 enum { OP_FREE, OP_IDLE, OP_SENT, OP_DONE };
 
@@ -109,8 +113,8 @@ static struct kvpool_op *op_get(struct transport *t, const struct message *m, in
         t->free_ops = op->wait->next;
         op->wait->next = NULL;
     } else if (t->num_ops == SLOTS_MAX) {
-        *ret_status =
-            err_set(err, KVPOOL_E_AGAIN, "%u submitted requests were never waited for", SLOTS_MAX);
+        *ret_status = err_set_detail(err, KVPOOL_E_AGAIN, AGAIN_NS,
+                                     "%u submitted requests were never waited for", SLOTS_MAX);
         return NULL;
     } else {
         op = op_new(t);
@@ -351,8 +355,8 @@ static int take_place(struct transport *t, uint64_t link, bool nowait, int64_t d
         if (t->inflight < t->info.max_inflight)
             break;
         if (nowait)
-            return err_set(err, KVPOOL_E_AGAIN, "%u requests in flight, which is the limit",
-                           t->inflight);
+            return err_set_detail(err, KVPOOL_E_AGAIN, AGAIN_NS,
+                                  "%u requests in flight, which is the limit", t->inflight);
         if (clock_now_ns() >= deadline_ns)
             return err_set(err, KVPOOL_E_TIMEOUT, "%u requests in flight and no reply in time",
                            t->inflight);
@@ -360,13 +364,14 @@ static int take_place(struct transport *t, uint64_t link, bool nowait, int64_t d
     return 0;
 }
 
-// By the writer: puts the message into tx. Returns its bytes, 0: too long.
+// By the writer: puts the message into tx, all but its token ids. Returns the bytes in tx, 0: too
+// long.
 static size_t compose(struct transport *t, const struct kvpool_op *op, const struct message *m) {
     struct proto_header header = {
         .version = t->info.version, .op = m->op, .seq = op->seq, .epoch = t->info.epoch};
     const void *records = m->handles;
     size_t records_len = m->count * sizeof(uint64_t);
-    if (m->count > PROTO_MAX_BATCH)
+    if (m->count > PROTO_MAX_BATCH || m->num_ids > PROTO_MAX_TOKENS)
         return 0;
     if (m->tokens != NULL) {
         for (uint32_t i = 0; i < m->count; i++)
@@ -379,8 +384,28 @@ static size_t compose(struct transport *t, const struct kvpool_op *op, const str
         proto_write(t->tx + SP_HEADER, cap, &header, m->body, m->body_len, records, records_len);
     if (len == 0)
         return 0;
-    sp_put_header(t->tx, op->id, len);
+    size_t ids_len = m->num_ids * sizeof m->ids[0];
+    if (ids_len > 0) {
+        uint32_t payload = (uint32_t)(len - sizeof header + ids_len);
+        memcpy(t->tx + SP_HEADER + offsetof(struct proto_header, len), &payload, sizeof payload);
+    }
+    sp_put_header(t->tx, op->id, len + ids_len);
     return SP_HEADER + len;
+}
+
+// By the writer: what send() would, of tx[len] and then the token ids, from byte `at` of both.
+static ssize_t send_from(int fd, const uint8_t *tx, size_t len, const struct message *m,
+                         size_t at) {
+    const uint8_t *ids = (const uint8_t *)m->ids;
+    size_t ids_len = m->num_ids * sizeof m->ids[0];
+    if (ids_len == 0)
+        return send(fd, tx + at, len - at, MSG_DONTWAIT | MSG_NOSIGNAL);
+    if (at >= len)
+        return send(fd, ids + (at - len), ids_len - (at - len), MSG_DONTWAIT | MSG_NOSIGNAL);
+    struct iovec parts[2] = {{.iov_base = (void *)(uintptr_t)(tx + at), .iov_len = len - at},
+                             {.iov_base = (void *)(uintptr_t)ids, .iov_len = ids_len}};
+    struct msghdr msg = {.msg_iov = parts, .msg_iovlen = 2};
+    return sendmsg(fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL);
 }
 
 // By the writer, with the lock held: the socket's buffer is full. Waits for room, and reads
@@ -418,11 +443,13 @@ static void drain_and_break(struct transport *t, int errnum) {
 
 // By the writer, with the lock held, which is given up meanwhile. 0 when every byte is written;
 // GONE: broken; TIMEOUT: nothing was written.
-static int write_all(struct transport *t, size_t len, int64_t deadline_ns, struct err *err) {
-    for (size_t at = 0; at < len;) {
+static int write_all(struct transport *t, size_t len, const struct message *m, int64_t deadline_ns,
+                     struct err *err) {
+    size_t total = len + m->num_ids * sizeof m->ids[0];
+    for (size_t at = 0; at < total;) {
         int fd = t->fd;
         pthread_mutex_unlock(&t->lock);
-        ssize_t n = send(fd, t->tx + at, len - at, MSG_DONTWAIT | MSG_NOSIGNAL);
+        ssize_t n = send_from(fd, t->tx, len, m, at);
         int errnum = errno;
         pthread_mutex_lock(&t->lock);
         if (n > 0) {
@@ -437,7 +464,7 @@ static int write_all(struct transport *t, size_t len, int64_t deadline_ns, struc
         } else if (errnum == EAGAIN) {
             wait_for_room(t, deadline_ns);
         }
-        if (t->broken && at < len)
+        if (t->broken && at < total)
             return TRANSPORT_GONE;
     }
     return 0;
@@ -449,13 +476,14 @@ static int write_op(struct transport *t, struct kvpool_op *op, const struct mess
     op->seq = t->seq + 1;
     size_t len = compose(t, op, m);
     if (len == 0)
-        return err_set(err, KVPOOL_E_TOOBIG, "%s with %u records is over the message limit",
-                       proto_op_name(m->op), m->count);
+        return err_set(err, KVPOOL_E_TOOBIG,
+                       "%s with %u records and %u tokens is over the message limit",
+                       proto_op_name(m->op), m->count, m->num_ids);
     // The reply may come before send() has returned.
     t->seq = op->seq;
     op->state = OP_SENT;
     t->inflight++;
-    int rc = write_all(t, len, deadline_ns, err);
+    int rc = write_all(t, len, m, deadline_ns, err);
     if (rc != 0)
         t->seq--;
     return rc;

@@ -40,8 +40,10 @@ struct message { // a request; everything is copied before transport_submit retu
     const uint64_t *handles; // [count] records: plain handles, or with `tokens` batch items
     const uint32_t *tokens;  // [count] or NULL
     uint32_t count;
-    void *ret_records; // the reply's records go here; written before the op is DONE with status 0
-    size_t ret_cap;    // bytes there
+    const uint32_t *ids; // [num_ids] token ids behind the records: written from where they stand
+    uint32_t num_ids;    // at most PROTO_MAX_TOKENS
+    void *ret_records;   // the reply's records go here; written before the op is DONE with status 0
+    size_t ret_cap;      // bytes there
 };
 
 struct kvpool_op {
@@ -69,7 +71,8 @@ struct link_info { // of a connection after HELLO
     uint8_t version;
     uint64_t epoch;
     uint32_t max_inflight;
-    size_t max_message;
+    size_t max_message; // of a message without token ids
+    uint64_t features;  // PROTO_FEATURE_*, of both sides
 };
 
 // Starts without a connection. Errors: NOMEM.

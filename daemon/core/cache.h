@@ -29,8 +29,13 @@
 //               M, freq > 0              to the head of M, freq - 1
 //               else                     evicted; from S its tag becomes a ghost
 //           - ghosts: the last G tags, G = num_pages of the pool; one memory for all lists.
-//             Approximated: a table of G rounded up to a power of two buckets of 4 (tag's 32 bits,
-//             time); a full bucket forgets its oldest; older than G insertions is forgotten.
+//             Approximated: a table of buckets of 4, as many as G rounded up to a power of two; the
+//             bucket is the tag's low bits, remembered are its upper 32 bits and the time: how many
+//             tags were remembered before. A tag that is remembered again is there once, with its
+//             new time. A full bucket forgets its oldest; all but the last G times are forgotten.
+//
+// A page in a list whose namespace or class changes (S3FIFO, while it is referenced) comes to the
+// head of the same list, S or M, of its new namespace and class.
 //
 // Eviction takes from the lowest class that has pages in its lists. A page that it comes to and that
 // has children is *blocked*: taken out of its list, and put to the tail of it (S3FIFO: of M) when its
@@ -42,7 +47,7 @@
 //  2. A page's class only grows between cache_seal and the end; so does its parent's at least as
 //     much, if callers release children first.
 //  3. A page with children is never evicted.
-//  4. No allocation after cache_init; every operation is O(1), eviction amortised: a list is walked
+//  4. No allocation after cache_open; every operation is O(1), eviction amortised: a list is walked
 //     past a page at most once for every release, hit or child.
 // Thread: the loop thread.
 #ifndef KVPOOL_DAEMON_CORE_CACHE_H
@@ -70,6 +75,8 @@ void cache_release(struct cache *c, uint32_t page);
 // A cached page is referenced again, by namespace ns: whose it is from now on.
 void cache_reference(struct cache *c, uint32_t page, uint32_t ns);
 void cache_hit(struct cache *c, uint32_t page); // of a referenced page
+// Hints that one of these follows soon for the page.
+void cache_prefetch(const struct cache *c, uint32_t page);
 
 // Evicts up to n cached pages of the namespace; returns how many, and their numbers in the order of
 // eviction. Fewer only when all that is left is blocked by children in other namespaces. The parent

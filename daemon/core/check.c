@@ -6,7 +6,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 
-__attribute__((format(printf, 2, 3))) static int violated(struct err *err, const char *fmt, ...) {
+int core_violated(struct err *err, const char *fmt, ...) {
     char text[128];
     va_list ap;
     va_start(ap, fmt);
@@ -18,8 +18,8 @@ __attribute__((format(printf, 2, 3))) static int violated(struct err *err, const
 // --- pages and other ids ----------------------------------------------------------------------
 
 static bool page_used(const void *arg, uint32_t id) {
-    const struct pages *p = arg;
-    return p->refs[id] > 0;
+    const struct pool_live *pool = arg;
+    return pool->pages.refs[id] > 0 || pool->recs[id].state == RECORD_LIVE;
 }
 static bool row_used(const void *arg, uint32_t id) {
     const struct pool_live *pool = arg;
@@ -33,6 +33,10 @@ static bool seq_used(const void *arg, uint32_t id) {
     const struct core *c = arg;
     return c->t.seqs[id].state == RECORD_LIVE;
 }
+static bool pin_used(const void *arg, uint32_t id) {
+    const struct core *c = arg;
+    return c->t.pins[id].state == RECORD_LIVE;
+}
 static bool step_used(const void *arg, uint32_t id) {
     const struct core *c = arg;
     return c->t.steps[id].state == RECORD_LIVE;
@@ -43,9 +47,9 @@ static int check_ids(const struct ids *ids, ids_used_fn used, const void *arg, c
     uint32_t bad = 0;
     int rc = ids_check(ids, used, arg, &bad);
     if (rc < 0) {
-        return violated(err, "out of memory for the check");
+        return core_violated(err, "out of memory for the check");
     }
-    return rc == 0 ? 0 : violated(err, "free %s: %u is wrong", what, bad);
+    return rc == 0 ? 0 : core_violated(err, "free %s: %u is wrong", what, bad);
 }
 
 // `live` against the rebuilt `want`, pool by pool.
@@ -60,16 +64,17 @@ static int compare_pages(const struct core *live, const struct core *want, struc
         uint32_t end = a->free.fresh > b->free.fresh ? a->free.fresh : b->free.fresh;
         for (uint32_t p = 0; p < end; p++) {
             if (a->refs[p] != b->refs[p]) {
-                return violated(err,
-                                "page %u of pool %u has %u references, the tables name it %u"
-                                " times",
-                                p, i, a->refs[p], b->refs[p]);
+                return core_violated(err,
+                                     "page %u of pool %u has %u references, the tables name it %u"
+                                     " times",
+                                     p, i, a->refs[p], b->refs[p]);
             }
         }
         if (a->shared != b->shared) {
-            return violated(err, "pool %u counts %u shared pages, has %u", i, a->shared, b->shared);
+            return core_violated(err, "pool %u counts %u shared pages, has %u", i, a->shared,
+                                 b->shared);
         }
-        rc = check_ids(&a->free, page_used, b, "pages", err);
+        rc = check_ids(&a->free, page_used, &want->pools[i], "pages", err);
     }
     return rc;
 }
@@ -82,8 +87,11 @@ static int compare_slots(const struct core *live, const struct core *want, struc
     if (rc == 0) {
         rc = check_ids(&live->step_ids, step_used, live, "steps", err);
     }
+    if (rc == 0) {
+        rc = check_ids(&live->pin_ids, pin_used, live, "pins", err);
+    }
     if (rc == 0 && live->num_pools != want->num_pools) {
-        rc = violated(err, "%u pools counted, %u exist", live->num_pools, want->num_pools);
+        rc = core_violated(err, "%u pools counted, %u exist", live->num_pools, want->num_pools);
     }
     for (uint32_t i = 0; rc == 0 && i < live->limits.max_pools; i++) {
         if (live->t.pools[i].state != RECORD_LIVE) {
@@ -92,11 +100,11 @@ static int compare_slots(const struct core *live, const struct core *want, struc
         const struct pool_live *a = &live->pools[i];
         const struct pool_live *b = &want->pools[i];
         if (a->seqs != b->seqs) {
-            return violated(err, "pool %u counts %u sequences, has %u", i, a->seqs, b->seqs);
+            return core_violated(err, "pool %u counts %u sequences, has %u", i, a->seqs, b->seqs);
         }
         for (uint32_t r = 0; r < a->rows.fresh; r++) {
             if (a->row_seqs[r] != b->row_seqs[r]) {
-                return violated(err, "row %u of pool %u has another owner", r, i);
+                return core_violated(err, "row %u of pool %u has another owner", r, i);
             }
         }
         rc = check_ids(&a->rows, row_used, b, "rows", err);
@@ -116,14 +124,14 @@ static int check_seq_chain(const struct core *live, uint32_t session, uint64_t *
         if (i >= live->limits.max_seqs || live->t.seqs[i].state != RECORD_LIVE ||
             live->t.seqs[i].session != session || live->seqs[i].chain.prev != prev ||
             n++ == s->seqs) {
-            return violated(err, "chain of sequences of session %u at %u", session, i);
+            return core_violated(err, "chain of sequences of session %u at %u", session, i);
         }
         *ret_busy += live->seqs[i].pins;
         prev = i;
     }
     return n == s->seqs
                ? 0
-               : violated(err, "session %u counts %u sequences, has %u", session, s->seqs, n);
+               : core_violated(err, "session %u counts %u sequences, has %u", session, s->seqs, n);
 }
 
 static int check_step_chain(const struct core *live, uint32_t session, uint64_t *ret_busy,
@@ -135,14 +143,14 @@ static int check_step_chain(const struct core *live, uint32_t session, uint64_t 
         if (i >= live->limits.max_steps || live->t.steps[i].state != RECORD_LIVE ||
             live->t.steps[i].session != session || live->steps[i].chain.prev != prev ||
             core_open_step(live, session, live->t.steps[i].id) != i || n++ == s->steps) {
-            return violated(err, "chain of steps of session %u at %u", session, i);
+            return core_violated(err, "chain of steps of session %u at %u", session, i);
         }
         *ret_busy += live->steps[i].holds;
         prev = i;
     }
     return n == s->steps
                ? 0
-               : violated(err, "session %u counts %u steps, has %u", session, s->steps, n);
+               : core_violated(err, "session %u counts %u steps, has %u", session, s->steps, n);
 }
 
 static int compare_chains(const struct core *live, const struct core *want, struct err *err) {
@@ -150,8 +158,8 @@ static int compare_chains(const struct core *live, const struct core *want, stru
         const struct session_live *a = &live->sessions[i];
         const struct session_live *b = &want->sessions[i];
         if (a->seqs != b->seqs || a->steps != b->steps) {
-            return violated(err, "session %u counts %u sequences and %u steps, has %u and %u", i,
-                            a->seqs, a->steps, b->seqs, b->steps);
+            return core_violated(err, "session %u counts %u sequences and %u steps, has %u and %u",
+                                 i, a->seqs, a->steps, b->seqs, b->steps);
         }
         uint64_t busy = 0;
         int rc = check_seq_chain(live, i, &busy, err);
@@ -159,7 +167,7 @@ static int compare_chains(const struct core *live, const struct core *want, stru
             rc = check_step_chain(live, i, &busy, err);
         }
         if (rc == 0 && busy != a->busy) {
-            rc = violated(err, "session %u: the sum of pins and holds is wrong", i);
+            rc = core_violated(err, "session %u: the sum of pins and holds is wrong", i);
         }
         if (rc != 0) {
             return rc;
@@ -173,7 +181,7 @@ static int compare_chains(const struct core *live, const struct core *want, stru
 static int attach_again(const struct core *c, struct core **ret, struct err *err) {
     struct err why = {0};
     if (core_attach(c->block, c->block_size, ret, &why) != 0) {
-        return violated(err, "%s", why.text);
+        return core_violated(err, "%s", why.text);
     }
     return 0;
 }
@@ -195,6 +203,9 @@ int core_check(const struct core *c, struct err *err) {
         return rc;
     }
     rc = compare_pages(c, want, err);
+    if (rc == 0) {
+        rc = core_compare_cache(c, want, err);
+    }
     if (rc == 0) {
         rc = compare_slots(c, want, err);
     }

@@ -32,7 +32,7 @@ static bool alloc_derived(struct core *c) {
         c->buckets == NULL || c->seen == NULL || c->deltas == NULL || c->copies == NULL ||
         c->rows == NULL || c->kv_len == NULL || c->qo_indptr == NULL ||
         !ids_init(&c->session_ids, l->max_sessions) || !ids_init(&c->seq_ids, l->max_seqs) ||
-        !ids_init(&c->step_ids, l->max_steps)) {
+        !ids_init(&c->step_ids, l->max_steps) || !ids_init(&c->pin_ids, l->max_pins)) {
         return false;
     }
     fill_none(c->buckets, num_buckets);
@@ -94,6 +94,7 @@ void core_close(struct core *c) {
     ids_fini(&c->session_ids);
     ids_fini(&c->seq_ids);
     ids_fini(&c->step_ids);
+    ids_fini(&c->pin_ids);
     free(c->sessions);
     free(c->seqs);
     free(c->steps);
@@ -108,11 +109,17 @@ void core_close(struct core *c) {
     free(c);
 }
 
+void core_observe(struct core *c, core_event_fn fn, void *arg) {
+    c->event_fn = fn;
+    c->event_arg = arg;
+}
+
 void core_totals(const struct core *c, struct core_totals *ret) {
     *ret = (struct core_totals){
         .pools = c->num_pools,
         .sessions = ids_used(&c->session_ids),
         .seqs = ids_used(&c->seq_ids),
         .steps = ids_used(&c->step_ids),
+        .pins = ids_used(&c->pin_ids),
     };
 }

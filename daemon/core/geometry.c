@@ -8,7 +8,7 @@ static int out_of_range(struct err *err, const char *field, uint32_t value, uint
     return err_set(err, KVPOOL_E_INVAL, "%s %u is outside 1..%u", field, value, max);
 }
 
-static int check_name(const char name[CORE_NAME_SIZE], struct err *err) {
+int geometry_check_name(const char name[CORE_NAME_SIZE], struct err *err) {
     size_t len = strnlen(name, CORE_NAME_SIZE);
     if (len == 0 || len == CORE_NAME_SIZE) {
         return err_set(err, KVPOOL_E_INVAL, "name must have 1..%d bytes", CORE_NAME_SIZE - 1);
@@ -34,7 +34,7 @@ static bool bytes_fit(const struct core_pool_config *g) {
 
 int core_pool_config_check(struct core_pool_config *config, struct err *err) {
     struct core_pool_config g = *config;
-    int rc = check_name(g.name, err);
+    int rc = geometry_check_name(g.name, err);
     if (rc != 0) {
         return rc;
     }
@@ -63,6 +63,10 @@ int core_pool_config_check(struct core_pool_config *config, struct err *err) {
     if (!bytes_fit(&g)) {
         return err_set(err, KVPOOL_E_INVAL, "num_pages %u makes the pool larger than 2^63 bytes",
                        g.num_pages);
+    }
+    if (g.policy >= CORE_POLICIES) {
+        return err_set(err, KVPOOL_E_INVAL, "policy %u is none of lru (%d), s3fifo (%d)", g.policy,
+                       CORE_LRU, CORE_S3FIFO);
     }
     if (g.max_seqs == 0) {
         g.max_seqs = GEOMETRY_DEFAULT_SEQS;

@@ -9,4 +9,7 @@
 #define GEOMETRY_MAX_SEQS (UINT32_C(1) << 20)
 #define GEOMETRY_DEFAULT_SEQS 1024u
 
+// 1..31 bytes of [A-Za-z0-9_.-], terminated. Errors: INVAL.
+int geometry_check_name(const char name[CORE_NAME_SIZE], struct err *err);
+
 #endif

@@ -12,7 +12,7 @@
 
 #include <stdint.h>
 
-enum handle_kind { HANDLE_SESSION = 1, HANDLE_POOL = 2, HANDLE_SEQ = 3 };
+enum handle_kind { HANDLE_SESSION = 1, HANDLE_POOL = 2, HANDLE_SEQ = 3, HANDLE_PIN = 4 };
 
 static inline uint64_t handle_make(uint32_t generation, uint32_t index) {
     return (uint64_t)generation << 32 | index;

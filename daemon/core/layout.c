@@ -33,18 +33,24 @@ bool layout_make(const struct core_limits *l, struct layout *ret) {
     // With these bounds no product below leaves 64 bits.
     if (!in(l->max_pools, 1024) || !in(l->max_sessions, 1 << 16) || !in(l->max_seqs, 1 << 20) ||
         !in(l->max_steps, 1 << 16) || !in(l->max_session_steps, 1 << 16) ||
-        !in(l->max_batch, 1 << 16) || !in(l->max_table_entries, UINT64_C(1) << 40)) {
+        !in(l->max_batch, 1 << 16) || !in(l->max_table_entries, UINT64_C(1) << 40) ||
+        !in(l->max_pages, UINT64_C(1) << 40) || !in(l->max_page_tokens, UINT64_C(1) << 48) ||
+        !in(l->max_pins, 1 << 20) || l->reserved != 0) {
         return false;
     }
     struct layout m = {0};
     uint64_t end = sizeof(struct header_rec);
     m.item_words = ((uint64_t)l->max_batch * 5 + 1 + 15) & ~UINT64_C(15);
     m.pools = place(&end, l->max_pools * sizeof(struct pool_rec));
+    m.ns = place(&end, (uint64_t)l->max_pools * CORE_MAX_NAMESPACES * sizeof(struct ns_rec));
     m.sessions = place(&end, l->max_sessions * sizeof(struct session_rec));
     m.seqs = place(&end, l->max_seqs * sizeof(struct seq_rec));
+    m.pins = place(&end, l->max_pins * sizeof(struct pin_rec));
     m.steps = place(&end, l->max_steps * sizeof(struct step_rec));
     m.items = place(&end, l->max_steps * m.item_words * sizeof(uint32_t));
     m.entries = place(&end, l->max_table_entries * sizeof(uint32_t));
+    m.pages = place(&end, l->max_pages * sizeof(struct page_rec));
+    m.tokens = place(&end, l->max_page_tokens * sizeof(uint32_t));
     m.size = (end + LAYOUT_ALIGN - 1) & ~(uint64_t)(LAYOUT_ALIGN - 1);
     *ret = m;
     return true;
@@ -72,6 +78,10 @@ static uint64_t header_checksum(const struct header_rec *h) {
 uint64_t layout_pool_checksum(const struct pool_rec *pool) {
     size_t from = offsetof(struct pool_rec, layers);
     return checksum((const uint8_t *)pool + from, offsetof(struct pool_rec, checksum) - from);
+}
+
+uint64_t layout_ns_checksum(const struct ns_rec *ns) {
+    return checksum(ns, offsetof(struct ns_rec, checksum));
 }
 
 static int check_memory(const void *block, size_t size, size_t need, struct err *err) {
@@ -137,11 +147,15 @@ int layout_open(void *block, size_t size, struct tables *ret, struct err *err) {
     *ret = (struct tables){
         .header = h,
         .pools = (struct pool_rec *)(base + m.pools),
+        .ns = (struct ns_rec *)(base + m.ns),
         .sessions = (struct session_rec *)(base + m.sessions),
         .seqs = (struct seq_rec *)(base + m.seqs),
+        .pins = (struct pin_rec *)(base + m.pins),
         .steps = (struct step_rec *)(base + m.steps),
         .items = (uint32_t *)(base + m.items),
         .entries = (uint32_t *)(base + m.entries),
+        .pages = (struct page_rec *)(base + m.pages),
+        .tokens = (uint32_t *)(base + m.tokens),
         .item_words = (size_t)m.item_words,
         .max_batch = h->limits.max_batch,
     };

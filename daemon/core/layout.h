@@ -6,11 +6,15 @@
 //     0      +----------+
 //            | header   |  256 bytes: magic, layout version, limits, epoch, offsets, checksum
 //            +----------+
-//            | pools    |  max_pools    x 128   geometry, span of page-table entries, checksum
+//            | pools    |  max_pools    x 128   geometry, spans in the last three tables, checksum
+//            +----------+
+//            | ns       |  max_pools x 64 x 128 namespaces: name, group, reserve, limit, weight
 //            +----------+
 //            | sessions |  max_sessions x 2176  who, token, the last 64 finished steps
 //            +----------+
-//            | seqs     |  max_seqs     x 32    pool, session, row, committed length, open step
+//            | seqs     |  max_seqs     x 80    pool, session, row, lengths, open step, hash root
+//            +----------+
+//            | pins     |  max_pins     x 32    pool, last page, until
 //            +----------+
 //            | steps    |  max_steps    x 128   id, session, pool, sums, layers written
 //            +----------+
@@ -18,6 +22,10 @@
 //            |          |      | seqs | rows | kv_len | old_pages | qo_indptr |
 //            +----------+
 //            | entries  |  max_table_entries x u32: the page tables
+//            +----------+
+//            | pages    |  max_pages    x 64    sealed: parent, namespace, chaining value
+//            +----------+
+//            | tokens   |  max_page_tokens x u32: token ids, [page][page_size]
 //            +----------+
 //
 //     entries:  |    span of pool 2     | free |        span of pool 0        | free        |
@@ -34,15 +42,18 @@
 //     sequence is in a step those up to ceil(kv_len / page_size) are reserved. If the step has an
 //     old page for the sequence, the last committed page is that one, and the row names its copy.
 //  5. The block is sparse memory: nothing writes where nothing was ever used.
+//  6. Token ids mean something in a sealed page, and up to a sequence's tracked length in the pages
+//     of its row.
 // A change of any record is a new LAYOUT_VERSION.
 // Thread: the loop thread.
 #ifndef KVPOOL_DAEMON_CORE_LAYOUT_H
 #define KVPOOL_DAEMON_CORE_LAYOUT_H
 
 #include "daemon/core/core.h"
+#include "daemon/core/prefix_hash.h"
 
 #define LAYOUT_MAGIC 0x3145524F4350564Bull // bytes "KVPCORE1"
-#define LAYOUT_VERSION 1u
+#define LAYOUT_VERSION 2u
 #define LAYOUT_ALIGN 4096u // of the block itself
 #define LAYOUT_NONE UINT32_MAX
 
@@ -50,7 +61,7 @@ enum record_state { RECORD_FREE = 0, RECORD_LIVE = 1 };
 enum outcome { OUTCOME_COMMITTED = 1, OUTCOME_ABORTED = 2 };
 
 struct layout { // byte offsets
-    uint64_t pools, sessions, seqs, steps, items, entries;
+    uint64_t pools, ns, sessions, seqs, pins, steps, items, entries, pages, tokens;
     uint64_t size;
     uint64_t item_words; // u32 of one step's items
 };
@@ -63,20 +74,33 @@ struct header_rec {
     struct core_limits limits;
     struct layout layout;
     uint8_t secret[CORE_SECRET_SIZE]; // see core_create
-    uint8_t padding[72];
+    uint8_t padding[40];
     uint64_t checksum; // of all the above
 };
 
 struct pool_rec {
     uint32_t state;
     uint32_t generation;
+    uint32_t end_page; // every sealed page is below it
+    uint32_t reserved;
     uint32_t layers, kv_heads, head_dim, page_size, dtype, num_pages, max_seqs, max_seq_len;
     uint32_t row_entries; // ceil(max_seq_len / page_size)
-    uint32_t reserved;
+    uint32_t policy;
     uint64_t first_entry; // of its span, which is max_seqs * row_entries long
+    uint64_t first_page;  // of its span, num_pages long
+    uint64_t first_token; // of its span, num_pages * page_size long
     char name[CORE_NAME_SIZE];
-    uint8_t padding[32];
+    uint8_t padding[8];
     uint64_t checksum; // of all from layers to padding: none of it changes while the pool lives
+};
+
+struct ns_rec { // of one pool [CORE_MAX_NAMESPACES]; number 0 is always live
+    uint32_t state;
+    uint32_t reserve, limit, weight; // limit and weight never 0
+    char name[CORE_NAME_SIZE];
+    char group[CORE_NAME_SIZE];
+    uint8_t padding[40];
+    uint64_t checksum; // of all the above
 };
 
 struct finished_rec {
@@ -105,9 +129,31 @@ struct seq_rec {
     uint32_t pool;    // index
     uint32_t session; // index
     uint32_t row;
-    uint32_t length; // committed tokens
-    uint32_t step;   // index, LAYOUT_NONE: in no step
+    uint32_t length;  // committed tokens
+    uint32_t step;    // index, LAYOUT_NONE: in no step
+    uint32_t tracked; // of the committed tokens the first ones whose ids are known
+    uint32_t ns, priority;
+    uint32_t reserved[2];
+    struct prefix_value root; // the chaining value before its first page
+};
+
+struct pin_rec {
+    uint32_t state;
+    uint32_t generation;
+    uint32_t pool; // index
+    uint32_t ns;   // of who made it
+    uint64_t until;
+    uint32_t page; // the last one: the others are its parents
     uint32_t reserved;
+};
+
+struct page_rec {
+    uint32_t state; // live: sealed
+    uint32_t ns;
+    uint32_t parent; // page, LAYOUT_NONE: none
+    uint32_t depth;  // pages before it in its chain
+    struct prefix_value value;
+    uint32_t reserved[4];
 };
 
 #define LAYOUT_LAYER_WORDS (KVPOOL_MAX_LAYERS / 64)
@@ -122,27 +168,36 @@ struct step_rec {
     uint32_t reserved_pages; // taken by begin
     uint32_t added_pages;    // of those, not in place of an old page
     uint64_t written[LAYOUT_LAYER_WORDS];
-    uint32_t reserved[6];
+    uint32_t ns;
+    uint32_t ids_known; // 1: the token ids of the new tokens stand in the pages
+    uint32_t reserved[4];
 };
 
 _Static_assert(sizeof(struct core_limits) == 56, "core_limits");
-_Static_assert(sizeof(struct layout) == 64, "layout");
+_Static_assert(sizeof(struct layout) == 96, "layout");
 _Static_assert(sizeof(struct header_rec) == 256, "header_rec");
 _Static_assert(sizeof(struct pool_rec) == 128, "pool_rec");
 _Static_assert(sizeof(struct finished_rec) == 24, "finished_rec");
 _Static_assert(sizeof(struct session_rec) == 2176, "session_rec");
-_Static_assert(sizeof(struct seq_rec) == 32, "seq_rec");
+_Static_assert(sizeof(struct ns_rec) == 128, "ns_rec");
+_Static_assert(sizeof(struct seq_rec) == 80, "seq_rec");
+_Static_assert(sizeof(struct pin_rec) == 32, "pin_rec");
+_Static_assert(sizeof(struct page_rec) == 64, "page_rec");
 _Static_assert(sizeof(struct step_rec) == 128, "step_rec");
 
 // The block, mapped.
 struct tables {
     struct header_rec *header;
     struct pool_rec *pools;
+    struct ns_rec *ns; // [max_pools][CORE_MAX_NAMESPACES]
     struct session_rec *sessions;
     struct seq_rec *seqs;
+    struct pin_rec *pins;
     struct step_rec *steps;
     uint32_t *items;
     uint32_t *entries;
+    struct page_rec *pages;
+    uint32_t *tokens;
     size_t item_words;
     uint32_t max_batch;
 };
@@ -174,5 +229,6 @@ int layout_format(void *block, size_t size, const struct core_limits *limits, ui
 int layout_open(void *block, size_t size, struct tables *ret, struct err *err);
 
 uint64_t layout_pool_checksum(const struct pool_rec *pool);
+uint64_t layout_ns_checksum(const struct ns_rec *ns);
 
 #endif

@@ -31,15 +31,6 @@ void pages_count(struct pages *p, uint32_t page) {
     }
 }
 
-static bool page_used(const void *arg, uint32_t page) {
-    const struct pages *p = arg;
-    return p->refs[page] > 0;
-}
-
-void pages_fill(struct pages *p) {
-    ids_fill(&p->free, page_used, p);
-}
-
 void pages_take_n(struct pages *p, uint32_t n, uint32_t *ret_pages) {
     assert(n <= pages_free(p));
     uint32_t *refs = p->refs;
@@ -64,24 +55,4 @@ void pages_ref_n(struct pages *p, uint32_t n, const uint32_t *pages) {
     for (uint32_t i = 0; i < n; i++) {
         pages_ref(p, pages[i]);
     }
-}
-
-void pages_unref_n(struct pages *p, uint32_t n, const uint32_t *pages) {
-    uint32_t *refs = p->refs;
-    uint32_t *stack = p->free.stack;
-    uint32_t top = p->free.top;
-    uint32_t unshared = 0;
-    for (uint32_t i = 0; i < n; i++) {
-        uint32_t page = pages[i];
-        assert(refs[page] > 0);
-        uint32_t left = --refs[page];
-        if (left == 0) {
-            stack[top++] = page;
-        } else if (left == 1) {
-            unshared++;
-        }
-    }
-    assert(top <= p->free.fresh);
-    p->free.top = top;
-    p->shared -= unshared;
 }

@@ -3,7 +3,7 @@
 // of the others. Derived memory: rebuilt from the block, never part of it.
 //
 // Invariants
-//  1. refs[page] is 0 exactly when the page is free.
+//  1. refs[page] is 0 when the page is free, and when it is sealed and cached (cache.h).
 //  2. `shared` is the number of pages with refs > 1.
 //  3. Every operation on one page is O(1) and allocates nothing.
 // Thread: the loop thread.
@@ -21,9 +21,15 @@ struct pages {
 bool pages_init(struct pages *p, uint32_t num_pages); // false: out of memory
 void pages_fini(struct pages *p);                     // a zeroed struct is fine
 
-// Rebuilding, after pages_init: pages_count() for every entry that names a page, then pages_fill().
+// Rebuilding, after pages_init: pages_count() for every reference, pages_keep() for every sealed
+// page, then pages_fill() with a function that knows the pages that are not free.
 void pages_count(struct pages *p, uint32_t page);
-void pages_fill(struct pages *p);
+static inline void pages_keep(struct pages *p, uint32_t page) {
+    ids_seen(&p->free, page);
+}
+static inline void pages_fill(struct pages *p, ids_used_fn used, const void *arg) {
+    ids_fill(&p->free, used, arg);
+}
 
 static inline uint32_t pages_free(const struct pages *p) {
     return ids_free(&p->free);
@@ -44,19 +50,28 @@ static inline void pages_ref(struct pages *p, uint32_t page) {
     }
 }
 
-static inline void pages_unref(struct pages *p, uint32_t page) {
-    assert(p->refs[page] > 0);
-    uint32_t refs = --p->refs[page];
-    if (refs == 0) {
-        ids_give(&p->free, page);
-    } else if (refs == 1) {
-        p->shared--;
-    }
+// A cached page gets its first reference.
+static inline void pages_revive(struct pages *p, uint32_t page) {
+    assert(p->refs[page] == 0);
+    p->refs[page] = 1;
 }
 
-// The same for n pages. For taking, n must be at most pages_free().
+// How many references are left. At 0 the page is cached, or given back with pages_give.
+static inline uint32_t pages_unref(struct pages *p, uint32_t page) {
+    assert(p->refs[page] > 0);
+    uint32_t refs = --p->refs[page];
+    p->shared -= refs == 1;
+    return refs;
+}
+
+// A page without references is free.
+static inline void pages_give(struct pages *p, uint32_t page) {
+    assert(p->refs[page] == 0);
+    ids_give(&p->free, page);
+}
+
+// n free pages, at most pages_free(), with one reference each.
 void pages_take_n(struct pages *p, uint32_t n, uint32_t *ret_pages);
 void pages_ref_n(struct pages *p, uint32_t n, const uint32_t *pages);
-void pages_unref_n(struct pages *p, uint32_t n, const uint32_t *pages);
 
 #endif

@@ -1,9 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // prefix_hash.h: the keys of sealed pages: a chain of hashes over all tokens up to a page's end.
 //
-//     root = SHA-256(secret | group | geometry | extra), as a chaining value
+//     root = SHA-256(secret | is_group | geometry | pool | group | extra), as a chaining value
 //     root --tokens of page 0--> value 0 --tokens of page 1--> value 1 --> ...
 //                                 key 0 = first 16 bytes        key 1
+//
+// In the root's message names and extra are preceded by their sizes (u32), so that none can run into
+// the next.
 //
 // Each arrow is SHA-256's compression function over the page's token ids (u32, little-endian) in
 // blocks of 64 bytes, the last one padded with zeros: at 16 tokens a page one compression a page.
@@ -13,7 +16,7 @@
 // can compute, or search for, a key of another salt.
 //
 // Invariants
-//  1. Equal keys: equal secret, group, geometry, extra, number of tokens and tokens, but for a
+//  1. Equal keys: equal secret, pool, group, geometry, extra, number of tokens and tokens, but for a
 //     collision of 128 bits.
 //  2. No allocation, no state; SHA-256 is OpenSSL's, with the processor's SHA instructions where
 //     there are any.

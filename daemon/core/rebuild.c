@@ -3,8 +3,8 @@
 // read is checked before it is used as an index or a size, and what breaks an invariant of core.h
 // or layout.h is said and refused.
 //
-// Order: pools, sessions, sequences (rows), steps (items), then the page-table rows, which need all
-// of them.
+// Order: pools with their namespaces, sessions, sequences (rows), steps (items), then pages and the
+// page-table rows, which need all of them (rebuild_pages.c).
 #include "daemon/core/geometry.h"
 
 #include <stdarg.h>
@@ -23,6 +23,14 @@ __attribute__((format(printf, 2, 3))) static int damaged(struct err *err, const 
 
 // --- pools ------------------------------------------------------------------------------------
 
+static bool fits(uint64_t first, uint64_t count, uint64_t cap) {
+    return count <= cap && first <= cap - count;
+}
+
+static bool overlap(uint64_t a, uint64_t a_count, uint64_t b, uint64_t b_count) {
+    return a < b + b_count && b < a + a_count;
+}
+
 static int check_pool(const struct core *c, uint32_t pool, struct err *err) {
     const struct pool_rec *rec = &c->t.pools[pool];
     if (rec->checksum != layout_pool_checksum(rec) || rec->generation == 0) {
@@ -37,16 +45,22 @@ static int check_pool(const struct core *c, uint32_t pool, struct err *err) {
         .num_pages = rec->num_pages,
         .max_seqs = rec->max_seqs,
         .max_seq_len = rec->max_seq_len,
+        .policy = rec->policy,
     };
     memcpy(g.name, rec->name, sizeof g.name);
     if (rec->max_seqs == 0 || rec->max_seq_len == 0 || core_pool_config_check(&g, NULL) != 0 ||
         rec->row_entries != ((uint64_t)rec->max_seq_len + rec->page_size - 1) / rec->page_size) {
         return damaged(err, "configuration of pool %u", pool);
     }
+    const struct core_limits *l = &c->limits;
     uint64_t span = (uint64_t)rec->max_seqs * rec->row_entries;
-    if (span > c->limits.max_table_entries ||
-        rec->first_entry > c->limits.max_table_entries - span) {
+    uint64_t tokens = (uint64_t)rec->num_pages * rec->page_size;
+    if (!fits(rec->first_entry, span, l->max_table_entries)) {
         return damaged(err, "page table of pool %u leaves the block", pool);
+    }
+    if (!fits(rec->first_page, rec->num_pages, l->max_pages) ||
+        !fits(rec->first_token, tokens, l->max_page_tokens) || rec->end_page > rec->num_pages) {
+        return damaged(err, "pages of pool %u leave the block", pool);
     }
     for (uint32_t i = 0; i < pool; i++) {
         const struct pool_rec *other = &c->t.pools[i];
@@ -54,13 +68,44 @@ static int check_pool(const struct core *c, uint32_t pool, struct err *err) {
             continue;
         }
         uint64_t other_span = (uint64_t)other->max_seqs * other->row_entries;
-        if (rec->first_entry < other->first_entry + other_span &&
-            other->first_entry < rec->first_entry + span) {
+        if (overlap(rec->first_entry, span, other->first_entry, other_span)) {
             return damaged(err, "page tables of pools %u and %u overlap", i, pool);
+        }
+        if (overlap(rec->first_page, rec->num_pages, other->first_page, other->num_pages) ||
+            overlap(rec->first_token, tokens, other->first_token,
+                    (uint64_t)other->num_pages * other->page_size)) {
+            return damaged(err, "pages of pools %u and %u overlap", i, pool);
         }
         if (strncmp(other->name, rec->name, sizeof rec->name) == 0) {
             return damaged(err, "pools %u and %u have one name", i, pool);
         }
+    }
+    return 0;
+}
+
+static bool text_ends(const char text[CORE_NAME_SIZE]) {
+    return memchr(text, 0, CORE_NAME_SIZE) != NULL;
+}
+
+static int rebuild_namespaces(struct core *c, uint32_t pool, struct err *err) {
+    struct pool_live *live = &c->pools[pool];
+    uint32_t num_pages = c->t.pools[pool].num_pages;
+    for (uint32_t i = 0; i < CORE_MAX_NAMESPACES; i++) {
+        const struct ns_rec *rec = &live->ns_recs[i];
+        if (rec->state == RECORD_FREE && i > 0) {
+            continue;
+        }
+        bool sound = rec->state == RECORD_LIVE && i == live->num_ns &&
+                     rec->checksum == layout_ns_checksum(rec) && text_ends(rec->name) &&
+                     text_ends(rec->group) && rec->limit >= 1 && rec->limit <= num_pages &&
+                     rec->reserve <= rec->limit && rec->weight >= 1;
+        for (uint32_t k = 0; sound && k < i; k++) {
+            sound = strncmp(live->ns_recs[k].name, rec->name, sizeof rec->name) != 0;
+        }
+        if (!sound || live->promised + rec->reserve > num_pages) {
+            return damaged(err, "namespace %u of pool %u", i, pool);
+        }
+        core_ns_derive(c, pool, i);
     }
     return 0;
 }
@@ -83,6 +128,10 @@ static int rebuild_pools(struct core *c, struct err *err) {
                            c->t.pools[i].num_pages);
         }
         c->num_pools++;
+        rc = rebuild_namespaces(c, i, err);
+        if (rc != 0) {
+            return rc;
+        }
     }
     return 0;
 }
@@ -143,6 +192,10 @@ static int check_seq(const struct core *c, uint32_t seq, struct err *err) {
         return damaged(err, "sequence %u has %u tokens, more than its pool's %u", seq, rec->length,
                        pool->max_seq_len);
     }
+    if (rec->ns >= c->pools[rec->pool].num_ns || rec->priority >= CORE_PRIORITIES ||
+        rec->tracked > rec->length) {
+        return damaged(err, "namespace, priority or known tokens of sequence %u", seq);
+    }
     if (rec->row >= pool->max_seqs || c->pools[rec->pool].row_seqs[rec->row] != 0) {
         return damaged(err, "row %u of sequence %u", rec->row, seq);
     }
@@ -179,6 +232,7 @@ static int rebuild_seqs(struct core *c, struct err *err) {
         struct pool_live *pool = &c->pools[rec->pool];
         pool->row_seqs[rec->row] = i + 1;
         pool->seqs++;
+        pool->ns[rec->ns].seqs++;
         ids_seen(&pool->rows, rec->row);
         ids_seen(&c->seq_ids, i);
         core_link_seq(c, i);
@@ -205,8 +259,8 @@ static bool item_is_sound(const struct core *c, uint32_t step, const struct step
     const struct seq_rec *owner = &c->t.seqs[seq];
     uint32_t kv_len = items->kv_len[i];
     if (owner->state != RECORD_LIVE || owner->step != step || owner->session != rec->session ||
-        owner->pool != rec->pool || owner->row != items->rows[i] || kv_len < owner->length ||
-        kv_len > c->t.pools[rec->pool].max_seq_len ||
+        owner->pool != rec->pool || owner->ns != rec->ns || owner->row != items->rows[i] ||
+        kv_len < owner->length || kv_len > c->t.pools[rec->pool].max_seq_len ||
         items->qo_indptr[i + 1] - items->qo_indptr[i] != kv_len - owner->length) {
         return false;
     }
@@ -244,6 +298,9 @@ static int check_step(const struct core *c, uint32_t step, struct err *err) {
         max_q_len = q_len > max_q_len ? q_len : max_q_len;
         added += pool_pages(pool, items.kv_len[i]) - pool_pages(pool, length);
         copied += items.old_pages[i] != LAYOUT_NONE;
+    }
+    if (rec->ids_known > 1) {
+        return damaged(err, "step %u", step);
     }
     uint32_t layers = c->t.pools[rec->pool].layers;
     bool beyond = false; // layers that the pool does not have
@@ -289,109 +346,7 @@ static int rebuild_steps(struct core *c, struct err *err) {
     return 0;
 }
 
-// --- pages ------------------------------------------------------------------------------------
-
-// Counts the pages of entries first..end of a sequence's row. last[page] is the sequence (index
-// + 1) that named the page last: none names one twice.
-static int count_row(struct core *c, uint32_t seq, uint32_t first, uint32_t end, uint32_t *last,
-                     struct err *err) {
-    const struct seq_rec *rec = &c->t.seqs[seq];
-    struct pool_live *live = &c->pools[rec->pool];
-    const uint32_t *row = pool_row(live, rec->row);
-    for (uint32_t i = first; i < end; i++) {
-        uint32_t page = row[i];
-        if (page >= c->t.pools[rec->pool].num_pages || last[page] == seq + 1) {
-            return damaged(err, "entry %u of sequence %u names page %u", i, seq, page);
-        }
-        last[page] = seq + 1;
-        pages_count(&live->pages, page);
-    }
-    return 0;
-}
-
-static int count_committed(struct core *c, uint32_t *last, struct err *err) {
-    int rc = 0;
-    for (uint32_t i = 0; rc == 0 && i < c->seq_ids.fresh; i++) {
-        const struct seq_rec *rec = &c->t.seqs[i];
-        if (rec->state == RECORD_LIVE) {
-            rc = count_row(c, i, 0, pool_pages(&c->pools[rec->pool], rec->length), last, err);
-        }
-    }
-    return rc;
-}
-
-static int count_reserved(struct core *c, uint32_t step, uint32_t *last, struct err *err) {
-    const struct step_rec *rec = &c->t.steps[step];
-    const struct step_items items = tables_items(&c->t, step);
-    struct pool_live *pool = &c->pools[rec->pool];
-    int rc = 0;
-    for (uint32_t i = 0; rc == 0 && i < rec->n; i++) {
-        uint32_t seq = items.seqs[i];
-        uint32_t committed = pool_pages(pool, c->t.seqs[seq].length);
-        uint32_t old_page = items.old_pages[i];
-        rc = count_row(c, seq, committed, pool_pages(pool, items.kv_len[i]), last, err);
-        if (rc != 0 || old_page == LAYOUT_NONE) {
-            continue;
-        }
-        // An abort puts it back into the row, which must not have it yet.
-        const uint32_t *row = pool_row(pool, items.rows[i]);
-        for (uint32_t p = 0; p < committed; p++) {
-            if (row[p] == old_page) {
-                return damaged(err, "old page %u of item %u of step %u", old_page, i, step);
-            }
-        }
-        pages_count(&pool->pages, old_page);
-    }
-    return rc;
-}
-
-// Invariants 4 and 5 of core.h: what a step writes to is named by nothing else.
-static int check_written_pages(const struct core *c, uint32_t step, struct err *err) {
-    const struct step_rec *rec = &c->t.steps[step];
-    const struct step_items items = tables_items(&c->t, step);
-    const struct pool_live *pool = &c->pools[rec->pool];
-    for (uint32_t i = 0; i < rec->n; i++) {
-        uint32_t length = c->t.seqs[items.seqs[i]].length;
-        if (items.kv_len[i] == length) {
-            continue;
-        }
-        const uint32_t *row = pool_row(pool, items.rows[i]);
-        for (uint32_t p = length >> pool->page_shift; p < pool_pages(pool, items.kv_len[i]); p++) {
-            if (pool->pages.refs[row[p]] != 1) {
-                return damaged(err, "page %u is written by step %u and has %u references", row[p],
-                               step, pool->pages.refs[row[p]]);
-            }
-        }
-    }
-    return 0;
-}
-
-static int rebuild_pages(struct core *c, struct err *err) {
-    uint32_t max_pages = 1;
-    for (uint32_t i = 0; i < c->limits.max_pools; i++) {
-        if (c->t.pools[i].state == RECORD_LIVE && c->t.pools[i].num_pages > max_pages) {
-            max_pages = c->t.pools[i].num_pages;
-        }
-    }
-    uint32_t *last = calloc(max_pages, sizeof *last);
-    if (last == NULL) {
-        return err_set(err, KVPOOL_E_NOMEM, "out of memory for the tables of %u pages", max_pages);
-    }
-    int rc = count_committed(c, last, err);
-    for (uint32_t s = 0; rc == 0 && s < c->step_ids.fresh; s++) {
-        rc = step_used(c, s) ? count_reserved(c, s, last, err) : 0;
-    }
-    for (uint32_t s = 0; rc == 0 && s < c->step_ids.fresh; s++) {
-        rc = step_used(c, s) ? check_written_pages(c, s, err) : 0;
-    }
-    for (uint32_t i = 0; rc == 0 && i < c->limits.max_pools; i++) {
-        if (c->t.pools[i].state == RECORD_LIVE) {
-            pages_fill(&c->pools[i].pages);
-        }
-    }
-    free(last);
-    return rc;
-}
+// ----------------------------------------------------------------------------------------------
 
 int core_rebuild(struct core *c, struct err *err) {
     int rc = rebuild_pools(c, err);
@@ -405,7 +360,7 @@ int core_rebuild(struct core *c, struct err *err) {
         rc = rebuild_steps(c, err);
     }
     if (rc == 0) {
-        rc = rebuild_pages(c, err);
+        rc = core_rebuild_pages(c, err);
     }
     return rc;
 }

@@ -51,8 +51,7 @@ static int pinned(struct err *err, uint64_t handle) {
     return err_set(err, KVPOOL_E_BUSY, "sequence 0x%" PRIx64 " is read by work in flight", handle);
 }
 
-// Room for n more sequences in core and in the pool?
-static int check_room(const struct core *c, uint32_t pool, uint32_t n, struct err *err) {
+int core_seq_room(const struct core *c, uint32_t pool, uint32_t n, struct err *err) {
     if (n < 1 || n > c->limits.max_batch) {
         return err_set(err, KVPOOL_E_INVAL, "n %u is outside 1..%u", n, c->limits.max_batch);
     }
@@ -67,8 +66,8 @@ static int check_room(const struct core *c, uint32_t pool, uint32_t n, struct er
     return 0;
 }
 
-// An empty sequence; there is room.
-static uint32_t new_seq(struct core *c, uint32_t session, uint32_t pool) {
+uint32_t core_seq_new(struct core *c, uint32_t session, uint32_t pool, uint32_t ns,
+                      uint32_t priority, const struct prefix_value *root) {
     struct pool_live *live = &c->pools[pool];
     uint32_t seq = ids_take(&c->seq_ids);
     uint32_t row = ids_take(&live->rows);
@@ -80,22 +79,33 @@ static uint32_t new_seq(struct core *c, uint32_t session, uint32_t pool) {
         .session = session,
         .row = row,
         .step = LAYOUT_NONE,
+        .ns = ns,
+        .priority = priority,
+        .root = *root,
     };
     live->row_seqs[row] = seq + 1;
     live->seqs++;
+    live->ns[ns].seqs++;
     c->seqs[seq].pins = 0;
     core_link_seq(c, seq);
     return seq;
 }
 
-void core_release_seq(struct core *c, uint32_t seq) {
+static struct release release_of(const struct seq_rec *rec, enum core_hint hint) {
+    return (struct release){
+        .pool = rec->pool, .ns = rec->ns, .priority = rec->priority, .drop = hint == CORE_DROP};
+}
+
+void core_release_seq(struct core *c, uint32_t seq, enum core_hint hint) {
     struct seq_rec *rec = &c->t.seqs[seq];
     struct pool_live *live = &c->pools[rec->pool];
     assert(rec->step == LAYOUT_NONE && c->seqs[seq].pins == 0);
-    pages_unref_n(&live->pages, pool_pages(live, rec->length), pool_row(live, rec->row));
+    const struct release by = release_of(rec, hint);
+    core_unref_n(c, &by, pool_pages(live, rec->length), pool_row(live, rec->row));
     live->row_seqs[rec->row] = 0;
     ids_give(&live->rows, rec->row);
     live->seqs--;
+    live->ns[rec->ns].seqs--;
     core_unlink_seq(c, seq);
     rec->state = RECORD_FREE;
     rec->generation = handle_next(rec->generation);
@@ -104,7 +114,6 @@ void core_release_seq(struct core *c, uint32_t seq) {
 
 int core_seq_create(struct core *c, uint64_t session_handle, uint64_t pool_handle, uint32_t ns,
                     uint32_t n, uint64_t *ret_seqs, struct err *err) {
-    (void)ns;
     uint32_t session = 0;
     uint32_t pool = 0;
     int rc = core_find_session(c, session_handle, &session, err);
@@ -112,10 +121,14 @@ int core_seq_create(struct core *c, uint64_t session_handle, uint64_t pool_handl
         rc = core_find_pool(c, pool_handle, &pool, err);
     }
     if (rc == 0) {
-        rc = check_room(c, pool, n, err);
+        rc = core_find_ns(c, pool, ns, err);
+    }
+    if (rc == 0) {
+        rc = core_seq_room(c, pool, n, err);
     }
     for (uint32_t i = 0; rc == 0 && i < n; i++) {
-        ret_seqs[i] = core_seq_handle(c, new_seq(c, session, pool));
+        uint32_t seq = core_seq_new(c, session, pool, ns, CORE_NORMAL, &c->pools[pool].ns[ns].root);
+        ret_seqs[i] = core_seq_handle(c, seq);
     }
     return rc;
 }
@@ -135,7 +148,7 @@ int core_seq_fork(struct core *c, uint64_t session_handle, uint64_t seq_handle, 
     if (source.step != LAYOUT_NONE) {
         return in_step(err, seq_handle);
     }
-    rc = check_room(c, source.pool, n, err);
+    rc = core_seq_room(c, source.pool, n, err);
     if (rc != 0) {
         return rc;
     }
@@ -143,11 +156,13 @@ int core_seq_fork(struct core *c, uint64_t session_handle, uint64_t seq_handle, 
     const uint32_t *source_row = pool_row(live, source.row);
     uint32_t pages = pool_pages(live, source.length);
     for (uint32_t i = 0; i < n; i++) {
-        uint32_t seq = new_seq(c, session, source.pool);
+        uint32_t seq =
+            core_seq_new(c, session, source.pool, source.ns, source.priority, &source.root);
         uint32_t row = c->t.seqs[seq].row;
         memcpy(pool_row(live, row), source_row, pages * sizeof *source_row);
         pages_ref_n(&live->pages, pages, source_row);
         c->t.seqs[seq].length = source.length;
+        c->t.seqs[seq].tracked = source.tracked;
         c->deltas[i] = (struct core_delta){row, 0, pages};
         ret_seqs[i] = core_seq_handle(c, seq);
     }
@@ -185,14 +200,15 @@ int core_seq_truncate(struct core *c, uint64_t session_handle, uint64_t seq_hand
     struct pool_live *live = &c->pools[rec->pool];
     uint32_t keep = pool_pages(live, length);
     uint32_t have = pool_pages(live, rec->length);
-    pages_unref_n(&live->pages, have - keep, pool_row(live, rec->row) + keep);
+    const struct release by = release_of(rec, CORE_KEEP);
+    core_unref_n(c, &by, have - keep, pool_row(live, rec->row) + keep);
     rec->length = length;
+    rec->tracked = rec->tracked < length ? rec->tracked : length;
     return 0;
 }
 
 int core_seq_free(struct core *c, uint64_t session_handle, uint32_t n, const uint64_t *seqs,
                   enum core_hint hint, struct err *err) {
-    (void)hint;
     uint32_t session = 0;
     int rc = core_find_session(c, session_handle, &session, err);
     if (rc != 0) {
@@ -200,6 +216,9 @@ int core_seq_free(struct core *c, uint64_t session_handle, uint32_t n, const uin
     }
     if (n == 0) {
         return err_set(err, KVPOOL_E_INVAL, "the list of sequences is empty");
+    }
+    if (hint != CORE_KEEP && hint != CORE_DROP) {
+        return err_set(err, KVPOOL_E_INVAL, "hint %d is neither keep nor drop", (int)hint);
     }
     uint64_t stamp = ++c->stamp;
     for (uint32_t i = 0; i < n; i++) {
@@ -221,8 +240,27 @@ int core_seq_free(struct core *c, uint64_t session_handle, uint32_t n, const uin
         }
     }
     for (uint32_t i = 0; i < n; i++) {
-        core_release_seq(c, handle_index(seqs[i]));
+        core_release_seq(c, handle_index(seqs[i]), hint);
     }
+    return 0;
+}
+
+int core_seq_set_priority(struct core *c, uint64_t session_handle, uint64_t seq_handle,
+                          uint32_t priority, struct err *err) {
+    uint32_t session = 0;
+    uint32_t seq = 0;
+    int rc = core_find_session(c, session_handle, &session, err);
+    if (rc == 0) {
+        rc = core_find_seq(c, session, seq_handle, &seq, err);
+    }
+    if (rc != 0) {
+        return rc;
+    }
+    if (priority >= CORE_PRIORITIES) {
+        return err_set(err, KVPOOL_E_INVAL, "priority %u is outside 0..%d", priority,
+                       CORE_PRIORITIES - 1);
+    }
+    c->t.seqs[seq].priority = priority;
     return 0;
 }
 
@@ -257,6 +295,9 @@ static void fill_info(const struct core *c, uint32_t seq, struct core_seq_info *
         .pool = core_pool_handle(c, rec->pool),
         .session = core_session_handle(c, rec->session),
         .length = rec->length,
+        .tracked = rec->tracked,
+        .ns = rec->ns,
+        .priority = rec->priority,
         .pages = pages,
         .shared_pages = count_shared(c, rec, pages),
         .row = rec->row,

@@ -50,7 +50,7 @@ int core_session_close(struct core *c, uint64_t handle, struct err *err) {
         core_drop_step(c, live->first_step, NULL);
     }
     while (live->first_seq != LAYOUT_NONE) {
-        core_release_seq(c, live->first_seq);
+        core_release_seq(c, live->first_seq, CORE_KEEP);
     }
     struct session_rec *rec = &c->t.sessions[session];
     uint32_t generation = handle_next(rec->generation);

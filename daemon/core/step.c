@@ -8,7 +8,8 @@
 //     Finished ids are remembered in the session's ring of CORE_FINISHED; older ones are unknown
 //     again.
 //
-// What begin does to one sequence (page_size 4, length 6, 4 new tokens, last page b shared):
+// What begin does to one sequence (page_size 4, length 6, 4 new tokens, last page b shared or
+// sealed):
 //     row before:   | a | b |            new pages needed: 1 for b's copy, 1 beyond
 //     row in step:  | a | c | d |        old page b, copy b -> c, delta row[1..3)
 //     committed:    | a | c | d |        b loses a reference
@@ -99,16 +100,38 @@ static void free_slot(struct core *c, uint32_t step) {
 
 // --- begin ------------------------------------------------------------------------------------
 
+// Where the id of the token at `position` of item i stands.
+static uint32_t *id_at(const struct core *c, uint32_t step, uint32_t i, uint32_t position) {
+    const struct pool_live *live = &c->pools[c->t.steps[step].pool];
+    const uint32_t *row = pool_row(live, tables_items(&c->t, step).rows[i]);
+    return pool_tokens(live, row[position >> live->page_shift]) + (position & live->page_mask);
+}
+
+// Are these the ids that the begin of item i brought?
+static bool same_ids(const struct core *c, uint32_t step, uint32_t i, const uint32_t *ids) {
+    const struct step_items items = tables_items(&c->t, step);
+    uint32_t q_len = items.qo_indptr[i + 1] - items.qo_indptr[i];
+    for (uint32_t k = 0; k < q_len; k++) {
+        if (*id_at(c, step, i, items.kv_len[i] - q_len + k) != ids[k]) {
+            return false;
+        }
+    }
+    return true;
+}
+
 // A begin whose id is open: the same batch is a repeat.
 static int repeat_begin(struct core *c, uint32_t step, uint64_t pool, uint32_t n,
-                        const struct core_item *items, struct core_step_info *ret,
-                        struct core_effects *ret_effects, struct err *err) {
+                        const struct core_item *items, const uint32_t *ids,
+                        struct core_step_info *ret, struct core_effects *ret_effects,
+                        struct err *err) {
     const struct step_rec *rec = &c->t.steps[step];
     const struct step_items have = tables_items(&c->t, step);
-    bool same = n == rec->n && pool == core_pool_handle(c, rec->pool);
+    bool same = n == rec->n && pool == core_pool_handle(c, rec->pool) &&
+                (ids != NULL) == (rec->ids_known != 0);
     for (uint32_t i = 0; same && i < n; i++) {
         same = items[i].seq == core_seq_handle(c, have.seqs[i]) &&
-               items[i].tokens == have.qo_indptr[i + 1] - have.qo_indptr[i];
+               items[i].tokens == have.qo_indptr[i + 1] - have.qo_indptr[i] &&
+               (ids == NULL || same_ids(c, step, i, ids + have.qo_indptr[i]));
     }
     if (!same) {
         return err_set(err, KVPOOL_E_EXISTS, "step %" PRIu64 " is open with another batch",
@@ -151,6 +174,7 @@ static int plan(struct core *c, uint32_t session, uint32_t pool, uint32_t n,
     uint64_t copied = 0;
     uint64_t added = 0;
     uint32_t max_q_len = 0;
+    uint32_t ns = 0;
     plan.qo_indptr[0] = 0;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t seq = 0;
@@ -160,6 +184,10 @@ static int plan(struct core *c, uint32_t session, uint32_t pool, uint32_t n,
         }
         const struct seq_rec *rec = &c->t.seqs[seq];
         uint32_t q_len = items[i].tokens;
+        if (i > 0 && rec->ns != ns) {
+            return err_set(err, KVPOOL_E_INVAL, "the batch has sequences of two namespaces");
+        }
+        ns = rec->ns;
         if (q_len > max_seq_len - rec->length) {
             return err_set(err, KVPOOL_E_INVAL,
                            "sequence 0x%" PRIx64 " would have %" PRIu64
@@ -176,7 +204,7 @@ static int plan(struct core *c, uint32_t session, uint32_t pool, uint32_t n,
         uint32_t old_page = LAYOUT_NONE;
         if (q_len > 0 && (rec->length & live->page_mask) != 0) {
             uint32_t last = pool_row(live, rec->row)[pages - 1];
-            if (live->pages.refs[last] > 1) {
+            if (live->pages.refs[last] > 1 || live->recs[last].state == RECORD_LIVE) {
                 old_page = last;
                 copied++;
             }
@@ -189,11 +217,13 @@ static int plan(struct core *c, uint32_t session, uint32_t pool, uint32_t n,
         plan.old_pages[i] = old_page;
         plan.qo_indptr[i + 1] = (uint32_t)tokens;
     }
-    uint64_t available = pages_free(&live->pages);
-    if (added + copied > available) {
-        return err_set_detail(err, KVPOOL_E_NOSPACE, added + copied - available,
-                              "the step needs %" PRIu64 " pages, pool \"%s\" has %" PRIu64 " free",
-                              added + copied, c->t.pools[pool].name, available);
+    uint64_t room = core_room(c, pool, ns);
+    if (added + copied > room) {
+        c->pools[pool].ns[ns].counters.refused++;
+        return err_set_detail(err, KVPOOL_E_NOSPACE, added + copied - room,
+                              "the step needs %" PRIu64 " pages, pool \"%s\" has %" PRIu64
+                              " free for namespace \"%s\"",
+                              added + copied, c->t.pools[pool].name, room, live->ns_recs[ns].name);
     }
     struct step_rec *rec = &c->t.steps[step];
     *rec = (struct step_rec){
@@ -205,32 +235,51 @@ static int plan(struct core *c, uint32_t session, uint32_t pool, uint32_t n,
         .max_q_len = max_q_len,
         .reserved_pages = (uint32_t)(added + copied),
         .added_pages = (uint32_t)added,
+        .ns = ns,
     };
     return 0;
 }
 
+// Writes the ids of the new tokens of item i, and with a copied page those before them.
+static void put_ids(struct core *c, uint32_t step, uint32_t i, const uint32_t *ids) {
+    const struct step_items items = tables_items(&c->t, step);
+    uint32_t q_len = items.qo_indptr[i + 1] - items.qo_indptr[i];
+    uint32_t length = items.kv_len[i] - q_len;
+    if (items.old_pages[i] != LAYOUT_NONE) {
+        const struct pool_live *live = &c->pools[c->t.steps[step].pool];
+        uint32_t kept = length & live->page_mask;
+        memcpy(id_at(c, step, i, length - kept), pool_tokens(live, items.old_pages[i]),
+               kept * sizeof *ids);
+    }
+    for (uint32_t k = 0; ids != NULL && k < q_len; k++) {
+        *id_at(c, step, i, length + k) = ids[k];
+    }
+}
+
 // Carries a plan out; cannot fail.
-static void reserve(struct core *c, uint32_t step, struct core_effects *ret_effects) {
+static void reserve(struct core *c, uint32_t step, const uint32_t *ids,
+                    struct core_effects *ret_effects) {
     const struct step_rec *rec = &c->t.steps[step];
     const struct step_items items = tables_items(&c->t, step);
     struct pool_live *live = &c->pools[rec->pool];
     uint32_t num_deltas = 0;
     uint32_t num_copies = 0;
+    core_reserve(c, rec->pool, rec->ns, rec->reserved_pages);
     for (uint32_t i = 0; i < rec->n; i++) {
         struct seq_rec *seq = &c->t.seqs[items.seqs[i]];
         seq->step = step;
         bool copy = items.old_pages[i] != LAYOUT_NONE;
         uint32_t first = pool_pages(live, seq->length) - copy;
         uint32_t count = pool_pages(live, items.kv_len[i]) - first;
-        if (count == 0) {
-            continue;
+        if (count > 0) {
+            uint32_t *row = pool_row(live, items.rows[i]);
+            pages_take_n(&live->pages, count, row + first);
+            c->deltas[num_deltas++] = (struct core_delta){items.rows[i], first, count};
+            if (copy) {
+                c->copies[num_copies++] = (struct core_copy){items.old_pages[i], row[first]};
+            }
         }
-        uint32_t *row = pool_row(live, items.rows[i]);
-        pages_take_n(&live->pages, count, row + first);
-        c->deltas[num_deltas++] = (struct core_delta){items.rows[i], first, count};
-        if (copy) {
-            c->copies[num_copies++] = (struct core_copy){items.old_pages[i], row[first]};
-        }
+        put_ids(c, step, i, ids == NULL ? NULL : ids + items.qo_indptr[i]);
     }
     *ret_effects = (struct core_effects){
         .pool = core_pool_handle(c, rec->pool),
@@ -244,7 +293,6 @@ static void reserve(struct core *c, uint32_t step, struct core_effects *ret_effe
 int core_step_begin(struct core *c, uint64_t session_handle, uint64_t id, uint64_t pool_handle,
                     uint32_t n, const struct core_item *items, const uint32_t *ids,
                     struct core_step_info *ret, struct core_effects *ret_effects, struct err *err) {
-    (void)ids;
     uint32_t session = 0;
     uint32_t pool = 0;
     int rc = core_find_session(c, session_handle, &session, err);
@@ -257,7 +305,7 @@ int core_step_begin(struct core *c, uint64_t session_handle, uint64_t id, uint64
     uint32_t at = 0;
     rc = look_up(c, session, id, &at);
     if (rc == 0) {
-        return repeat_begin(c, at, pool_handle, n, items, ret, ret_effects, err);
+        return repeat_begin(c, at, pool_handle, n, items, ids, ret, ret_effects, err);
     }
     if (rc != KVPOOL_E_NOTFOUND) {
         return err_set(err, KVPOOL_E_STATE, "step %" PRIu64 " is already %s", id,
@@ -278,9 +326,10 @@ int core_step_begin(struct core *c, uint64_t session_handle, uint64_t id, uint64
     ids_take(&c->step_ids);
     struct step_rec *rec = &c->t.steps[step];
     rec->id = id;
+    rec->ids_known = ids != NULL;
     rec->state = RECORD_LIVE;
     core_link_step(c, step);
-    reserve(c, step, ret_effects);
+    reserve(c, step, ids, ret_effects);
     *ret = info_of(c, rec, rec->reserved_pages);
     return 0;
 }
@@ -368,10 +417,35 @@ static int check_written(const struct core *c, const struct step_rec *rec, struc
     return 0;
 }
 
+// Lets the sequences of a step advance. Returns how many deltas there are.
+static uint32_t finish_items(struct core *c, uint32_t step, struct core_step_info *info) {
+    const struct step_rec *rec = &c->t.steps[step];
+    const struct step_items items = tables_items(&c->t, step);
+    uint32_t num_deltas = 0;
+    for (uint32_t i = 0; i < rec->n; i++) {
+        struct seq_rec *seq = &c->t.seqs[items.seqs[i]];
+        uint32_t tracked = seq->tracked;
+        if (rec->ids_known != 0 && tracked == seq->length) {
+            seq->tracked = items.kv_len[i];
+        }
+        seq->length = items.kv_len[i];
+        seq->step = LAYOUT_NONE;
+        if (items.old_pages[i] != LAYOUT_NONE) {
+            const struct release by = {.pool = rec->pool, .ns = rec->ns, .priority = seq->priority};
+            core_unref(c, &by, items.old_pages[i]);
+        }
+        struct core_delta delta = {.row = items.rows[i]};
+        core_seal(c, items.seqs[i], tracked, &delta.first, &delta.count, info);
+        if (delta.count > 0) {
+            c->deltas[num_deltas++] = delta;
+        }
+    }
+    return num_deltas;
+}
+
 int core_step_commit(struct core *c, uint64_t session_handle, uint64_t id,
                      struct core_step_info *ret, struct core_effects *ret_effects,
                      struct err *err) {
-    *ret_effects = (struct core_effects){0};
     uint32_t session = 0;
     uint32_t at = 0;
     int rc = core_find_session(c, session_handle, &session, err);
@@ -381,6 +455,8 @@ int core_step_commit(struct core *c, uint64_t session_handle, uint64_t id,
     rc = look_up(c, session, id, &at);
     if (rc == KVPOOL_E_STATE) { // committed before
         const struct finished_rec *finished = &c->t.sessions[session].finished[at];
+        *ret_effects =
+            (struct core_effects){.pool = finished->pool, .deltas = c->deltas, .copies = c->copies};
         *ret = (struct core_step_info){
             .step = id,
             .pool = finished->pool,
@@ -402,17 +478,15 @@ int core_step_commit(struct core *c, uint64_t session_handle, uint64_t id,
     if (rc != 0) {
         return rc;
     }
-    const struct step_items items = tables_items(&c->t, step);
-    struct pages *pages = &c->pools[rec->pool].pages;
-    for (uint32_t i = 0; i < rec->n; i++) {
-        struct seq_rec *seq = &c->t.seqs[items.seqs[i]];
-        seq->length = items.kv_len[i];
-        seq->step = LAYOUT_NONE;
-        if (items.old_pages[i] != LAYOUT_NONE) {
-            pages_unref(pages, items.old_pages[i]);
-        }
-    }
-    *ret = info_of(c, rec, rec->added_pages);
+    struct core_step_info info = info_of(c, rec, rec->added_pages);
+    const struct core_effects effects = {
+        .pool = info.pool,
+        .deltas = c->deltas,
+        .copies = c->copies,
+        .num_deltas = finish_items(c, step, &info),
+    };
+    *ret = info;
+    *ret_effects = effects;
     remember(c, step, OUTCOME_COMMITTED);
     free_slot(c, step);
     return 0;
@@ -423,12 +497,14 @@ uint32_t core_drop_step(struct core *c, uint32_t step, struct core_delta *deltas
     const struct step_items items = tables_items(&c->t, step);
     struct pool_live *live = &c->pools[rec->pool];
     uint32_t num_deltas = 0;
+    const struct release by = {
+        .pool = rec->pool, .ns = rec->ns, .priority = SPACE_NO_CLASS}; // none of them is sealed
     for (uint32_t i = 0; i < rec->n; i++) {
         struct seq_rec *seq = &c->t.seqs[items.seqs[i]];
         uint32_t *row = pool_row(live, items.rows[i]);
         bool copy = items.old_pages[i] != LAYOUT_NONE;
         uint32_t first = pool_pages(live, seq->length) - copy;
-        pages_unref_n(&live->pages, pool_pages(live, items.kv_len[i]) - first, row + first);
+        core_unref_n(c, &by, pool_pages(live, items.kv_len[i]) - first, row + first);
         if (copy) {
             row[first] = items.old_pages[i];
             if (deltas != NULL) {

@@ -30,11 +30,12 @@
 //   Restart   When the daemon went away, calls fail with KVPOOL_E_CONN; one that was in flight
 //             may or may not have been carried out. Every further call tries to reconnect by
 //             itself. If only the connection was lost, nothing else changed: handles stay valid,
-//             steps open, for as long as the daemon's `session_grace` (30 s). If the session ended (the daemon is a new instance, or gave the client
-//             up), sequences, steps and regions are gone, and pool handles too if it is a new
-//             instance: the next call that takes a handle answers KVPOOL_E_LOST, once, and later
-//             uses of an old one KVPOOL_E_STALE (a step: KVPOOL_E_NOTFOUND). So on KVPOOL_E_LOST:
-//             open the pools, make regions and sequences again.
+//             steps open, for as long as the daemon's `session_grace` (30 s). If the session ended
+//             (the daemon is a new instance, or gave the client up), sequences, steps and regions
+//             are gone, and pool handles too if it is a new instance: the next call that takes a
+//             handle answers KVPOOL_E_LOST, once, and later uses of an old one KVPOOL_E_STALE (a
+//             step: KVPOOL_E_NOTFOUND). So on KVPOOL_E_LOST: open the pools, make regions and
+//             sequences again.
 //   Growth    Every public struct begins with `size`; set it to sizeof the struct (the *_INIT
 //             macros do) so that older programs work with newer libraries. Zero means "default"
 //             in every field unless it says otherwise.
@@ -139,9 +140,9 @@ typedef struct kvpool_connect_args {
 // Connects to a daemon. `args` may be NULL (all defaults). The client is owned by the caller:
 // kvpool_close().
 // Errors: CONN (no daemon there, or no permission: the message says which), VERSION, LIMIT (too
-// many clients), INVAL (a path too long for a socket, a name too long, unknown flags), TIMEOUT,
-// SHUTDOWN, PERM (the credential is not known), UNSUPPORTED (a credential for a daemon that takes
-// none).
+// many clients), INVAL (a path too long for a socket, a name or credential empty or too long, unknown
+// flags), TIMEOUT, SHUTDOWN, PERM (the credential is not known), UNSUPPORTED (a credential for a
+// daemon that takes none).
 KVPOOL_API kvpool_status kvpool_connect(const kvpool_connect_args *args,
                                         kvpool_client **ret_client);
 
@@ -411,9 +412,9 @@ typedef struct kvpool_step_args {
 // Opens a step: reserves every page that the new tokens need, or none. A sequence is in at most one
 // open step. ret_missing_pages (may be NULL) is written on KVPOOL_E_NOSPACE only: how many more
 // free pages the step needs. Errors: NOSPACE, STALE, PERM, BUSY (a sequence is in another step),
-// INVAL (empty batch, duplicate sequence, sequence of another pool, longer than max_seq_len), LIMIT
-// (open steps), TOOBIG, EXISTS (the id is open with another batch), STATE (the id is already
-// finished).
+// INVAL (empty batch, duplicate sequence, sequence of another pool, longer than max_seq_len, too many
+// tokens with ids), LIMIT (open steps), TOOBIG, EXISTS (the id is open with another batch), STATE (the
+// id is already finished), UNSUPPORTED (ids for a daemon without prefix sharing).
 KVPOOL_API kvpool_status kvpool_step_begin(kvpool_client *client, const kvpool_step_args *args,
                                            kvpool_step *ret_step, uint64_t *ret_missing_pages);
 

@@ -2,7 +2,7 @@
 // fuzz_ops.c: sequences of requests through the parser into core, as the daemon maps them, with
 // several sessions and with work in flight. After every request core must satisfy its invariants
 // and agree with model.h; a request that failed must have changed nothing; when every session is
-// closed every page is free.
+// closed and every pin has ended, every page is free or cached.
 //
 // The input is a script, not raw messages, so that mutations stay meaningful: commands of one byte
 // (modulo their number, in the order of `commands` below), each followed by its argument bytes (0
@@ -28,7 +28,10 @@ static const struct core_limits limits = {.max_pools = MODEL_POOLS,
                                           .max_steps = MODEL_STEPS,
                                           .max_session_steps = 2,
                                           .max_batch = MODEL_BATCH,
-                                          .max_table_entries = MODEL_ENTRIES};
+                                          .max_table_entries = MODEL_ENTRIES,
+                                          .max_pages = MODEL_POOLS * MODEL_TOKENS / 8,
+                                          .max_page_tokens = (uint64_t)MODEL_POOLS * MODEL_TOKENS,
+                                          .max_pins = MODEL_PINS};
 
 static _Alignas(4096) uint8_t block[BLOCK_MAX];
 static struct {
@@ -54,7 +57,7 @@ static uint64_t take_handle(const struct seen *s) {
 // --- one message ------------------------------------------------------------------------------
 
 struct view { // what a client could see of core
-    uint32_t words[4 + MODEL_POOLS * 4 + MODEL_SEQS * 6];
+    uint32_t words[5 + MODEL_POOLS * 7 + MODEL_SEQS * 8];
 };
 
 static struct view look(void) {
@@ -66,12 +69,16 @@ static struct view look(void) {
     *w++ = totals.sessions;
     *w++ = totals.seqs;
     *w++ = totals.steps;
+    *w++ = totals.pins;
     struct core_pool_info pool;
     while (core_pool_next(sim.core, &cursor, &pool)) {
         *w++ = pool.index;
         *w++ = pool.free_pages;
         *w++ = pool.shared_pages;
         *w++ = pool.seqs;
+        *w++ = pool.cached_pages;
+        *w++ = pool.sealed_pages;
+        *w++ = pool.pins;
     }
     struct core_seq_info seq;
     cursor = 0;
@@ -82,15 +89,23 @@ static struct view look(void) {
         *w++ = seq.shared_pages;
         *w++ = seq.row;
         *w++ = seq.in_step;
+        *w++ = seq.tracked;
+        *w++ = seq.priority;
     }
     return v;
 }
 
-static void send(uint8_t session, enum proto_socket socket, uint16_t op, const void *body,
-                 size_t body_len, const void *records, size_t records_len) {
-    uint8_t bytes[1024];
+struct part { // of a message: behind its body
+    const void *bytes;
+    size_t len;
+};
+
+static void send_tokens(uint8_t session, enum proto_socket socket, uint16_t op, struct part body,
+                        struct part records, const uint32_t *tokens, uint32_t num_tokens) {
+    uint8_t bytes[2048];
     struct proto_header h = {.version = 1, .op = op, .seq = 1};
-    size_t len = proto_write(bytes, sizeof bytes, &h, body, body_len, records, records_len);
+    size_t len = proto_write_tokens(bytes, sizeof bytes, &h, body.bytes, body.len, records.bytes,
+                                    records.len, tokens, num_tokens);
     ENSURE(len > 0);
     if (f.corrupt)
         bytes[f.corrupt_at % len] ^= f.corrupt_with;
@@ -112,6 +127,12 @@ static void send(uint8_t session, enum proto_socket socket, uint16_t op, const v
     model_verify(sim.core);
 }
 
+static void send(uint8_t session, enum proto_socket socket, uint16_t op, const void *body,
+                 size_t body_len, const void *records, size_t records_len) {
+    send_tokens(session, socket, op, (struct part){body, body_len},
+                (struct part){records, records_len}, NULL, 0);
+}
+
 #define SEND(session, op, body) send(session, PROTO_ON_CONTROL, op, &(body), sizeof(body), NULL, 0)
 
 // --- commands ---------------------------------------------------------------------------------
@@ -119,6 +140,8 @@ static void send(uint8_t session, enum proto_socket socket, uint16_t op, const v
 static void do_open(void) {
     uint8_t session = take();
     struct proto_fd_hello b = {.version_min = 1, .version_max = 1, .name = "fuzz"};
+    if (session % MODEL_SESSIONS == MODEL_SESSIONS - 1)
+        memcpy(b.name, SIM_TENANT, sizeof SIM_TENANT);
     send(session, PROTO_ON_FD, PROTO_FD_HELLO, &b, sizeof b, NULL, 0);
 }
 
@@ -239,6 +262,16 @@ static void do_attend(void) { // session, pool, layer, items
     send(session, PROTO_ON_CONTROL, PROTO_DECODE, &b, sizeof b, items, b.count * sizeof items[0]);
 }
 
+// Writes both layers of a step and commits it.
+static void finish_step(uint8_t session, uint64_t id) {
+    struct proto_attn layer = {.step = id, .k = {.region = 1}, .v = {.region = 1}};
+    for (layer.layer = 0; layer.layer < 2; layer.layer++)
+        SEND(session, PROTO_APPEND, layer);
+    sim_complete_all(f.sessions[session % MODEL_SESSIONS]);
+    struct proto_handle step = {id};
+    SEND(session, PROTO_STEP_COMMIT, step);
+}
+
 // One step from begin to commit: session, step, pool, items.
 static void do_whole_step(void) {
     uint8_t session = take();
@@ -248,13 +281,108 @@ static void do_whole_step(void) {
     b.count = take_items(items);
     send(session, PROTO_ON_CONTROL, PROTO_STEP_BEGIN, &b, sizeof b, items,
          b.count * sizeof items[0]);
-    struct proto_attn layer = {.step = b.step, .k = {.region = 1}, .v = {.region = 1}};
-    for (layer.layer = 0; layer.layer < 2; layer.layer++)
-        SEND(session, PROTO_APPEND, layer);
-    sim_complete_all(f.sessions[session % MODEL_SESSIONS]);
-    struct proto_handle step = {b.step};
-    SEND(session, PROTO_STEP_COMMIT, step);
+    finish_step(session, b.step);
 }
+
+// --- prefixes ---------------------------------------------------------------------------------
+
+// Token `position` of a document. All begin alike, then every second one, then none.
+static uint32_t token(uint8_t doc, uint32_t position) {
+    uint32_t who = position < 8 ? 0 : position < 16 ? doc % 2u : doc;
+    return who << 16 | position;
+}
+
+static void do_seq_open(void) { // session, pool, doc, n, flags and priority, extra
+    uint8_t session = take();
+    struct proto_seq_open b = {.pool = take_handle(&sim.pools)};
+    uint8_t doc = take();
+    b.num_tokens = take() % 128;
+    uint8_t how = take();
+    b.flags = how % 4;
+    b.priority = how / 4 % 4;
+    b.extra_size = take() % 3;
+    memset(b.extra, 'x', b.extra_size);
+    uint32_t tokens[128];
+    for (uint32_t i = 0; i < b.num_tokens; i++)
+        tokens[i] = token(doc, i);
+    send_tokens(session, PROTO_ON_CONTROL, PROTO_SEQ_OPEN, (struct part){&b, sizeof b},
+                (struct part){NULL, 0}, tokens, b.num_tokens);
+}
+
+// BEGIN_TOKENS of step `id`, of each sequence with what the document has next: pool, doc, items.
+static void begin_tokens(uint8_t session, uint64_t id) {
+    struct proto_step_begin_tokens b = {.step = id, .pool = take_handle(&sim.pools)};
+    uint8_t doc = take();
+    struct proto_batch_item items[MODEL_BATCH + 1];
+    uint32_t tokens[(MODEL_BATCH + 1) * 64];
+    b.count = take_items(items);
+    for (uint32_t i = 0; i < b.count; i++) {
+        struct core_seq_info info = {0};
+        bool known = core_seq_stat(sim.core, 0, items[i].seq, &info, NULL) == 0;
+        for (uint32_t k = 0; k < items[i].tokens; k++)
+            tokens[b.num_tokens++] = token(doc, (known ? info.length : 0) + k);
+    }
+    send_tokens(session, PROTO_ON_CONTROL, PROTO_STEP_BEGIN_TOKENS, (struct part){&b, sizeof b},
+                (struct part){items, b.count * sizeof items[0]}, tokens, b.num_tokens);
+}
+
+static void do_begin_tokens(void) { // session, step, pool, doc, items
+    uint8_t session = take();
+    begin_tokens(session, 1 + take() % 16);
+}
+
+static void do_whole_step_tokens(void) { // session, step, pool, doc, items
+    uint8_t session = take();
+    uint64_t id = 1 + take() % 16;
+    begin_tokens(session, id);
+    finish_step(session, id);
+}
+
+static void do_seq_release(void) { // session, hint, n, seqs
+    uint8_t session = take();
+    uint64_t seqs[MODEL_BATCH];
+    struct proto_seq_release b = {.hint = take() % 3};
+    b.count = 1 + take() % MODEL_BATCH;
+    for (uint32_t i = 0; i < b.count; i++)
+        seqs[i] = take_handle(&sim.seqs);
+    send(session, PROTO_ON_CONTROL, PROTO_SEQ_RELEASE, &b, sizeof b, seqs,
+         b.count * sizeof seqs[0]);
+}
+
+static void do_seq_priority(void) { // session, seq, priority
+    uint8_t session = take();
+    struct proto_seq_priority b = {.seq = take_handle(&sim.seqs)};
+    b.priority = take() % 4;
+    SEND(session, PROTO_SEQ_PRIORITY, b);
+}
+
+static void do_prefix_pin(void) { // session, seq, tokens, ttl
+    uint8_t session = take();
+    struct proto_prefix_pin b = {.seq = take_handle(&sim.seqs)};
+    b.tokens = take();
+    b.ttl_ms = take();
+    SEND(session, PROTO_PREFIX_PIN, b);
+}
+
+static void do_prefix_unpin(void) { // session, pool, pin
+    uint8_t session = take();
+    struct proto_prefix_unpin b = {.pool = take_handle(&sim.pools)};
+    b.pin = take_handle(&sim.pins);
+    SEND(session, PROTO_PREFIX_UNPIN, b);
+}
+
+static void do_cache_clear(void) { // session, pool
+    uint8_t session = take();
+    struct proto_handle b = {take_handle(&sim.pools)};
+    SEND(session, PROTO_CACHE_CLEAR, b);
+}
+
+static void do_time(void) { // passed
+    sim_expire(sim.now + take());
+    model_verify(sim.core);
+}
+
+// ----------------------------------------------------------------------------------------------
 
 static void do_complete(void) { // job, 0: it failed
     uint8_t job = take();
@@ -278,16 +406,42 @@ static void do_reattach(void) {
     if (rc != 0)
         fprintf(stderr, "attach: %s\n", err.text);
     ENSURE(rc == 0);
+    core_observe(sim.core, model_event, NULL);
     struct view after = look();
     ENSURE(memcmp(&before, &after, sizeof before) == 0);
     model_verify(sim.core);
 }
 
 static void (*const commands[])(void) = {
-    do_open,     do_bye,        do_pool_create, do_pool_open,    do_pool_handle,
-    do_list,     do_seq_create, do_seq_fork,    do_seq_truncate, do_seq_free,
-    do_seq_stat, do_begin,      do_commit,      do_abort,        do_layer,
-    do_attend,   do_complete,   do_whole_step,  do_corrupt,      do_reattach,
+    do_open,
+    do_bye,
+    do_pool_create,
+    do_pool_open,
+    do_pool_handle,
+    do_list,
+    do_seq_create,
+    do_seq_fork,
+    do_seq_truncate,
+    do_seq_free,
+    do_seq_stat,
+    do_begin,
+    do_commit,
+    do_abort,
+    do_layer,
+    do_attend,
+    do_complete,
+    do_whole_step,
+    do_corrupt,
+    do_reattach,
+    do_seq_open,
+    do_begin_tokens,
+    do_whole_step_tokens,
+    do_seq_release,
+    do_seq_priority,
+    do_prefix_pin,
+    do_prefix_unpin,
+    do_cache_clear,
+    do_time,
 };
 
 int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len) {
@@ -302,6 +456,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len) {
     ENSURE(core_create(block, size, &limits, 3, (const uint8_t[CORE_SECRET_SIZE]){3}, &core,
                        NULL) == 0);
     sim_reset(core);
+    core_observe(core, model_event, NULL);
 
     while (f.left > 0)
         commands[take() % (sizeof commands / sizeof commands[0])]();
@@ -312,10 +467,12 @@ int LLVMFuzzerTestOneInput(const uint8_t *bytes, size_t len) {
             ENSURE(sim_session_close(&f.sessions[i], NULL) == 0);
             model_verify(sim.core);
         }
+    sim_expire(UINT64_MAX);
     struct core_pool_info pool;
     uint32_t cursor = 0;
     while (core_pool_next(sim.core, &cursor, &pool)) {
-        ENSURE(pool.free_pages == pool.config.num_pages && pool.shared_pages == 0);
+        ENSURE(pool.free_pages + pool.cached_pages == pool.config.num_pages);
+        ENSURE(pool.shared_pages == 0 && pool.cached_pages == pool.sealed_pages);
         ENSURE(core_pool_destroy(sim.core, pool.pool, NULL) == 0);
         model_pool_destroyed(pool.pool);
     }

@@ -31,10 +31,13 @@ static void check_error(int rc, const struct err *err, bool reply) {
 
 static void check_same_bytes(const struct proto_msg *msg, size_t body, size_t record,
                              const uint8_t *bytes, size_t len) {
-    static uint8_t again[PROTO_MAX_MESSAGE];
+    static uint8_t again[PROTO_MAX_REQUEST];
+    static uint32_t tokens[PROTO_MAX_TOKENS];
     ENSURE(msg->count == 0 || msg->record_size == record);
-    size_t n = proto_write(again, sizeof again, &msg->header, &msg->body, body, msg->records,
-                           (size_t)msg->count * msg->record_size);
+    ENSURE(msg->num_tokens <= PROTO_MAX_TOKENS && (msg->num_tokens == 0) == (msg->tokens == NULL));
+    proto_tokens(msg, tokens);
+    size_t n = proto_write_tokens(again, sizeof again, &msg->header, &msg->body, body, msg->records,
+                                  (size_t)msg->count * msg->record_size, tokens, msg->num_tokens);
     ENSURE(n == len);
     ENSURE(memcmp(again, bytes, len) == 0);
 }
@@ -59,6 +62,36 @@ static void check_items(const struct proto_msg *msg) {
     }
 }
 
+static void check_begin_tokens(const struct proto_msg *msg) {
+    const struct proto_step_begin_tokens *b = &msg->body.step_begin_tokens;
+    uint64_t sum = 0;
+    ENSURE(b->step != 0 && b->count == msg->count && b->count >= 1);
+    ENSURE(b->num_tokens == msg->num_tokens);
+    check_items(msg);
+    for (uint32_t i = 0; i < msg->count; i++) {
+        struct proto_batch_item item;
+        proto_record(msg, i, &item);
+        sum += item.tokens;
+    }
+    ENSURE(sum == msg->num_tokens);
+}
+
+static void check_open(const struct proto_msg *msg) {
+    const struct proto_seq_open *o = &msg->body.seq_open;
+    ENSURE(o->num_tokens == msg->num_tokens && msg->count == 0);
+    ENSURE((o->flags & ~PROTO_OPEN_KNOWN) == 0 && o->extra_size <= PROTO_EXTRA_MAX);
+    for (uint32_t i = o->extra_size; i < PROTO_EXTRA_MAX; i++)
+        ENSURE(o->extra[i] == 0);
+}
+
+static void check_fd_open(const struct proto_msg *msg) {
+    const struct proto_fd_open *o = &msg->body.fd_open;
+    check_text(o->name, sizeof o->name);
+    check_text(o->credential, sizeof o->credential);
+    for (size_t i = 0; i < sizeof o->token; i++)
+        ENSURE(o->session != 0 || o->token[i] == 0);
+}
+
 static void check_attn(const struct proto_msg *msg) {
     const struct proto_attn *a = &msg->body.attn;
     bool append = msg->header.op == PROTO_APPEND;
@@ -80,6 +113,8 @@ static void check_attn(const struct proto_msg *msg) {
 static void check_request_form(const struct proto_msg *msg) {
     const struct proto_header *h = &msg->header;
     ENSURE(h->magic == PROTO_MAGIC && h->version == 1 && h->flags == 0 && h->status == 0);
+    if (h->op != PROTO_SEQ_OPEN && h->op != PROTO_STEP_BEGIN_TOKENS)
+        ENSURE(msg->num_tokens == 0 && sizeof *h + h->len <= PROTO_MAX_MESSAGE);
     switch (h->op) {
     case PROTO_FD_HELLO:
         check_text(msg->body.fd_hello.name, sizeof msg->body.fd_hello.name);
@@ -113,6 +148,28 @@ static void check_request_form(const struct proto_msg *msg) {
         ENSURE(msg->count == msg->body.step_begin.count && msg->count >= 1);
         check_items(msg);
         break;
+    case PROTO_STEP_BEGIN_TOKENS:
+        check_begin_tokens(msg);
+        break;
+    case PROTO_SEQ_OPEN:
+        check_open(msg);
+        break;
+    case PROTO_SEQ_RELEASE:
+        ENSURE(msg->count == msg->body.seq_release.count && msg->record_size == 8);
+        ENSURE(msg->count >= 1 && msg->count <= PROTO_MAX_BATCH);
+        break;
+    case PROTO_SEQ_PRIORITY:
+        ENSURE(msg->body.seq_priority.reserved == 0 && msg->count == 0);
+        break;
+    case PROTO_POOL_USAGE:
+        ENSURE(msg->body.pool_usage.max >= 1 && msg->body.pool_usage.max <= PROTO_MAX_LIST);
+        break;
+    case PROTO_FD_OPEN:
+        check_fd_open(msg);
+        break;
+    case PROTO_TRACE:
+        ENSURE((msg->body.trace.flags & ~PROTO_TRACE_KNOWN) == 0 && msg->body.trace.reserved == 0);
+        break;
     case PROTO_APPEND:
     case PROTO_PREFILL:
     case PROTO_DECODE:
@@ -124,7 +181,7 @@ static void check_request_form(const struct proto_msg *msg) {
 }
 
 static void check_reply_form(const struct proto_msg *msg) {
-    ENSURE(msg->header.status <= 0);
+    ENSURE(msg->header.status <= 0 && msg->num_tokens == 0);
     if (msg->header.status != 0) {
         check_text(msg->body.error.text, sizeof msg->body.error.text);
         return;
@@ -142,6 +199,24 @@ static void check_reply_form(const struct proto_msg *msg) {
     case PROTO_SEQ_LIST:
     case PROTO_CLIENT_LIST:
         ENSURE(msg->count == msg->body.list_reply.count && msg->count <= PROTO_MAX_LIST);
+        break;
+    case PROTO_POOL_USAGE:
+        ENSURE(msg->count == msg->body.list_reply.count && msg->count <= PROTO_MAX_LIST);
+        for (uint32_t i = 0; i < msg->count; i++) {
+            struct proto_ns_info ns;
+            proto_record(msg, i, &ns);
+            check_text(ns.name, sizeof ns.name);
+            check_text(ns.group, sizeof ns.group);
+        }
+        break;
+    case PROTO_SEQ_OPEN:
+        ENSURE(msg->body.seq_open_reply.reserved == 0 && msg->count == 0);
+        break;
+    case PROTO_PREFIX_PIN:
+        ENSURE(msg->body.prefix_pin_reply.reserved == 0 && msg->count == 0);
+        break;
+    case PROTO_CACHE_CLEAR:
+        ENSURE(msg->body.cleared.reserved == 0 && msg->count == 0);
         break;
     case PROTO_SEQ_CREATE:
     case PROTO_SEQ_FORK:

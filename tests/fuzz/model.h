@@ -5,8 +5,14 @@
 //
 //     begin ok     tokens get numbers; effects change the backend's tables and pages
 //     layer done   the numbers are written into the pages of that layer
-//     commit ok    the numbers are appended to the sequences' lists
-//     any time     list[i] == page[table[row][i / page_size]][i % page_size] in every layer
+//     commit ok    the numbers are appended to the sequences' lists; effects redirect duplicates
+//     open ok      what matched has the numbers of its tokens, whoever wrote them
+//     any time     list[i] == page[table[row][i / page_size]][i % page_size] in every layer;
+//                  a sequence's own known tokens are found again
+//
+// The number of a token that is known by id is made from all ids up to it, the namespace and the
+// extra key material; of another it is one that was never used. So what is shared by mistake reads
+// wrong.
 //
 // Every function aborts the process when core and the model disagree. One model, static.
 #ifndef KVPOOL_TESTS_FUZZ_MODEL_H
@@ -33,13 +39,17 @@
 #define MODEL_ENTRIES 256 // table entries of one pool
 #define MODEL_TOKENS 256  // num_pages * page_size, at most
 #define MODEL_LAYERS 2    // layers whose contents are followed
+#define MODEL_PINS 3
 
 struct model_step {
     bool live;
     uint64_t session, id;
-    uint32_t n, total, first_number;
+    uint32_t n, total;
     uint64_t seqs[MODEL_BATCH];
     uint32_t tokens[MODEL_BATCH];
+    bool known;
+    uint32_t ids[MODEL_TOKENS]; // of all new tokens, if known
+    uint32_t numbers[MODEL_TOKENS];
 };
 
 void model_reset(void);
@@ -60,11 +70,21 @@ void model_seqs_forked(struct core *c, uint64_t session, uint64_t parent, uint32
                        const uint64_t *seqs, const struct core_effects *effects);
 void model_seq_truncated(uint64_t seq, uint32_t length);
 void model_seqs_freed(uint32_t n, const uint64_t *seqs);
+void model_seq_opened(struct core *c, uint64_t session, uint64_t seq, const struct core_open *open,
+                      uint32_t matched, const struct core_effects *effects);
+void model_pinned(uint64_t seq, uint64_t pin, uint64_t until, uint32_t tokens);
+void model_unpinned(uint64_t pool, uint64_t pin);
+void model_expired(uint64_t now, uint32_t n); // n pins ended
 void model_step_begun(struct core *c, uint64_t session, uint32_t n, const struct core_item *items,
-                      const struct core_step_info *info, const struct core_effects *effects);
-void model_step_committed(uint64_t session, const struct core_step_info *info);
+                      const uint32_t *ids, const struct core_step_info *info,
+                      const struct core_effects *effects); // ids NULL: not known
+void model_step_committed(struct core *c, uint64_t session, const struct core_step_info *info,
+                          const struct core_effects *effects);
 void model_step_aborted(struct core *c, uint64_t session, uint64_t step,
                         const struct core_effects *effects);
+
+// Observes core: counts the pages that are stored.
+void model_event(void *arg, const struct core_event *event);
 
 // A layer of a step is executed on a batch as it was when the work was submitted. On failure
 // (`ok` false) the pages hold anything afterwards.

@@ -95,6 +95,13 @@ static uint32_t read_items(const struct proto_msg *msg, struct core_item ret[MOD
     return n;
 }
 
+// Who a session is: told by its name, as the daemon tells by credentials.
+static uint32_t ns_of(uint64_t session) {
+    struct core_session_info info;
+    return core_session_stat(sim.core, session, &info, NULL) == 0 &&
+           strcmp(info.name, SIM_TENANT) == 0;
+}
+
 static int session_open(const struct proto_msg *msg, uint64_t *session, struct err *err) {
     const uint8_t token[CORE_TOKEN_SIZE] = {1};
     if (*session != 0)
@@ -129,6 +136,7 @@ static int pool_create(const struct proto_msg *msg, struct err *err) {
                                       .max_seqs = b->max_seqs,
                                       .max_seq_len = b->max_seq_len};
     memcpy(config.name, b->name, sizeof config.name);
+    config.policy = b->name[0] == 'b' ? CORE_S3FIFO : CORE_LRU;
     int rc = core_pool_config_check(&config, err);
     if (rc != 0)
         return rc;
@@ -138,6 +146,12 @@ static int pool_create(const struct proto_msg *msg, struct err *err) {
     bool created = false;
     rc = core_pool_create(sim.core, &config, &pool, &created, err);
     if (rc == 0 && created) {
+        const struct core_ns_config tenant = {.name = SIM_TENANT,
+                                              .reserve = config.num_pages / 4,
+                                              .limit = (config.num_pages * 3 + 3) / 4,
+                                              .weight = 2};
+        uint32_t ns = 0;
+        ENSURE(core_ns_set(sim.core, pool, &tenant, &ns, NULL) == 0 && ns == 1);
         model_pool_created(sim.core, pool);
         saw(&sim.pools, pool);
     }
@@ -182,7 +196,8 @@ static int seq_create(uint64_t session, const struct proto_msg *msg, struct err 
     uint32_t n = fork ? msg->body.seq_fork.n : msg->body.seq_create.n;
     struct core_effects effects;
     int rc = fork ? core_seq_fork(sim.core, session, msg->body.seq_fork.seq, n, seqs, &effects, err)
-                  : core_seq_create(sim.core, session, msg->body.seq_create.pool, 0, n, seqs, err);
+                  : core_seq_create(sim.core, session, msg->body.seq_create.pool, ns_of(session), n,
+                                    seqs, err);
     if (rc != 0)
         return rc;
     if (fork)
@@ -192,6 +207,77 @@ static int seq_create(uint64_t session, const struct proto_msg *msg, struct err 
     for (uint32_t i = 0; i < n; i++)
         saw(&sim.seqs, seqs[i]);
     return 0;
+}
+
+static int seq_open(uint64_t session, const struct proto_msg *msg, struct err *err) {
+    const struct proto_seq_open *b = &msg->body.seq_open;
+    uint32_t tokens[SIM_TOKENS];
+    ENSURE(msg->num_tokens <= SIM_TOKENS);
+    proto_tokens(msg, tokens);
+    const struct core_open open = {.ns = ns_of(session),
+                                   .priority = b->priority,
+                                   .tokens = tokens,
+                                   .n = msg->num_tokens,
+                                   .extra = b->extra,
+                                   .extra_size = b->extra_size,
+                                   .only_matched = (b->flags & PROTO_OPEN_MATCHED) != 0};
+    uint32_t probed = 0, matched = 0;
+    int rc = core_seq_probe(sim.core, b->pool, &open, &probed, err);
+    if (rc != 0 || (b->flags & PROTO_OPEN_PROBE) != 0)
+        return rc;
+    uint64_t seq = 0;
+    struct core_effects effects;
+    rc = core_seq_open(sim.core, session, b->pool, &open, &seq, &matched, &effects, err);
+    if (rc != 0)
+        return rc;
+    ENSURE(matched <= probed); // there may be no room for all of it
+    if (seq == 0) {
+        ENSURE(open.only_matched && matched == 0 && effects.num_deltas == 0);
+        return 0;
+    }
+    ENSURE(!open.only_matched || matched > 0);
+    model_seq_opened(sim.core, session, seq, &open, matched, &effects);
+    saw(&sim.seqs, seq);
+    return 0;
+}
+
+static int pin_op(uint64_t session, const struct proto_msg *msg, struct err *err) {
+    if (msg->header.op == PROTO_PREFIX_UNPIN) {
+        const struct proto_prefix_unpin *b = &msg->body.prefix_unpin;
+        int rc = core_prefix_unpin(sim.core, b->pool, ns_of(session), b->pin, err);
+        if (rc == 0)
+            model_unpinned(b->pool, b->pin);
+        return rc;
+    }
+    const struct proto_prefix_pin *b = &msg->body.prefix_pin;
+    uint64_t pin = 0, until = sim.now + b->ttl_ms;
+    uint32_t tokens = 0;
+    if (b->ttl_ms == 0)
+        return err_set(err, KVPOOL_E_INVAL, "ttl_ms is 0");
+    int rc = core_prefix_pin(sim.core, session, b->seq, b->tokens, until, &pin, &tokens, err);
+    if (rc == 0) {
+        model_pinned(b->seq, pin, until, tokens);
+        saw(&sim.pins, pin);
+    }
+    return rc;
+}
+
+void sim_expire(uint64_t now) {
+    sim.now = now;
+    model_expired(now, core_pins_expire(sim.core, now));
+}
+
+static int cache_clear(uint64_t session, const struct proto_msg *msg, struct err *err) {
+    uint64_t pool = msg->body.handle.handle;
+    uint32_t ns = ns_of(session), pages = 0;
+    struct core_ns_info before, after;
+    int rc = core_ns_stat(sim.core, pool, ns, &before, NULL);
+    ENSURE(core_cache_clear(sim.core, pool, ns, &pages, err) == rc);
+    if (rc == 0) {
+        ENSURE(core_ns_stat(sim.core, pool, ns, &after, NULL) == 0);
+        ENSURE(before.cached == pages && after.cached == 0 && after.active == before.active);
+    }
+    return rc;
 }
 
 static int seq_op(uint64_t session, const struct proto_msg *msg, struct err *err) {
@@ -205,10 +291,19 @@ static int seq_op(uint64_t session, const struct proto_msg *msg, struct err *err
         if (rc == 0)
             model_seq_truncated(msg->body.seq_truncate.seq, msg->body.seq_truncate.length);
         break;
+    case PROTO_SEQ_PRIORITY:
+        rc = core_seq_set_priority(sim.core, session, msg->body.seq_priority.seq,
+                                   msg->body.seq_priority.priority, err);
+        break;
     case PROTO_SEQ_FREE:
+    case PROTO_SEQ_RELEASE:
         for (uint32_t i = 0; i < msg->count; i++)
             proto_record(msg, i, &seqs[i]);
-        rc = core_seq_free(sim.core, session, msg->count, seqs, CORE_KEEP, err);
+        rc = core_seq_free(sim.core, session, msg->count, seqs,
+                           msg->header.op == PROTO_SEQ_RELEASE
+                               ? (enum core_hint)msg->body.seq_release.hint
+                               : CORE_KEEP,
+                           err);
         if (rc == 0)
             model_seqs_freed(msg->count, seqs);
         break;
@@ -234,27 +329,34 @@ static int step_op(uint64_t session, const struct proto_msg *msg, struct err *er
     uint64_t id = msg->body.handle.handle;
     int rc = 0;
     switch (msg->header.op) {
-    case PROTO_STEP_BEGIN: {
+    case PROTO_STEP_BEGIN:
+    case PROTO_STEP_BEGIN_TOKENS: {
         uint32_t n = read_items(msg, items);
-        id = msg->body.step_begin.step;
-        rc = core_step_begin(sim.core, session, id, msg->body.step_begin.pool, n, items, NULL,
-                             &info, &effects, err);
+        bool known = msg->header.op == PROTO_STEP_BEGIN_TOKENS;
+        uint32_t tokens[SIM_TOKENS];
+        ENSURE(msg->num_tokens <= SIM_TOKENS);
+        proto_tokens(msg, tokens);
+        const uint32_t *ids = known ? tokens : NULL;
+        uint64_t pool = known ? msg->body.step_begin_tokens.pool : msg->body.step_begin.pool;
+        id = known ? msg->body.step_begin_tokens.step : msg->body.step_begin.step;
+        rc = core_step_begin(sim.core, session, id, pool, n, items, ids, &info, &effects, err);
         if (rc == 0)
-            model_step_begun(sim.core, session, n, items, &info, &effects);
+            model_step_begun(sim.core, session, n, items, ids, &info, &effects);
         ENSURE(rc != KVPOOL_E_NOSPACE || err->detail > 0);
         break;
     }
     case PROTO_STEP_COMMIT:
         rc = core_step_commit(sim.core, session, id, &info, &effects, err);
         if (rc == 0)
-            model_step_committed(session, &info);
+            model_step_committed(sim.core, session, &info, &effects);
         break;
     default:
         rc = core_step_abort(sim.core, session, id, &effects, err);
         if (rc == 0)
             model_step_aborted(sim.core, session, id, &effects);
     }
-    ENSURE((rc != KVPOOL_E_BUSY || msg->header.op == PROTO_STEP_BEGIN || in_flight(session, id)));
+    bool begin = msg->header.op == PROTO_STEP_BEGIN || msg->header.op == PROTO_STEP_BEGIN_TOKENS;
+    ENSURE(rc != KVPOOL_E_BUSY || begin || in_flight(session, id));
     return rc;
 }
 
@@ -303,12 +405,22 @@ int sim_execute(uint64_t *session, const struct proto_msg *msg, struct err *err)
     case PROTO_SEQ_CREATE:
     case PROTO_SEQ_FORK:
         return seq_create(*session, msg, err);
+    case PROTO_SEQ_OPEN:
+        return seq_open(*session, msg, err);
     case PROTO_SEQ_TRUNCATE:
     case PROTO_SEQ_FREE:
+    case PROTO_SEQ_RELEASE:
+    case PROTO_SEQ_PRIORITY:
     case PROTO_SEQ_STAT:
     case PROTO_SEQ_LIST:
         return seq_op(*session, msg, err);
+    case PROTO_PREFIX_PIN:
+    case PROTO_PREFIX_UNPIN:
+        return pin_op(*session, msg, err);
+    case PROTO_CACHE_CLEAR:
+        return cache_clear(*session, msg, err);
     case PROTO_STEP_BEGIN:
+    case PROTO_STEP_BEGIN_TOKENS:
     case PROTO_STEP_COMMIT:
     case PROTO_STEP_ABORT:
         return step_op(*session, msg, err);

@@ -10,6 +10,9 @@
 
 #define SIM_JOBS 8
 #define SIM_SEEN 16
+#define SIM_TOKENS 512 // of one message
+
+#define SIM_TENANT "tenant" // name of sessions, and of the namespace they are in
 
 struct seen { // the last handles of a kind that core gave out, live or not
     uint64_t handles[SIM_SEEN];
@@ -18,13 +21,17 @@ struct seen { // the last handles of a kind that core gave out, live or not
 
 extern struct sim {
     struct core *core;
-    struct seen pools, seqs;
+    struct seen pools, seqs, pins;
+    uint64_t now; // the clock of pins
 } sim;
 
 void sim_reset(struct core *core);
 
 // Carries out a request of *session, which FD_HELLO sets and BYE clears.
 int sim_execute(uint64_t *session, const struct proto_msg *msg, struct err *err);
+
+// The clock goes on; pins whose time has come end.
+void sim_expire(uint64_t now);
 
 // Closes it; work in flight is completed first if core says BUSY.
 int sim_session_close(uint64_t *session, struct err *err);

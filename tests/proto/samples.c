@@ -19,8 +19,9 @@ struct list {
     size_t n;
 };
 
-static void add(struct list *l, const char *name, uint16_t op, bool reply, int status,
-                const void *body, size_t body_len, const void *records, size_t records_len) {
+static void add_tokens(struct list *l, const char *name, uint16_t op, bool reply, int status,
+                       const void *body, size_t body_len, const void *records, size_t records_len,
+                       const uint32_t *tokens, uint32_t num_tokens) {
     if (l->n == SAMPLES_MAX)
         abort();
     struct sample *s = &l->samples[l->n++];
@@ -29,9 +30,15 @@ static void add(struct list *l, const char *name, uint16_t op, bool reply, int s
     s->op = op;
     s->reply = reply;
     struct proto_header h = {.version = 1, .op = op, .status = status, .seq = 7, .epoch = 9};
-    s->len = proto_write(s->bytes, sizeof s->bytes, &h, body, body_len, records, records_len);
+    s->len = proto_write_tokens(s->bytes, sizeof s->bytes, &h, body, body_len, records, records_len,
+                                tokens, num_tokens);
     if (s->len == 0)
         abort();
+}
+
+static void add(struct list *l, const char *name, uint16_t op, bool reply, int status,
+                const void *body, size_t body_len, const void *records, size_t records_len) {
+    add_tokens(l, name, op, reply, status, body, body_len, records, records_len, NULL, 0);
 }
 
 #define REQUEST(name, op, body) add(l, name, op, false, 0, &(body), sizeof(body), NULL, 0)
@@ -191,12 +198,78 @@ static void add_steps(struct list *l) {
     REPLY_EMPTY("decode", PROTO_DECODE);
 }
 
+static void add_prefixes(struct list *l) {
+    const uint32_t tokens[] = {101, 202, 303, 404, 0xffffffff};
+    const uint64_t seqs[2] = {SEQ, SEQ2};
+    struct proto_seq_open open = {
+        POOL, 5, PROTO_OPEN_MATCHED, KVPOOL_PRIORITY_HIGH, 6, {0xE0, 0xE1, 0, 0xE3, 0xE4, 0xE5}};
+    struct proto_seq_open empty = {.pool = POOL, .priority = KVPOOL_PRIORITY_NORMAL};
+    struct proto_seq_open_reply opened = {SEQ, 4, 0};
+    add_tokens(l, "seq_open", PROTO_SEQ_OPEN, false, 0, &open, sizeof open, NULL, 0, tokens, 5);
+    REQUEST("seq_open_empty", PROTO_SEQ_OPEN, empty);
+    REPLY("seq_open", PROTO_SEQ_OPEN, opened);
+    // A step of a sequence with 3 new tokens, one without any and one with 2.
+    struct proto_batch_item items[3] = {{SEQ, 3, 0}, {SEQ2, 0, 0}, {POOL, 2, 0}};
+    struct proto_step_begin_tokens begin = {POOL, 12, 3, 5};
+    struct proto_step_begin_tokens nothing = {POOL, 13, 1, 0};
+    struct proto_step_reply begun = {12, 5, 2};
+    add_tokens(l, "step_begin_tokens", PROTO_STEP_BEGIN_TOKENS, false, 0, &begin, sizeof begin,
+               items, sizeof items, tokens, 5);
+    add(l, "step_begin_no_tokens", PROTO_STEP_BEGIN_TOKENS, false, 0, &nothing, sizeof nothing,
+        &items[1], sizeof items[1]);
+    REPLY("step_begin_tokens", PROTO_STEP_BEGIN_TOKENS, begun);
+    struct proto_seq_release release = {2, KVPOOL_FREE_DROP};
+    REQUEST_N("seq_release", PROTO_SEQ_RELEASE, release, seqs);
+    REPLY_EMPTY("seq_release", PROTO_SEQ_RELEASE);
+    struct proto_seq_priority priority = {SEQ, KVPOOL_PRIORITY_HIGH, 0};
+    REQUEST("seq_priority", PROTO_SEQ_PRIORITY, priority);
+    REPLY_EMPTY("seq_priority", PROTO_SEQ_PRIORITY);
+    struct proto_prefix_pin pin = {SEQ, 48, 60000};
+    struct proto_prefix_pin_reply pinned = {SEQ2, 32, 0};
+    REQUEST("prefix_pin", PROTO_PREFIX_PIN, pin);
+    REPLY("prefix_pin", PROTO_PREFIX_PIN, pinned);
+    struct proto_prefix_unpin unpin = {POOL, SEQ2};
+    REQUEST("prefix_unpin", PROTO_PREFIX_UNPIN, unpin);
+    REPLY_EMPTY("prefix_unpin", PROTO_PREFIX_UNPIN);
+    struct proto_pool_usage usage = {POOL, 3, PROTO_MAX_LIST};
+    struct proto_list_reply list_reply = {1, 4};
+    struct proto_ns_info ns[] = {
+        {"tenant-1", "group-1", 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15}};
+    REQUEST("pool_usage", PROTO_POOL_USAGE, usage);
+    REPLY_N("pool_usage", PROTO_POOL_USAGE, list_reply, ns);
+    struct proto_handle pool = {POOL};
+    struct proto_cleared cleared = {17, 0};
+    REQUEST("cache_clear", PROTO_CACHE_CLEAR, pool);
+    REPLY("cache_clear", PROTO_CACHE_CLEAR, cleared);
+    struct proto_error again = {250000, "the queue is full"};
+    add(l, "again", PROTO_SEQ_OPEN, true, KVPOOL_E_AGAIN, &again, sizeof again, NULL, 0);
+}
+
+static void add_fd_socket(struct list *l) {
+    struct proto_fd_open resume = {1, 2, 0x10, "worker-1", SEQ, TOKEN, "hunter2-session"};
+    struct proto_fd_open tenant = {.version_min = 1,
+                                   .version_max = 2,
+                                   .features = 0x10,
+                                   .name = "worker-1",
+                                   .credential = "hunter2-hunter2"};
+    struct proto_fd_hello_reply hello_reply = {1, 77, 0x20, SEQ, TOKEN, 9};
+    struct proto_trace trace = {PROTO_TRACE_TOKENS, 0};
+    struct proto_trace_reply trace_reply = {1700000000000000000ull};
+    REQUEST("fd_open", PROTO_FD_OPEN, resume);
+    REQUEST("fd_open_tenant", PROTO_FD_OPEN, tenant);
+    REPLY("fd_open", PROTO_FD_OPEN, hello_reply);
+    REQUEST("trace", PROTO_TRACE, trace);
+    REPLY("trace", PROTO_TRACE, trace_reply);
+}
+
 size_t samples_make(struct sample *ret) {
     struct list l = {ret, 0};
     add_connection(&l);
     add_pools(&l);
     add_seqs(&l);
     add_steps(&l);
+    add_prefixes(&l);
+    add_fd_socket(&l);
     return l.n;
 }
 

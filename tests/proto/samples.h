@@ -7,7 +7,7 @@
 
 #include "proto/layout.h"
 
-#define SAMPLES_MAX 64
+#define SAMPLES_MAX 96
 #define SAMPLE_BYTES 512
 
 struct sample {

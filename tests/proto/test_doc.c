@@ -90,6 +90,8 @@ static void limits_are_those_of_the_header(void **state) {
         unsigned value;
     } limits[] = {
         {"PROTO_MAX_MESSAGE", PROTO_MAX_MESSAGE}, {"PROTO_MAX_BATCH", PROTO_MAX_BATCH},
+        {"PROTO_MAX_TOKENS", PROTO_MAX_TOKENS},   {"PROTO_MAX_REQUEST", PROTO_MAX_REQUEST},
+        {"PROTO_EXTRA_MAX", PROTO_EXTRA_MAX},     {"PROTO_CREDENTIAL_SIZE", PROTO_CREDENTIAL_SIZE},
         {"PROTO_MAX_LIST", PROTO_MAX_LIST},       {"PROTO_NAME_SIZE", PROTO_NAME_SIZE},
         {"PROTO_TOKEN_SIZE", PROTO_TOKEN_SIZE},   {"PROTO_DECODE_MAX_Q", PROTO_DECODE_MAX_Q},
         {"PROTO_VERSION_MIN", PROTO_VERSION_MIN}, {"PROTO_VERSION_MAX", PROTO_VERSION_MAX},
@@ -104,6 +106,49 @@ static void limits_are_those_of_the_header(void **state) {
     want("`" PROTO_FD_SOCKET "`");
 }
 
+static void every_feature_bit_is_in_the_table(void **state) {
+    (void)state;
+    const struct {
+        const char *name;
+        uint64_t value;
+    } features[] = {
+        {"PROTO_FEATURE_PREFIX", PROTO_FEATURE_PREFIX},
+        {"PROTO_FEATURE_RESUME", PROTO_FEATURE_RESUME},
+        {"PROTO_FEATURE_TRACE", PROTO_FEATURE_TRACE},
+    };
+    uint64_t all = 0;
+    for (size_t i = 0; i < sizeof features / sizeof features[0]; i++) {
+        char row[96];
+        snprintf(row, sizeof row, "\n| `%s` | %d | %llu |", features[i].name,
+                 __builtin_ctzll(features[i].value), (unsigned long long)features[i].value);
+        want(row);
+        all |= features[i].value;
+    }
+    assert_int_equal(all, PROTO_FEATURES);
+}
+
+static void ops_with_token_ids_say_so(void **state) {
+    (void)state;
+    size_t found = 0;
+    for (uint16_t op = 0; op < PROTO_NUM_OPS; op++) {
+        const struct proto_op_info *info = proto_op(op);
+        const struct proto_layout *body = info != NULL ? info->request.body : NULL;
+        for (uint32_t f = 0; body != NULL && f < body->num_fields; f++)
+            if (body->fields[f].kind == FIELD_TOKENS) {
+                char heading[64];
+                snprintf(heading, sizeof heading, "\n### %u %s\n", op, info->name);
+                const char *section = strstr(doc, heading);
+                assert_non_null(section);
+                const char *text = strstr(section, "`num_tokens` token ids, u32 each");
+                const char *next = strstr(section + 1, "\n### ");
+                assert_non_null(text);
+                assert_true(next == NULL || text < next);
+                found++;
+            }
+    }
+    assert_int_equal(found, 2);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(every_op_has_its_section),
@@ -111,6 +156,8 @@ int main(void) {
         cmocka_unit_test(every_struct_is_drawn),
         cmocka_unit_test(every_field_is_explained),
         cmocka_unit_test(limits_are_those_of_the_header),
+        cmocka_unit_test(every_feature_bit_is_in_the_table),
+        cmocka_unit_test(ops_with_token_ids_say_so),
     };
     return cmocka_run_group_tests_name("proto_doc", tests, setup, teardown);
 }

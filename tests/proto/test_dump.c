@@ -50,13 +50,35 @@ static void floats_signs_and_tensors(void **state) {
 static void every_sample_is_printed_and_every_secret_is_not(void **state) {
     (void)state;
     static struct sample all[SAMPLES_MAX];
-    size_t n = samples_make(all), secrets = 0;
+    size_t n = samples_make(all), secrets = 0, credentials = 0;
     for (size_t i = 0; i < n; i++) {
         assert_null(strstr(dump(&all[i]), "malformed"));
         assert_null(strstr(text, "a0a1"));
+        assert_null(strstr(text, "hunter2"));
+        credentials += strstr(text, "credential (secret)") != NULL;
         secrets += strstr(text, "token (secret)") != NULL;
     }
-    assert_int_equal(secrets, 2);
+    assert_int_equal(secrets, 5);
+    assert_int_equal(credentials, 2);
+}
+
+static void a_request_with_tokens(void **state) {
+    (void)state;
+    struct sample s = sample_get("step_begin_tokens.request");
+    assert_string_equal(dump(&s), "request STEP_BEGIN_TOKENS op 23 version 1 seq 7 epoch 9 len 92\n"
+                                  "  pool 0x100000002 step 12 count 3 num_tokens 5\n"
+                                  "  0: seq 0x300000004 tokens 3\n"
+                                  "  1: seq 0x500000006 tokens 0\n"
+                                  "  2: seq 0x100000002 tokens 2\n"
+                                  "  token ids 101 202 303 404 4294967295\n");
+    s = sample_get("seq_open.request");
+    assert_string_equal(dump(&s), "request SEQ_OPEN op 22 version 1 seq 7 epoch 9 len 108\n"
+                                  "  pool 0x100000002 num_tokens 5 flags 0x2 priority 2 "
+                                  "extra_size 6 extra 0xe0e100e3e4e5\n"
+                                  "  token ids 101 202 303 404 4294967295\n");
+    s = sample_get("seq_open_empty.request");
+    assert_non_null(strstr(dump(&s), " extra_size 0 extra 0x\n"));
+    assert_null(strstr(text, "token ids"));
 }
 
 static void names_cannot_put_control_bytes_into_a_log(void **state) {
@@ -98,6 +120,20 @@ static void long_batches_are_counted(void **state) {
     assert_non_null(strstr(text, "  15: seq 0x0 tokens 0\n  and 84 more\n"));
 }
 
+static void long_prompts_are_counted(void **state) {
+    (void)state;
+    static uint8_t buf[PROTO_MAX_MESSAGE];
+    static uint32_t tokens[PROTO_DUMP_TOKENS + 5];
+    struct proto_header h = {.version = 1, .op = PROTO_SEQ_OPEN};
+    struct proto_seq_open open = {.pool = 1, .num_tokens = PROTO_DUMP_TOKENS + 5};
+    tokens[PROTO_DUMP_TOKENS - 1] = 77;
+    tokens[PROTO_DUMP_TOKENS] = 88;
+    size_t len = proto_write_tokens(buf, sizeof buf, &h, &open, sizeof open, NULL, 0, tokens,
+                                    PROTO_DUMP_TOKENS + 5);
+    assert_true(proto_dump(buf, len, false, text, sizeof text) > 0);
+    assert_non_null(strstr(text, "  token ids 0 0 0 0 0 0 0 0 0 0 0 0 0 0 0 77 and 5 more\n"));
+}
+
 static void what_does_not_fit_is_cut_and_terminated(void **state) {
     (void)state;
     struct sample s = sample_get("stats.reply");
@@ -120,12 +156,14 @@ static void what_does_not_fit_is_cut_and_terminated(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(a_request_with_records),
+        cmocka_unit_test(a_request_with_tokens),
         cmocka_unit_test(an_error_reply),
         cmocka_unit_test(floats_signs_and_tensors),
         cmocka_unit_test(every_sample_is_printed_and_every_secret_is_not),
         cmocka_unit_test(names_cannot_put_control_bytes_into_a_log),
         cmocka_unit_test(malformed_messages_say_why),
         cmocka_unit_test(long_batches_are_counted),
+        cmocka_unit_test(long_prompts_are_counted),
         cmocka_unit_test(what_does_not_fit_is_cut_and_terminated),
     };
     return cmocka_run_group_tests_name("proto_dump", tests, NULL, NULL);

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// test_refusals.c: every way in which a message can be malformed, by name.
+// test_refusals.c: every way in which a message can be malformed, by name. Those of tokens and
+// of the fd socket's FD_OPEN and TRACE: test_refusals_tokens.c.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -7,12 +8,9 @@
 
 #include <cmocka.h>
 
-#include "samples.h"
+#include "spoil.h"
 
 #include <stdlib.h>
-
-#define HEADER sizeof(struct proto_header)
-#define AT(s, f) (HEADER + offsetof(struct proto_##s, f))
 
 static struct sample samples[SAMPLES_MAX];
 static size_t num_samples;
@@ -21,60 +19,6 @@ static int setup(void **state) {
     (void)state;
     num_samples = samples_make(samples);
     return 0;
-}
-
-static void put32(struct sample *s, size_t at, uint32_t value) {
-    memcpy(s->bytes + at, &value, sizeof value);
-}
-
-static void put64(struct sample *s, size_t at, uint64_t value) {
-    memcpy(s->bytes + at, &value, sizeof value);
-}
-
-static void set_len(struct sample *s, size_t len) { // with a header that agrees
-    s->len = len;
-    put32(s, offsetof(struct proto_header, len), (uint32_t)(len - HEADER));
-}
-
-// Parses from a heap copy of exactly the message's size, so that a read past its end is found.
-static int parse(const struct sample *s, struct err *err) {
-    uint8_t *copy = malloc(s->len > 0 ? s->len : 1);
-    assert_non_null(copy);
-    memcpy(copy, s->bytes, s->len);
-    struct proto_msg msg;
-    bool header_ok;
-    const struct proto_op_info *op = proto_op(s->op);
-    int rc = s->reply ? proto_parse_reply(op != NULL ? s->op : PROTO_PING, copy, s->len, &msg, err)
-                      : proto_parse_request(op->socket, copy, s->len, &msg, &header_ok, err);
-    free(copy);
-    return rc;
-}
-
-// The message is refused with this status and a text that contains `text`.
-static void refused(const struct sample *s, int status, const char *text) {
-    struct err err = {0};
-    int rc = parse(s, &err);
-    if (rc != status || err.status != status || strstr(err.text, text) == NULL)
-        fail_msg("%s: %s \"%s\", wanted %s \"%s\"", s->name, kvpool_status_name(rc), err.text,
-                 kvpool_status_name(status), text);
-}
-
-static void refused32(const char *name, size_t at, uint32_t value, int status, const char *text) {
-    struct sample s = sample_get(name);
-    put32(&s, at, value);
-    refused(&s, status, text);
-}
-
-static void refused64(const char *name, size_t at, uint64_t value, const char *text) {
-    struct sample s = sample_get(name);
-    put64(&s, at, value);
-    refused(&s, KVPOOL_E_PROTO, text);
-}
-
-static void accepted(const struct sample *s) {
-    struct err err = {0};
-    if (parse(s, &err) != 0)
-        fail_msg("%s: %s", s->name, err.text);
 }
 
 static void wrong_magic(void **state) {
@@ -183,7 +127,7 @@ static void message_over_the_size_limit(void **state) {
 
 static void unknown_op(void **state) {
     (void)state;
-    const uint16_t unknown[] = {0, 22, 31, 36, 256, 0x8001, 0xffff};
+    const uint16_t unknown[] = {0, 30, 31, 38, 256, 0x8001, 0xffff};
     for (size_t i = 0; i < sizeof unknown / sizeof unknown[0]; i++) {
         struct sample s = sample_get("ping.request");
         memcpy(s.bytes + offsetof(struct proto_header, op), &unknown[i], 2);
@@ -213,7 +157,7 @@ static void op_on_the_wrong_socket(void **state) {
         assert_non_null(strstr(err.text, fd ? "fd socket" : "control socket"));
         tried++;
     }
-    assert_true(tried > 25);
+    assert_true(tried > 35);
 }
 
 static void request_with_a_status(void **state) {
@@ -222,6 +166,12 @@ static void request_with_a_status(void **state) {
               KVPOOL_E_PROTO, "header.status");
     refused32("ping.request", offsetof(struct proto_header, status), 1, KVPOOL_E_PROTO,
               "header.status");
+}
+
+static bool is_error(const struct sample *s) {
+    struct proto_header h;
+    memcpy(&h, s->bytes, sizeof h);
+    return h.status != 0;
 }
 
 // Calls `each` with every field of every sample: of its body, and of each of its records.
@@ -233,10 +183,12 @@ static size_t each_field(enum field_kind kind,
         const struct proto_op_info *op = proto_op(s->op);
         static const struct proto_shape error = {&proto_layout_error, NULL};
         const struct proto_shape *shape = &error;
-        if (op != NULL && strcmp(s->name, "nospace.reply") != 0)
+        if (op != NULL && !is_error(s))
             shape = s->reply ? &op->reply : &op->request;
-        size_t at = HEADER;
-        for (const struct proto_layout *l = shape->body; l != NULL && at < s->len;
+        struct proto_msg msg;
+        assert_int_equal(sample_parse(s, &msg, NULL), 0);
+        size_t at = HEADER, end = s->len - msg.num_tokens * sizeof(uint32_t);
+        for (const struct proto_layout *l = shape->body; l != NULL && at < end;
              at += l->size, l = shape->record)
             for (uint32_t f = 0; f < l->num_fields; f++)
                 if (l->fields[f].kind == kind) {
@@ -278,7 +230,8 @@ static void spoil_text(const struct sample *original, size_t at, size_t size) {
 
 static void names_unterminated_or_followed_by_garbage(void **state) {
     (void)state;
-    assert_true(each_field(FIELD_TEXT, spoil_text) >= 10);
+    assert_true(each_field(FIELD_TEXT, spoil_text) >= 15);
+    assert_int_equal(each_field(FIELD_SECRET_TEXT, spoil_text), 2); // a credential
 }
 
 static void unknown_attention_flags(void **state) {
@@ -313,6 +266,13 @@ static const struct {
     {"pool_list.request", AT(list, max), PROTO_MAX_LIST},
     {"seq_list.request", AT(list, max), PROTO_MAX_LIST},
     {"client_list.request", AT(list, max), PROTO_MAX_LIST},
+    {"step_begin_tokens.request", AT(step_begin_tokens, count), PROTO_MAX_BATCH},
+    {"step_begin_tokens.request", AT(step_begin_tokens, num_tokens), PROTO_MAX_TOKENS},
+    {"seq_open.request", AT(seq_open, num_tokens), PROTO_MAX_TOKENS},
+    {"seq_open_empty.request", AT(seq_open, num_tokens), PROTO_MAX_TOKENS},
+    {"seq_open.request", AT(seq_open, extra_size), PROTO_EXTRA_MAX},
+    {"seq_release.request", AT(seq_release, count), PROTO_MAX_BATCH},
+    {"pool_usage.request", AT(pool_usage, max), PROTO_MAX_LIST},
 };
 #define NUM_COUNTS (sizeof counts / sizeof counts[0])
 
@@ -320,14 +280,14 @@ static void counts_over_the_limit(void **state) {
     (void)state;
     for (size_t i = 0; i < NUM_COUNTS; i++) {
         refused32(counts[i].name, counts[i].at, counts[i].limit + 1, KVPOOL_E_TOOBIG, "the limit");
-        refused32(counts[i].name, counts[i].at, 65536, KVPOOL_E_TOOBIG, "the limit");
+        refused32(counts[i].name, counts[i].at, 1u << 20, KVPOOL_E_TOOBIG, "the limit");
     }
 }
 
-// 16 * 0x10000002 and 8 * 0x20000002 are 2 records in 32 bits.
+// 16 * 0x10000002 and 8 * 0x20000002 are 2 records in 32 bits, 4 * 0x40000005 are 5 tokens.
 static void counts_whose_product_overflows(void **state) {
     (void)state;
-    const uint32_t huge[] = {0xffffffffu, 0x80000000u, 0x80000002u, 0x40000002u,
+    const uint32_t huge[] = {0xffffffffu, 0x80000000u, 0x80000002u, 0x40000002u, 0x40000005u,
                              0x20000002u, 0x10000001u, 0x10000002u, 0x10000000u};
     for (size_t i = 0; i < NUM_COUNTS; i++)
         for (size_t h = 0; h < sizeof huge / sizeof huge[0]; h++)
@@ -343,7 +303,13 @@ static void counts_that_disagree_with_the_length(void **state) {
         refused32("prefill_alone.request", AT(attn, count), wrong[i], KVPOOL_E_PROTO, "records");
         refused32("decode_alone.request", AT(attn, count), wrong[i], KVPOOL_E_PROTO, "records");
         refused32("seq_create.reply", AT(count, count), wrong[i], KVPOOL_E_PROTO, "records");
+        refused32("seq_release.request", AT(seq_release, count), wrong[i], KVPOOL_E_PROTO,
+                  "records");
     }
+    const uint32_t wrong_of_3[] = {1, 2, 4, PROTO_MAX_BATCH};
+    for (size_t i = 0; i < 4; i++)
+        refused32("step_begin_tokens.request", AT(step_begin_tokens, count), wrong_of_3[i],
+                  KVPOOL_E_PROTO, "records and 5 tokens");
     refused32("pool_list.reply", AT(list_reply, count), 1, KVPOOL_E_PROTO, "records");
     refused32("pool_list.reply", AT(list_reply, count), 0, KVPOOL_E_PROTO, "records");
 }
@@ -358,6 +324,14 @@ static void empty_batches(void **state) {
     put32(&s, AT(count, count), 0);
     set_len(&s, HEADER + sizeof(struct proto_count));
     refused(&s, KVPOOL_E_PROTO, "count.count is 0");
+    s = sample_get("seq_release.request");
+    put32(&s, AT(seq_release, count), 0);
+    set_len(&s, HEADER + sizeof(struct proto_seq_release));
+    refused(&s, KVPOOL_E_PROTO, "seq_release.count is 0");
+    s = sample_get("step_begin_no_tokens.request");
+    put32(&s, AT(step_begin_tokens, count), 0);
+    set_len(&s, HEADER + sizeof(struct proto_step_begin_tokens));
+    refused(&s, KVPOOL_E_PROTO, "step_begin_tokens.count is 0");
     s = sample_get("decode_alone.request");
     put32(&s, AT(attn, count), 0);
     set_len(&s, HEADER + sizeof(struct proto_attn));
@@ -403,11 +377,14 @@ static void list_max_of_zero(void **state) {
     refused32("pool_list.request", AT(list, max), 0, KVPOOL_E_PROTO, "list.max is 0");
     refused32("seq_list.request", AT(list, max), 0, KVPOOL_E_PROTO, "list.max is 0");
     refused32("client_list.request", AT(list, max), 0, KVPOOL_E_PROTO, "list.max is 0");
+    refused32("pool_usage.request", AT(pool_usage, max), 0, KVPOOL_E_PROTO, "pool_usage.max is 0");
 }
 
 static void step_zero_in_begin(void **state) {
     (void)state;
     refused64("step_begin.request", AT(step_begin, step), 0, "step_begin.step");
+    refused64("step_begin_tokens.request", AT(step_begin_tokens, step), 0,
+              "step_begin_tokens.step");
 }
 
 static void append_with_fields_of_attention(void **state) {

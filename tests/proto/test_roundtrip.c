@@ -35,9 +35,14 @@ static void every_sample_survives_a_round_trip(void **state) {
         assert_int_equal(msg.header.seq, 7);
         assert_int_equal(msg.header.epoch, 9);
         uint8_t again[SAMPLE_BYTES];
-        size_t body = s->len - sizeof msg.header - (size_t)msg.count * msg.record_size;
-        size_t len = proto_write(again, sizeof again, &msg.header, &msg.body, body, msg.records,
-                                 (size_t)msg.count * msg.record_size);
+        uint32_t tokens[8] = {0};
+        assert_true(msg.num_tokens <= 8);
+        proto_tokens(&msg, tokens);
+        size_t behind = (size_t)msg.count * msg.record_size + msg.num_tokens * sizeof(uint32_t);
+        size_t body = s->len - sizeof msg.header - behind;
+        size_t len =
+            proto_write_tokens(again, sizeof again, &msg.header, &msg.body, body, msg.records,
+                               (size_t)msg.count * msg.record_size, tokens, msg.num_tokens);
         assert_int_equal(len, s->len);
         assert_memory_equal(again, s->bytes, len);
     }
@@ -56,7 +61,7 @@ static void every_op_has_a_sample_of_both_directions(void **state) {
         assert_int_equal(seen[op][1], known);
         ops += known;
     }
-    assert_int_equal(ops, 25);
+    assert_int_equal(ops, 35);
 }
 
 static void messages_parse_at_any_alignment(void **state) {
@@ -79,11 +84,18 @@ static void messages_parse_at_any_alignment(void **state) {
             assert_int_equal(rc, 0);
             assert_int_equal(msg.count, want.count);
             for (uint32_t r = 0; r < msg.count; r++) {
-                uint8_t a[128], b[128];
+                uint8_t a[sizeof(struct proto_ns_info)], b[sizeof(struct proto_ns_info)];
+                assert_true(msg.record_size <= sizeof a);
                 proto_record(&msg, r, a);
                 proto_record(&want, r, b);
                 assert_memory_equal(a, b, msg.record_size);
             }
+            uint32_t ids[8], wanted[8];
+            assert_int_equal(msg.num_tokens, want.num_tokens);
+            assert_true(msg.num_tokens <= 8);
+            proto_tokens(&msg, ids);
+            proto_tokens(&want, wanted);
+            assert_memory_equal(ids, wanted, msg.num_tokens * sizeof ids[0]);
         }
     }
     free(block);
@@ -101,6 +113,46 @@ static void records_are_read_in_order(void **state) {
     assert_int_equal(item.tokens, 3);
     proto_record(&msg, 1, &item);
     assert_int_equal(item.tokens, 1);
+}
+
+static void tokens_stand_behind_the_records(void **state) {
+    (void)state;
+    const uint32_t ids[] = {101, 202, 303, 404, 0xffffffff};
+    uint32_t got[5];
+    struct proto_msg msg;
+    struct sample s = sample_get("step_begin_tokens.request");
+    assert_int_equal(sample_parse(&s, &msg, NULL), 0);
+    assert_int_equal(msg.count, 3);
+    assert_int_equal(msg.num_tokens, 5);
+    assert_ptr_equal(msg.tokens, msg.records + 3 * sizeof(struct proto_batch_item));
+    proto_tokens(&msg, got);
+    assert_memory_equal(got, ids, sizeof ids);
+    s = sample_get("seq_open.request");
+    assert_int_equal(sample_parse(&s, &msg, NULL), 0);
+    assert_int_equal(msg.count, 0);
+    assert_null(msg.records);
+    assert_int_equal(msg.num_tokens, 5);
+    memset(got, 0, sizeof got);
+    proto_tokens(&msg, got);
+    assert_memory_equal(got, ids, sizeof ids);
+    const char *none[] = {"seq_open_empty.request", "step_begin_no_tokens.request",
+                          "step_begin.request", "seq_open.reply", "again.reply"};
+    for (size_t i = 0; i < sizeof none / sizeof none[0]; i++) {
+        memset(&msg, 0xff, sizeof msg);
+        s = sample_get(none[i]);
+        assert_int_equal(sample_parse(&s, &msg, NULL), 0);
+        assert_int_equal(msg.num_tokens, 0);
+        assert_null(msg.tokens);
+    }
+}
+
+static void the_retry_time_of_a_full_queue_is_the_detail(void **state) {
+    (void)state;
+    struct sample s = sample_get("again.reply");
+    struct proto_msg msg;
+    assert_int_equal(sample_parse(&s, &msg, NULL), 0);
+    assert_int_equal(msg.header.status, KVPOOL_E_AGAIN);
+    assert_int_equal(msg.body.error.detail, 250000);
 }
 
 static void check_layout(const struct proto_layout *l) {
@@ -148,6 +200,17 @@ static void shapes_are_the_structs_of_the_header(void **state) {
     assert_true(proto_reply_shape(PROTO_SEQ_CREATE, &body, &record));
     assert_int_equal(body, sizeof(struct proto_count));
     assert_int_equal(record, sizeof(uint64_t));
+    assert_true(proto_request_shape(PROTO_SEQ_OPEN, &body, &record));
+    assert_int_equal(body, sizeof(struct proto_seq_open));
+    assert_int_equal(record, 0);
+    assert_true(proto_request_shape(PROTO_STEP_BEGIN_TOKENS, &body, &record));
+    assert_int_equal(body, sizeof(struct proto_step_begin_tokens));
+    assert_int_equal(record, sizeof(struct proto_batch_item));
+    assert_true(proto_reply_shape(PROTO_POOL_USAGE, &body, &record));
+    assert_int_equal(body, sizeof(struct proto_list_reply));
+    assert_int_equal(record, sizeof(struct proto_ns_info));
+    assert_true(proto_reply_shape(PROTO_FD_OPEN, &body, &record));
+    assert_int_equal(body, sizeof(struct proto_fd_hello_reply));
     assert_true(proto_request_shape(PROTO_APPEND, &body, &record));
     assert_int_equal(body, sizeof(struct proto_attn));
     assert_int_equal(record, 0);
@@ -155,7 +218,7 @@ static void shapes_are_the_structs_of_the_header(void **state) {
 
 static void unknown_ops_have_no_shape_and_no_name(void **state) {
     (void)state;
-    const uint16_t unknown[] = {0, 22, 31, 36, 255, 256, 65535};
+    const uint16_t unknown[] = {0, 30, 31, 38, 255, 256, 65535};
     for (size_t i = 0; i < sizeof unknown / sizeof unknown[0]; i++) {
         size_t body = 5, record = 6;
         assert_false(proto_request_shape(unknown[i], &body, &record));
@@ -184,6 +247,38 @@ static void write_refuses_what_does_not_fit(void **state) {
     assert_int_equal(proto_write(buf, sizeof buf, &h, big, most + 1, NULL, 0), 0);
     assert_int_equal(proto_write(buf, sizeof buf, &h, big, SIZE_MAX, big, SIZE_MAX), 0);
     assert_int_equal(proto_write(buf, sizeof buf, &h, big, 8, big, SIZE_MAX - 7), 0);
+}
+
+static void write_with_tokens_refuses_what_does_not_fit(void **state) {
+    (void)state;
+    static uint32_t tokens[PROTO_MAX_TOKENS + 1];
+    static uint8_t big[PROTO_MAX_MESSAGE];
+    size_t cap = PROTO_MAX_REQUEST + 64;
+    uint8_t *buf = malloc(cap);
+    assert_non_null(buf);
+    struct proto_header h = {.version = 1, .op = PROTO_SEQ_OPEN};
+    assert_int_equal(proto_write_tokens(buf, 31, &h, NULL, 0, NULL, 0, NULL, 0), 0);
+    assert_int_equal(proto_write_tokens(buf, 32, &h, NULL, 0, NULL, 0, NULL, 0), 32);
+    assert_int_equal(proto_write_tokens(buf, 67, &h, big, 8, big, 16, tokens, 3), 0);
+    memset(buf, 0x77, 69);
+    assert_int_equal(proto_write_tokens(buf, 68, &h, big, 8, big, 16, tokens, 3), 68);
+    assert_int_equal(buf[67], 0);
+    assert_int_equal(buf[68], 0x77);
+    struct proto_header written;
+    memcpy(&written, buf, sizeof written);
+    assert_int_equal(written.len, 36);
+    size_t most = PROTO_MAX_MESSAGE - 32;
+    assert_int_equal(
+        proto_write_tokens(buf, cap, &h, big, 8, big, most - 8, tokens, PROTO_MAX_TOKENS),
+        PROTO_MAX_REQUEST);
+    assert_int_equal(proto_write_tokens(buf, PROTO_MAX_REQUEST - 1, &h, big, 8, big, most - 8,
+                                        tokens, PROTO_MAX_TOKENS),
+                     0);
+    assert_int_equal(proto_write_tokens(buf, cap, &h, big, 8, big, most - 7, tokens, 1), 0);
+    assert_int_equal(
+        proto_write_tokens(buf, cap, &h, big, 8, NULL, 0, tokens, PROTO_MAX_TOKENS + 1), 0);
+    assert_int_equal(proto_write_tokens(buf, cap, &h, big, 8, NULL, 0, tokens, 0x40000001u), 0);
+    free(buf);
 }
 
 static void reply_header_answers_its_request(void **state) {
@@ -271,10 +366,13 @@ int main(void) {
         cmocka_unit_test(every_op_has_a_sample_of_both_directions),
         cmocka_unit_test(messages_parse_at_any_alignment),
         cmocka_unit_test(records_are_read_in_order),
+        cmocka_unit_test(tokens_stand_behind_the_records),
+        cmocka_unit_test(the_retry_time_of_a_full_queue_is_the_detail),
         cmocka_unit_test(layouts_cover_their_structs_without_a_gap),
         cmocka_unit_test(shapes_are_the_structs_of_the_header),
         cmocka_unit_test(unknown_ops_have_no_shape_and_no_name),
         cmocka_unit_test(write_refuses_what_does_not_fit),
+        cmocka_unit_test(write_with_tokens_refuses_what_does_not_fit),
         cmocka_unit_test(reply_header_answers_its_request),
         cmocka_unit_test(error_replies_carry_status_detail_and_text),
         cmocka_unit_test(a_full_error_text_is_still_terminated),

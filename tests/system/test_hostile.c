@@ -206,14 +206,39 @@ static void an_over_size_message_drops_its_connection_only(void **state) {
     assert_true(closes(fd, 5000));
     close(fd);
     fd = sp_connect();
-    unsigned char *big = calloc(1, PROTO_MAX_MESSAGE + 1);
+    unsigned char *big = calloc(1, PROTO_MAX_REQUEST + 1);
     assert_non_null(big);
-    sp_send(fd, big, PROTO_MAX_MESSAGE + 1, PROTO_MAX_MESSAGE + 1);
+    sp_send(fd, big, PROTO_MAX_REQUEST + 1, PROTO_MAX_REQUEST + 1);
     assert_true(closes(fd, 5000));
     close(fd);
     free(big);
     expect_ok(client, kvpool_ping(client, NULL));
     kvpool_close(client);
+    expect_served(8000);
+}
+
+static void a_long_message_is_taken_with_tokens_only(void **state) {
+    (void)state;
+    unsigned char *big = calloc(1, PROTO_MAX_REQUEST);
+    assert_non_null(big);
+    struct proto_header header = {.magic = PROTO_MAGIC, .version = 1, .op = PROTO_PING};
+    const size_t sizes[] = {PROTO_MAX_MESSAGE + 1, PROTO_MAX_REQUEST};
+    for (unsigned i = 0; i < 2; i++) {
+        header.len = (uint32_t)(sizes[i] - sizeof header);
+        memcpy(big, &header, sizeof header);
+        assert_int_equal(answer_to(big, sizes[i]), KVPOOL_E_TOOBIG);
+    }
+    header.op = PROTO_SEQ_OPEN; // as many tokens as there may be, but no session
+    const struct proto_seq_open open = {.pool = 1, .num_tokens = PROTO_MAX_TOKENS};
+    const size_t len = sizeof header + sizeof open + 4 * (size_t)PROTO_MAX_TOKENS;
+    header.len = (uint32_t)(len - sizeof header);
+    memcpy(big, &header, sizeof header);
+    memcpy(big + sizeof header, &open, sizeof open);
+    int status = answer_to(big, len); // its form is accepted
+    assert_true(status == KVPOOL_E_STATE || status == KVPOOL_E_UNSUPPORTED);
+    memcpy(big + sizeof header, &(struct proto_seq_open){.pool = 1, .num_tokens = 1}, sizeof open);
+    assert_int_equal(answer_to(big, len), KVPOOL_E_PROTO);
+    free(big);
     expect_served(8000);
 }
 
@@ -339,6 +364,7 @@ int main(void) {
         cmocka_unit_test(connects_that_close_at_once_harm_nobody),
         cmocka_unit_test(malformed_messages_get_typed_errors),
         cmocka_unit_test(an_over_size_message_drops_its_connection_only),
+        cmocka_unit_test(a_long_message_is_taken_with_tokens_only),
         cmocka_unit_test(a_peer_that_sends_half_a_message_and_waits_blocks_nobody),
         cmocka_unit_test(a_peer_that_never_reads_its_replies_blocks_nobody),
         cmocka_unit_test(the_fd_socket_refuses_garbage_and_foreign_descriptors),

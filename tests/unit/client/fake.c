@@ -19,7 +19,7 @@
 #include <sys/un.h>
 #include <unistd.h>
 
-#define BUF ((size_t)2 * PROTO_MAX_MESSAGE)
+#define BUF ((size_t)2 * PROTO_MAX_REQUEST)
 
 static struct fake *current; // the one between fake_init() and fake_cleanup()
 
@@ -265,7 +265,10 @@ static void *run(void *arg) {
 }
 
 void fake_init(struct fake *f) {
-    *f = (struct fake){.max_inflight = 64, .kv_heads = 2, .head_dim = 64};
+    *f = (struct fake){
+        .max_inflight = 64, .features = PROTO_FEATURES, .kv_heads = 2, .head_dim = 64};
+    f->last_ids = calloc(PROTO_MAX_TOKENS, sizeof *f->last_ids);
+    assert_non_null(f->last_ids);
     strcpy(f->dir, "/tmp/kvpool-fake-XXXXXX");
     assert_non_null(mkdtemp(f->dir));
     pthread_mutex_init(&f->lock, NULL);
@@ -314,6 +317,7 @@ void fake_cleanup(struct fake *f) {
     fake_stop(f);
     current = NULL;
     rmdir(f->dir);
+    free(f->last_ids);
     pthread_mutex_destroy(&f->lock);
 }
 

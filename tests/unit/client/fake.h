@@ -40,7 +40,9 @@ struct fake {
     int hook_state; // the hook's own
     bool mute_control, mute_fd, mute_greeting, hold_reading;
     bool bad_greeting, close_at_greeting;
-    uint32_t list_total; // objects that lists show
+    uint64_t features;      // that it says it has
+    uint32_t list_total;    // objects that lists show
+    uint32_t cached_tokens; // how many of any prompt are found
     uint32_t kv_heads, head_dim;
     unsigned requests[FAKE_OPS]; // per op
     unsigned sessions, hellos;
@@ -49,6 +51,11 @@ struct fake {
     struct proto_batch_item last_items[8];
     struct proto_step_begin last_begin;
     uint64_t last_freed_region;
+    struct proto_msg last_prefix; // the last request of prefix sharing, without what it points to
+    uint32_t *last_ids;           // and its token ids; room for PROTO_MAX_TOKENS
+    struct proto_fd_open last_open;
+    uint64_t last_open_epoch; // of its header
+    unsigned resumes;
     uint64_t session;
 
     pthread_mutex_t lock;

@@ -27,12 +27,37 @@ static void ok(struct fake *f, struct fake_conn *c, const struct proto_msg *m, c
     fake_reply(f, c, &m->header, 0, body, len, NULL, 0);
 }
 
+static void identity(struct fake *f, struct fake_conn *c, const struct proto_msg *m) {
+    struct proto_fd_hello_reply reply = {.version = 1,
+                                         .pid = 4242,
+                                         .features = f->features,
+                                         .session = f->session,
+                                         .token = {7},
+                                         .epoch = f->epoch};
+    ok(f, c, m, &reply, sizeof reply);
+}
+
 static void open_session(struct fake *f, struct fake_conn *c, const struct proto_msg *m) {
     f->sessions++;
     f->session = f->epoch << 32 | f->sessions;
-    struct proto_fd_hello_reply reply = {
-        .version = 1, .pid = 4242, .session = f->session, .token = {7}, .epoch = f->epoch};
-    ok(f, c, m, &reply, sizeof reply);
+    identity(f, c, m);
+}
+
+// A known session goes on, one of another epoch or a forgotten one is stale.
+static void open_or_resume(struct fake *f, struct fake_conn *c, const struct proto_msg *m) {
+    const struct proto_fd_open *open = &m->body.fd_open;
+    f->last_open = *open;
+    f->last_open_epoch = m->header.epoch;
+    if (open->session == 0) {
+        open_session(f, c, m);
+        return;
+    }
+    if (open->session != f->session || open->session >> 32 != f->epoch || open->token[0] != 7) {
+        fake_error(f, c, &m->header, KVPOOL_E_STALE, 0, "no such session");
+        return;
+    }
+    f->resumes++;
+    identity(f, c, m);
 }
 
 static void hello(struct fake *f, struct fake_conn *c, const struct proto_msg *m) {
@@ -43,6 +68,7 @@ static void hello(struct fake *f, struct fake_conn *c, const struct proto_msg *m
     }
     struct proto_hello_reply reply = {.version = 1,
                                       .pid = 4242,
+                                      .features = f->features,
                                       .max_message = PROTO_MAX_MESSAGE,
                                       .max_batch = 1000,
                                       .max_inflight = f->max_inflight,
@@ -77,14 +103,18 @@ static void list(struct fake *f, struct fake_conn *c, const struct proto_msg *m)
         struct proto_pool_info pool;
         struct proto_seq_info seq;
         struct proto_client_info client;
-        uint8_t bytes[96];
+        struct proto_ns_info ns;
     } record;
-    static uint8_t records[PROTO_MAX_LIST * 96];
-    size_t size = m->header.op == PROTO_POOL_LIST  ? sizeof record.pool
-                  : m->header.op == PROTO_SEQ_LIST ? sizeof record.seq
-                                                   : sizeof record.client;
-    uint32_t n = 0, at = m->body.list.cursor;
-    for (; at < f->list_total && n < m->body.list.max; at++, n++) {
+    static uint8_t records[PROTO_MAX_LIST * sizeof record];
+    size_t size = m->header.op == PROTO_POOL_LIST    ? sizeof record.pool
+                  : m->header.op == PROTO_SEQ_LIST   ? sizeof record.seq
+                  : m->header.op == PROTO_POOL_USAGE ? sizeof record.ns
+                                                     : sizeof record.client;
+    struct proto_list asked = m->body.list;
+    if (m->header.op == PROTO_POOL_USAGE)
+        asked = (struct proto_list){m->body.pool_usage.cursor, m->body.pool_usage.max};
+    uint32_t n = 0, at = asked.cursor;
+    for (; at < f->list_total && n < asked.max; at++, n++) {
         memset(&record, 0, sizeof record);
         if (m->header.op == PROTO_POOL_LIST) {
             record.pool.pool = at + 1;
@@ -93,6 +123,24 @@ static void list(struct fake *f, struct fake_conn *c, const struct proto_msg *m)
         } else if (m->header.op == PROTO_SEQ_LIST) {
             record.seq.seq = at + 1;
             record.seq.owner_pid = at;
+        } else if (m->header.op == PROTO_POOL_USAGE) {
+            record.ns = (struct proto_ns_info){.group = "all",
+                                               .num_pages = 1,
+                                               .free_pages = 2,
+                                               .reserve = 3,
+                                               .limit = 4,
+                                               .weight = 5,
+                                               .active = 6,
+                                               .cached = 7,
+                                               .seqs = 8,
+                                               .hit_tokens = 9,
+                                               .miss_tokens = 10,
+                                               .sealed = 11,
+                                               .deduplicated = 12,
+                                               .evicted = 13,
+                                               .dropped = 14,
+                                               .refused = 15 + at};
+            snprintf(record.ns.name, sizeof record.ns.name, "ns%u", at);
         } else {
             record.client.pid = at + 1;
             snprintf(record.client.name, sizeof record.client.name, "client%u", at);
@@ -103,10 +151,66 @@ static void list(struct fake *f, struct fake_conn *c, const struct proto_msg *m)
     fake_reply(f, c, &m->header, 0, &reply, sizeof reply, records, n * size);
 }
 
+static void note_prefix(struct fake *f, const struct proto_msg *m) {
+    f->last_prefix = *m;
+    f->last_prefix.records = f->last_prefix.tokens = NULL;
+    proto_tokens(m, f->last_ids);
+    for (uint32_t i = 0; i < m->count && i < 8 && m->header.op == PROTO_STEP_BEGIN_TOKENS; i++)
+        proto_record(m, i, &f->last_items[i]);
+}
+
+static void seq_open(struct fake *f, struct fake_conn *c, const struct proto_msg *m) {
+    const struct proto_seq_open *open = &m->body.seq_open;
+    struct proto_seq_open_reply reply = {
+        .matched = open->num_tokens < f->cached_tokens ? open->num_tokens : f->cached_tokens};
+    if (open->flags == 0 || (open->flags == PROTO_OPEN_MATCHED && reply.matched > 0))
+        reply.seq = f->epoch << 32 | 77;
+    ok(f, c, m, &reply, sizeof reply);
+}
+
+// Requests of prefix sharing: noted, and answered.
+static void answer_prefix(struct fake *f, struct fake_conn *c, const struct proto_msg *m) {
+    note_prefix(f, m);
+    switch (m->header.op) {
+    case PROTO_SEQ_OPEN:
+        seq_open(f, c, m);
+        return;
+    case PROTO_STEP_BEGIN_TOKENS: {
+        struct proto_step_reply reply = {.step = m->body.step_begin_tokens.step,
+                                         .tokens = m->num_tokens};
+        ok(f, c, m, &reply, sizeof reply);
+        return;
+    }
+    case PROTO_PREFIX_PIN: {
+        struct proto_prefix_pin_reply reply = {.pin = 555, .tokens = 48};
+        ok(f, c, m, &reply, sizeof reply);
+        return;
+    }
+    case PROTO_CACHE_CLEAR: {
+        struct proto_cleared reply = {.pages = 21};
+        ok(f, c, m, &reply, sizeof reply);
+        return;
+    }
+    case PROTO_POOL_USAGE:
+        list(f, c, m);
+        return;
+    default:
+        ok(f, c, m, NULL, 0);
+        return;
+    }
+}
+
 void fake_answer(struct fake *f, struct fake_conn *c, const struct proto_msg *m) {
+    if (m->header.op >= PROTO_SEQ_OPEN && m->header.op <= PROTO_CACHE_CLEAR) {
+        answer_prefix(f, c, m);
+        return;
+    }
     switch (m->header.op) {
     case PROTO_FD_HELLO:
         open_session(f, c, m);
+        return;
+    case PROTO_FD_OPEN:
+        open_or_resume(f, c, m);
         return;
     case PROTO_HELLO:
         hello(f, c, m);

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// test_async.c: many requests in flight, from one thread and from many.
+// test_async.c: many requests in flight, from one thread and from many; and when to try again.
 #include "tests/unit/client/kvd.h"
 
 #include <setjmp.h>
@@ -121,6 +121,7 @@ static void max_inflight_is_the_limit(void **state) {
         expect(c, KVPOOL_OK, submit_abort(c, i + 1, &ops[i]));
     expect(c, KVPOOL_E_AGAIN, submit_abort(c, 5, &ops[4]));
     expect_message(c, "4 requests in flight");
+    assert_int_equal(kvpool_retry_after_ns(c), 1000000);
     expect(c, KVPOOL_E_TIMEOUT, kvpool_ping(c, NULL)); // a synchronous call waits for a place
     kvpool_close(c);
 }
@@ -324,6 +325,75 @@ static void many_threads_share_one_client(void **state) {
     kvpool_close(c);
 }
 
+// --- when to try again ------------------------------------------------------------------------
+
+static uint64_t detail;
+static bool full(struct fake *f, struct fake_conn *c, const struct proto_msg *m) {
+    if (m->header.op == PROTO_PING)
+        fake_error(f, c, &m->header, KVPOOL_E_AGAIN, detail, "the queue is full");
+    else if (m->header.op == PROTO_POOL_DESTROY)
+        fake_error(f, c, &m->header, KVPOOL_E_NOSPACE, 17, "another error with a detail");
+    else
+        return false;
+    return true;
+}
+
+static void say_detail(uint64_t ns) {
+    fake_lock(&kvd);
+    detail = ns;
+    fake_unlock(&kvd);
+}
+
+static void *no_hint_elsewhere(void *arg) {
+    assert_int_equal(kvpool_retry_after_ns(arg), 0);
+    assert_int_equal(kvpool_ping(arg, NULL), KVPOOL_E_AGAIN);
+    assert_int_equal(kvpool_retry_after_ns(arg), 2000000);
+    return NULL;
+}
+
+static void the_retry_hint_is_kept_with_the_threads_last_error(void **state) {
+    (void)state;
+    kvpool_client *a = fake_connect(&kvd, 0), *b = fake_connect(&kvd, 0);
+    assert_int_equal(kvpool_retry_after_ns(a), 0);
+    assert_int_equal(kvpool_retry_after_ns(NULL), 0);
+    fake_set_hook(&kvd, full);
+    say_detail(5000000);
+    expect(a, KVPOOL_E_AGAIN, kvpool_ping(a, NULL));
+    assert_int_equal(kvpool_retry_after_ns(a), 5000000);
+    assert_int_equal(kvpool_retry_after_ns(b), 0);
+    say_detail(2000000);
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, no_hint_elsewhere, a), 0);
+    pthread_join(thread, NULL);
+    assert_int_equal(kvpool_retry_after_ns(a), 5000000); // this thread's own
+    expect(a, KVPOOL_E_NOSPACE, kvpool_pool_destroy(a, 1));
+    assert_int_equal(kvpool_retry_after_ns(a), 0);
+    expect(a, KVPOOL_E_AGAIN, kvpool_ping(a, NULL));
+    assert_int_equal(kvpool_retry_after_ns(a), 2000000);
+    expect(a, KVPOOL_OK, kvpool_seq_truncate(a, 1, 0)); // a success keeps it, as the message
+    assert_int_equal(kvpool_retry_after_ns(a), 2000000);
+    kvpool_close(a);
+    kvpool_close(b);
+}
+
+static void a_hint_out_of_bounds_is_bounded(void **state) {
+    (void)state;
+    static const uint64_t said_and_told[][2] = {{0, 1000000},
+                                                {1, 1000},
+                                                {999, 1000},
+                                                {1001, 1001},
+                                                {999999999, 999999999},
+                                                {UINT64_MAX, 1000000000}};
+    kvpool_client *c = fake_connect(&kvd, 0);
+    fake_set_hook(&kvd, full);
+    for (size_t i = 0; i < sizeof said_and_told / sizeof said_and_told[0]; i++) {
+        say_detail(said_and_told[i][0]);
+        expect(c, KVPOOL_E_AGAIN, kvpool_ping(c, NULL));
+        assert_int_equal(kvpool_retry_after_ns(c), said_and_told[i][1]);
+    }
+    kvpool_close(c);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
 #define T(f) cmocka_unit_test_setup_teardown(f, kvd_setup, kvd_teardown)
@@ -337,6 +407,8 @@ int main(void) {
         T(a_daemon_that_does_not_read_is_a_timeout),
         T(much_traffic_both_ways_does_not_jam),
         T(many_threads_share_one_client),
+        T(the_retry_hint_is_kept_with_the_threads_last_error),
+        T(a_hint_out_of_bounds_is_bounded),
     };
     return cmocka_run_group_tests_name("client async", tests, NULL, NULL);
 }

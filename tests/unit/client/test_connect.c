@@ -174,6 +174,16 @@ static void bad_arguments_are_refused(void **state) {
     expect(NULL, KVPOOL_E_INVAL, kvpool_connect(&args, &c));
     expect_message(NULL, "31 bytes");
     args.name = NULL;
+    char credential[97];
+    memset(credential, 'c', sizeof credential);
+    credential[96] = '\0';
+    args.credential = credential;
+    expect(NULL, KVPOOL_E_INVAL, kvpool_connect(&args, &c));
+    expect_message(NULL, "longer than 95");
+    args.credential = "";
+    expect(NULL, KVPOOL_E_INVAL, kvpool_connect(&args, &c));
+    expect_message(NULL, "credential is empty");
+    args.credential = NULL;
     args.size = sizeof args - 1;
     expect(NULL, KVPOOL_E_INVAL, kvpool_connect(&args, &c));
     expect_message(NULL, "args.size");
@@ -181,6 +191,80 @@ static void bad_arguments_are_refused(void **state) {
     expect(NULL, KVPOOL_E_INVAL, kvpool_connect(&args, NULL));
     assert_null(c);
     kvpool_close(NULL);
+}
+
+// As a program sees it that was built before `credential` was there.
+static void connect_args_without_a_credential_are_understood(void **state) {
+    (void)state;
+    fake_start(&kvd);
+    size_t size = offsetof(kvpool_connect_args, credential);
+    kvpool_connect_args full = KVPOOL_CONNECT_ARGS_INIT;
+    full.size = size;
+    full.dir = kvd.dir;
+    full.credential = "not looked at";
+    kvpool_connect_args *older = malloc(size); // the sanitizer sees a read past it
+    assert_non_null(older);
+    memcpy((void *)older, &full, size);
+    kvpool_client *c = NULL;
+    expect(NULL, KVPOOL_OK, kvpool_connect(older, &c));
+    kvpool_close(c);
+    expect(NULL, KVPOOL_OK, kvpool_connect(&full, &c));
+    kvpool_close(c);
+    assert_int_equal(fake_count(&kvd, PROTO_FD_HELLO), 2);
+    assert_int_equal(fake_count(&kvd, PROTO_FD_OPEN), 0);
+    full.size = size - 1;
+    expect(NULL, KVPOOL_E_INVAL, kvpool_connect(&full, &c));
+    free(older);
+}
+
+// --- credentials ------------------------------------------------------------------------------
+
+static kvpool_status connect_with(const char *credential) {
+    kvpool_connect_args args = KVPOOL_CONNECT_ARGS_INIT;
+    args.dir = kvd.dir;
+    args.name = "unit";
+    args.credential = credential;
+    kvpool_client *c = NULL;
+    kvpool_status status = kvpool_connect(&args, &c);
+    assert_true((status == KVPOOL_OK) == (c != NULL));
+    kvpool_close(c);
+    return status;
+}
+
+static void a_credential_goes_with_the_session(void **state) {
+    (void)state;
+    fake_start(&kvd);
+    char longest[96];
+    memset(longest, 'x', sizeof longest);
+    longest[95] = '\0';
+    expect(NULL, KVPOOL_OK, connect_with("s3cret"));
+    assert_string_equal(kvd.last_open.credential, "s3cret");
+    assert_string_equal(kvd.last_open.name, "unit");
+    assert_int_equal(kvd.last_open.session, 0);
+    expect(NULL, KVPOOL_OK, connect_with(longest));
+    assert_string_equal(kvd.last_open.credential, longest);
+    assert_int_equal(fake_count(&kvd, PROTO_FD_HELLO), 0);
+    assert_int_equal(fake_count(&kvd, PROTO_BYE), 2);
+}
+
+static bool refuse_credential(struct fake *f, struct fake_conn *c, const struct proto_msg *m) {
+    if (m->header.op != PROTO_FD_OPEN)
+        return false;
+    fake_error(f, c, &m->header, f->hook_state, 0, "unknown credential");
+    return true;
+}
+
+static void a_credential_may_be_refused(void **state) {
+    (void)state;
+    fake_start(&kvd);
+    fake_set_hook(&kvd, refuse_credential);
+    fake_set(&kvd, hook_state, KVPOOL_E_PERM);
+    expect(NULL, KVPOOL_E_PERM, connect_with("wrong"));
+    expect_message(NULL, "unknown credential");
+    fake_set(&kvd, hook_state, KVPOOL_E_UNSUPPORTED); // as a daemon that knows no FD_OPEN
+    expect(NULL, KVPOOL_E_UNSUPPORTED, connect_with("any"));
+    expect_message(NULL, "takes no credentials");
+    assert_int_equal(kvd.sessions, 0); // not opened without it
 }
 
 // --- the handshake ----------------------------------------------------------------------------
@@ -372,6 +456,9 @@ int main(void) {
         T(a_refused_user_learns_the_group),
         T(a_path_too_long_is_refused_with_the_limit),
         T(bad_arguments_are_refused),
+        T(connect_args_without_a_credential_are_understood),
+        T(a_credential_goes_with_the_session),
+        T(a_credential_may_be_refused),
         T(a_handshake_that_goes_wrong_is_a_typed_error),
         T(a_control_socket_of_something_else_is_told),
         T(a_silent_daemon_is_a_timeout),

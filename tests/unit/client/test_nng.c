@@ -26,6 +26,17 @@ static pthread_t servers[CONTEXTS];
 static kvpool_client *client;
 static kvpool_region *region;
 
+// Of token ids 1, 2, 3 ...: how many; 0 for others.
+static uint32_t last_id(const struct proto_msg *m) {
+    uint32_t id = 0;
+    for (uint32_t i = 0; i < m->num_tokens; i++) {
+        memcpy(&id, m->tokens + i * sizeof id, sizeof id);
+        if (id != i + 1)
+            return 0;
+    }
+    return id;
+}
+
 static size_t answer(const void *bytes, size_t len, uint8_t *out, size_t cap) {
     struct proto_msg m;
     bool header_ok;
@@ -33,14 +44,20 @@ static size_t answer(const void *bytes, size_t len, uint8_t *out, size_t cap) {
     if (proto_parse_request(PROTO_ON_CONTROL, bytes, len, &m, &header_ok, &err) != 0)
         return proto_write_error(out, cap, NULL, kvd.epoch, &err);
     struct proto_header h = proto_reply_header(&m.header, 0, kvd.epoch);
-    struct proto_hello_reply hello = {
-        .version = 1, .max_message = PROTO_MAX_MESSAGE, .max_batch = 1024, .max_inflight = 64};
+    struct proto_hello_reply hello = {.version = 1,
+                                      .features = PROTO_FEATURES,
+                                      .max_message = PROTO_MAX_MESSAGE,
+                                      .max_batch = 1024,
+                                      .max_inflight = 64};
+    struct proto_seq_open_reply open = {.seq = 9, .matched = last_id(&m)};
     struct proto_step_reply step = {.step = m.body.step_begin.step, .tokens = m.count};
     switch (m.header.op) {
     case PROTO_HELLO:
         return proto_write(out, cap, &h, &hello, sizeof hello, NULL, 0);
     case PROTO_PING:
         return proto_write(out, cap, &h, &m.body.ping, sizeof m.body.ping, NULL, 0);
+    case PROTO_SEQ_OPEN:
+        return proto_write(out, cap, &h, &open, sizeof open, NULL, 0);
     case PROTO_STEP_BEGIN:
         return proto_write(out, cap, &h, &step, sizeof step, NULL, 0);
     default:
@@ -83,7 +100,7 @@ static int setup(void **state) {
     fake_control_listen(&kvd, false);
     snprintf(url, sizeof url, "ipc://%s/%s", kvd.dir, PROTO_CONTROL_SOCKET);
     assert_int_equal(nng_rep0_open(&rep), 0);
-    nng_socket_set_size(rep, NNG_OPT_RECVMAXSZ, PROTO_MAX_MESSAGE + 4);
+    nng_socket_set_size(rep, NNG_OPT_RECVMAXSZ, PROTO_MAX_REQUEST + 4);
     assert_int_equal(nng_listen(rep, url, NULL, 0), 0);
     for (unsigned i = 0; i < CONTEXTS; i++)
         assert_int_equal(pthread_create(&servers[i], NULL, serve, NULL), 0);
@@ -116,6 +133,30 @@ static void requests_of_every_size_go_round(void **state) {
         expect(client, KVPOOL_OK, kvpool_step_begin(client, &args, &step, NULL));
         expect(client, KVPOOL_OK, kvpool_ping(client, NULL));
     }
+}
+
+static void prompts_of_every_length_go_round(void **state) {
+    (void)state;
+    uint32_t *ids = malloc(KVPOOL_MAX_TOKENS * sizeof *ids);
+    assert_non_null(ids);
+    for (uint32_t i = 0; i < KVPOOL_MAX_TOKENS; i++)
+        ids[i] = i + 1;
+    kvpool_open_args args = KVPOOL_OPEN_ARGS_INIT;
+    args.tokens = ids;
+    for (uint32_t n = 1; n <= KVPOOL_MAX_TOKENS; n *= 3) {
+        kvpool_seq seq;
+        uint32_t matched;
+        args.n = n;
+        expect(client, KVPOOL_OK, kvpool_seq_open_with(client, &args, &seq, &matched));
+        assert_int_equal(matched, n);
+        expect(client, KVPOOL_OK, kvpool_ping(client, NULL));
+    }
+    args.n = KVPOOL_MAX_TOKENS;
+    kvpool_seq seq;
+    uint32_t matched;
+    expect(client, KVPOOL_OK, kvpool_seq_open_with(client, &args, &seq, &matched));
+    assert_int_equal(matched, KVPOOL_MAX_TOKENS);
+    free(ids);
 }
 
 static void many_are_in_flight_at_once(void **state) {
@@ -210,6 +251,7 @@ static void a_child_is_refused_and_connects_anew(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(requests_of_every_size_go_round),
+        cmocka_unit_test(prompts_of_every_length_go_round),
         cmocka_unit_test(many_are_in_flight_at_once),
         cmocka_unit_test(a_child_is_refused_and_connects_anew),
     };

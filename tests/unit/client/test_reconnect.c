@@ -186,7 +186,8 @@ static void a_session_that_the_daemon_ended_is_lost(void **state) {
     (void)state;
     kvpool_client *c = fake_connect(&kvd, 3000);
     kvpool_pool pool = fake_pool(c);
-    fake_drop(&kvd, false); // the fd socket alone
+    fake_set(&kvd, session, 1); // it knows no other
+    fake_drop(&kvd, false);
     fake_drop(&kvd, true);
     expect(c, KVPOOL_E_LOST, kvpool_pool_destroy(c, pool));
     expect(c, KVPOOL_OK, kvpool_pool_destroy(c, pool));
@@ -229,6 +230,7 @@ static void a_region_of_an_earlier_session_is_stale(void **state) {
 
 static void a_region_request_notices_that_the_session_is_over(void **state) {
     (void)state;
+    kvd.features = PROTO_FEATURES & ~PROTO_FEATURE_RESUME; // before any connection
     kvpool_client *c = fake_connect(&kvd, 3000);
     kvpool_region *region;
     fake_drop(&kvd, false);

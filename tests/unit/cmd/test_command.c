@@ -15,8 +15,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
-static const char *const commands[] = {"status", "ping",  "sequences", "clients", "pools",
-                                       "pool",   "bench", "doctor",    "top",     "version"};
+static const char *const commands[] = {"status", "ping",  "sequences", "clients",
+                                       "pools",  "pool",  "bench",     "doctor",
+                                       "top",    "usage", "trace",     "version"};
 
 #define COMMANDS (sizeof(commands) / sizeof(commands[0]))
 
@@ -66,8 +67,9 @@ static void help_lists_every_command_with_an_example(void **state) {
 }
 
 static void without_a_daemon_commands_fail_and_point_to_the_doctor(void **state) {
-    static const char *const lines[] = {"status", "ping -c 3",      "sequences", "clients",
-                                        "pools",  "pool destroy x", "bench",     "top"};
+    static const char *const lines[] = {"status",  "ping -c 3", "sequences",
+                                        "clients", "pools",     "pool destroy x",
+                                        "bench",   "top",       "usage"};
     (void)state;
     for (size_t i = 0; i < sizeof(lines) / sizeof(lines[0]); i++) {
         expect(lines[i], 1, "kvpool: cannot reach the daemon in /nonexistent/kvpool: ");
@@ -98,6 +100,7 @@ static void wrong_usage_has_status_64(void **state) {
     expect("sequences --pool", 64, "requires an argument");
     expect("sequences extra", 64, "unexpected argument 'extra'");
     expect("doctor extra", 64, "unexpected argument 'extra'");
+    expect("usage pool extra", 64, "unexpected argument 'extra'");
 }
 
 static void pool_needs_an_action_a_name_and_a_geometry(void **state) {
@@ -115,6 +118,53 @@ static void pool_needs_an_action_a_name_and_a_geometry(void **state) {
     expect("pool create x --memory lots", 64, "not a size");
     expect("pool destroy x --layers 1", 64, "no geometry");
     expect("pool destroy x y", 64, "unexpected argument 'y'");
+}
+
+static void trace_needs_an_action_and_a_file(void **state) {
+    static const char *const actions[] = {"record", "generate", "replay"};
+    (void)state;
+    expect("trace", 64, "needs an action: record, generate or replay");
+    expect("trace rename x", 64, "trace has no action 'rename'");
+    for (size_t i = 0; i < sizeof(actions) / sizeof(actions[0]); i++) {
+        char line[64];
+        snprintf(line, sizeof(line), "trace %s", actions[i]);
+        expect(line, 64, "needs a FILE");
+        snprintf(line, sizeof(line), "trace %s a b", actions[i]);
+        expect(line, 64, "unexpected argument 'b'");
+        snprintf(line, sizeof(line), "trace %s --help", actions[i]);
+        expect(line, 0, "Examples:");
+        expect(line, 0, "--json");
+    }
+    expect("trace record x --seconds never", 64, "not a time of 1ms to 24h");
+    expect("trace record x", 1, "cannot reach the daemon in /nonexistent/kvpool: ");
+    expect("trace generate - --requests 0", 64, "not a number in 1..");
+    expect("trace generate - --zipf -1", 64, "not a number in 0..100");
+    expect("trace generate - --zipf one", 64, "not a number in 0..100");
+    expect("trace generate - --seed x", 64, "--seed: 'x' is not a number");
+    expect("trace generate - --prefix-len 0 --suffix-len 0", 64, "one must be more than 0");
+    expect("trace generate - --requests 1 --prefixes 1 --prefix-len 16 --suffix-len 0", 0,
+           "{\"timestamp\":0,\"input_length\":16,\"output_length\":32,\"hash_ids\":[0],"
+           "\"block_size\":16}\n");
+    expect("trace generate /nonexistent/x", 1, "/nonexistent/x: No such file");
+    expect("trace replay /nonexistent/x", 1, "/nonexistent/x: No such file");
+    expect("trace replay x --workers 0", 64, "not a number in 1..256");
+    expect("trace replay x --speed -1", 64, "not a number of 0 or more");
+    expect("trace replay x --dtype int8", 64, "none of fp16, bf16, fp32");
+    expect("trace replay x --pool a --pages 7", 64, "--pool has its own geometry");
+    expect("trace replay - </dev/null", 1, "cannot reach the daemon in /nonexistent/kvpool: ");
+}
+
+static void a_malformed_trace_is_refused_with_its_line(void **state) {
+    (void)state;
+    expect("trace replay - <<'END'\n"
+           "{\"dropped\":1}\n"
+           "\n"
+           "{\"timestamp\":0,\"input_length\":3}\n"
+           "END\n",
+           1, "kvpool: -: line 3: output_length is missing");
+    if (access("/dev/full", W_OK) == 0) {
+        expect("trace generate /dev/full", 1, "/dev/full: cannot write");
+    }
 }
 
 static void the_doctor_works_without_a_daemon_and_fails(void **state) {
@@ -147,6 +197,8 @@ int main(void) {
         cmocka_unit_test(the_option_names_the_directory_before_and_after_the_command),
         cmocka_unit_test(wrong_usage_has_status_64),
         cmocka_unit_test(pool_needs_an_action_a_name_and_a_geometry),
+        cmocka_unit_test(trace_needs_an_action_and_a_file),
+        cmocka_unit_test(a_malformed_trace_is_refused_with_its_line),
         cmocka_unit_test(the_doctor_works_without_a_daemon_and_fails),
         cmocka_unit_test(version_works_without_a_daemon),
         cmocka_unit_test(output_that_cannot_be_written_is_an_error),

@@ -16,6 +16,7 @@
 #define CLIENTS 30u
 
 static kvpool_pool_info pools[2];
+static struct usage_sum usage[2];
 static kvpool_client_info clients[CLIENTS];
 
 // A daemon with one pool and `n` clients, `seconds` after the first look.
@@ -44,6 +45,16 @@ static struct view make_view(uint32_t n, uint64_t seconds) {
                                   .bytes = 1u << 20};
     v.pools = pools;
     v.num_pools = 1;
+    usage[0] = (struct usage_sum){.pool = 0x100000001u,
+                                  .known = true,
+                                  .num_pages = 100,
+                                  .active = 25,
+                                  .cached = 50,
+                                  .free_pages = 25,
+                                  .hit_tokens = 3000 + 90 * seconds,
+                                  .miss_tokens = 1000 + 10 * seconds,
+                                  .evicted = 7 * seconds};
+    v.usage = usage;
     for (uint32_t i = 0; i < n; i++) {
         clients[i] = (kvpool_client_info){.pid = 1000 + i, .uid = 7, .requests = 10 + i};
         snprintf(clients[i].name, sizeof(clients[i].name), "worker-%u", i);
@@ -102,7 +113,7 @@ static void status_json_has_its_keys(void **state) {
         "decodes",   "commits",      "aborts",          "sequences",       "steps",
         "clients",   "regions",      "sessions_died",   "reclaim_last_us", "reclaim_max_us",
         "relistens", "leaked_pipes", "max_batch",       "max_inflight",    "max_message",
-        "pools"};
+        "pools",     "caches"};
     struct view v = make_view(1, 0);
     struct capture c;
     (void)state;
@@ -211,6 +222,99 @@ static void a_json_frame_is_one_line_with_rates(void **state) {
     capture_free(&c);
 }
 
+static void caches_show_occupancy_and_hits(void **state) {
+    struct view before = make_view(1, 0);
+    struct usage_sum old[2];
+    (void)state;
+    memcpy(old, usage, sizeof(old));
+    before.usage = old;
+    struct view now = make_view(1, 2);
+    struct capture c;
+    assert_float_equal(view_hit_rate(&before, &now, 0), 0.9, 1e-9);
+    assert_float_equal(view_evictions(&before, &now, 0), 7, 1e-9);
+    capture_start(&c);
+    view_print_top(&before, &now, 0, c.out);
+    const char *text = capture_end(&c);
+    assert_non_null(strstr(text, "CACHE  ACTIVE  CACHED  FREE  OCCUPANCY             HITS NOW"));
+    assert_non_null(strstr(text, "llama      25      50    25  #####==========.....     90.0%      "
+                                 "75.7%        7.0"));
+    capture_free(&c);
+    capture_start(&c);
+    view_json_top(&before, &now, c.out);
+    text = capture_end(&c);
+    assert_non_null(strstr(text, "\"caches\":[{\"pool\":\"llama\",\"num_pages\":100,"
+                                 "\"active_pages\":25,\"cached_pages\":50,"));
+    assert_non_null(strstr(text, "\"hit_rate_now\":0.9,"));
+    assert_non_null(strstr(text, "\"evicted_per_s\":7,"));
+    capture_free(&c);
+    capture_start(&c);
+    view_print_status(&now, c.out); // one look has no interval
+    assert_non_null(strstr(capture_end(&c), "-      75.7%          -\n"));
+    capture_free(&c);
+}
+
+static void a_cache_without_a_past_has_no_rates(void **state) {
+    struct view before = make_view(0, 0);
+    struct usage_sum old[2];
+    (void)state;
+    memcpy(old, usage, sizeof(old));
+    before.usage = old;
+    struct view now = make_view(0, 1);
+    struct capture c;
+    assert_true(view_hit_rate(NULL, &now, 0) < 0);
+    assert_true(view_evictions(NULL, &now, 0) < 0);
+    old[0].pool++; // another pool
+    assert_true(view_hit_rate(&before, &now, 0) < 0);
+    assert_true(view_evictions(&before, &now, 0) < 0);
+    old[0] = usage[0]; // nothing was looked up since
+    assert_true(view_hit_rate(&before, &now, 0) < 0);
+    assert_true(view_evictions(&before, &now, 0) == 0);
+    before.stats.epoch++;
+    assert_true(view_evictions(&before, &now, 0) < 0);
+    usage[0].known = false; // a daemon that does not tell
+    capture_start(&c);
+    view_print_top(NULL, &now, 0, c.out);
+    view_json_status(&now, c.out);
+    const char *text = capture_end(&c);
+    assert_null(strstr(text, "OCCUPANCY"));
+    assert_non_null(strstr(text, "\"caches\":[]"));
+    capture_free(&c);
+}
+
+static void a_namespace_has_its_line(void **state) {
+    const kvpool_usage u = {.name = "default",
+                            .num_pages = 100,
+                            .reserve = 10,
+                            .weight = 1,
+                            .active = 3,
+                            .cached = 4,
+                            .seqs = 2,
+                            .hit_tokens = 30,
+                            .miss_tokens = 10};
+    const kvpool_usage fresh = {.name = "new", .group = "g", .limit = 50, .weight = 2};
+    struct capture c;
+    (void)state;
+    capture_start(&c);
+    print_usage("llama", &u, 1, c.out);
+    print_usage("llama", &fresh, 1, c.out);
+    struct json j = json_start(c.out);
+    json_object(&j, NULL);
+    json_usage(&j, "llama", &u);
+    json_end(&j);
+    json_object(&j, NULL);
+    json_usage(&j, "llama", &fresh);
+    json_end(&j);
+    const char *text = capture_end(&c);
+    assert_non_null(
+        strstr(text, "llama  default    -           10      -       1       3       4"));
+    assert_non_null(strstr(text, "75.0%"));
+    assert_non_null(strstr(text, "llama  new        g            0     50       2"));
+    assert_non_null(strstr(text, "\"group\":null,\"num_pages\":100,"));
+    assert_non_null(strstr(text, "\"hit_rate\":0.75,"));
+    assert_non_null(strstr(text, "\"hit_rate\":null,"));
+    capture_free(&c);
+}
+
 static void sequences_show_the_name_of_their_pool(void **state) {
     kvpool_seq_info seqs[2] = {{.seq = 0x200000001u,
                                 .pool = 0x100000001u,
@@ -278,6 +382,9 @@ int main(void) {
         cmocka_unit_test(a_frame_fits_the_terminal_and_says_what_it_hides),
         cmocka_unit_test(a_frame_leaves_this_program_out_and_sorts_by_rate),
         cmocka_unit_test(a_json_frame_is_one_line_with_rates),
+        cmocka_unit_test(caches_show_occupancy_and_hits),
+        cmocka_unit_test(a_cache_without_a_past_has_no_rates),
+        cmocka_unit_test(a_namespace_has_its_line),
         cmocka_unit_test(sequences_show_the_name_of_their_pool),
         cmocka_unit_test(empty_lists_say_so),
         cmocka_unit_test(a_name_cannot_steer_the_terminal),

@@ -39,7 +39,10 @@ int fixture_setup(void **state) {
                                      .max_steps = 4,
                                      .max_session_steps = 3,
                                      .max_batch = 5,
-                                     .max_table_entries = 256};
+                                     .max_table_entries = 256,
+                                     .max_pages = 128,
+                                     .max_page_tokens = 2048,
+                                     .max_pins = 4};
     f->size = core_block_size(&f->limits);
     f->block = fixture_block(f->size);
     assert_int_equal(core_create(f->block, f->size, &f->limits, FIXTURE_EPOCH, fixture_secret,

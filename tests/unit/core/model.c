@@ -18,17 +18,24 @@ void model_pool_open(struct model *m, int pool, uint64_t handle,
         .store = calloc((size_t)config->num_pages * config->page_size, sizeof *p->store),
         .mirror = malloc((size_t)config->max_seqs * row_entries * sizeof *p->mirror),
         .counts = calloc(config->num_pages, sizeof *p->counts),
+        .pages = calloc(config->num_pages, sizeof *p->pages),
+        .num_ns = 1,
     };
-    if (p->store == NULL || p->mirror == NULL || p->counts == NULL) {
+    if (p->store == NULL || p->mirror == NULL || p->counts == NULL || p->pages == NULL) {
         abort();
     }
     memset(p->mirror, 0xFF, (size_t)config->max_seqs * row_entries * sizeof *p->mirror);
+    p->ns[0].config = (struct core_ns_config){.name = "default", .weight = 1};
 }
 
 void model_pool_close(struct model *m, int pool) {
+    for (int i = 0; i < MODEL_PINS; i++) {
+        m->pins[i].live = m->pins[i].live && m->pins[i].pool != pool;
+    }
     free(m->pools[pool].store);
     free(m->pools[pool].mirror);
     free(m->pools[pool].counts);
+    free(m->pools[pool].pages);
     m->pools[pool] = (struct model_pool){0};
 }
 
@@ -68,6 +75,15 @@ int model_step(const struct model *m, int session, uint64_t id) {
     return -1;
 }
 
+int model_pin(const struct model *m, int pool, uint64_t handle) {
+    for (int i = 0; i < MODEL_PINS; i++) {
+        if (m->pins[i].live && m->pins[i].pool == pool && m->pins[i].handle == handle) {
+            return i;
+        }
+    }
+    return -1;
+}
+
 const struct model_finished *model_finished(const struct model *m, int session, uint64_t id) {
     const struct model_session *s = &m->sessions[session];
     for (uint32_t i = 0; i < s->num_finished; i++) {
@@ -92,10 +108,16 @@ uint32_t model_recount(struct model *m, int pool, uint32_t *ret_shared) {
             }
         }
     }
+    for (int i = 0; i < MODEL_PINS; i++) {
+        for (uint32_t k = 0; m->pins[i].live && m->pins[i].pool == pool && k < m->pins[i].num_pages;
+             k++) {
+            p->counts[m->pins[i].pages[k]]++;
+        }
+    }
     uint32_t free_pages = 0;
     uint32_t shared = 0;
     for (uint32_t i = 0; i < p->config.num_pages; i++) {
-        free_pages += p->counts[i] == 0;
+        free_pages += p->counts[i] == 0 && !p->pages[i].sealed;
         shared += p->counts[i] > 1;
     }
     if (ret_shared != NULL) {
@@ -130,7 +152,16 @@ uint32_t model_count_steps(const struct model *m, int session) {
     return n;
 }
 
-int model_seq_add(struct model *m, uint64_t handle, int session, int pool, uint32_t row) {
+uint32_t model_count_pins(const struct model *m, int pool) {
+    uint32_t n = 0;
+    for (int i = 0; i < MODEL_PINS; i++) {
+        n += m->pins[i].live && (pool < 0 || m->pins[i].pool == pool);
+    }
+    return n;
+}
+
+int model_seq_add(struct model *m, uint64_t handle, int session, int pool, uint32_t row,
+                  const struct model_text *text) {
     int i = 0;
     while (m->seqs[i].live) {
         i++;
@@ -138,96 +169,38 @@ int model_seq_add(struct model *m, uint64_t handle, int session, int pool, uint3
     struct model_seq *s = &m->seqs[i];
     s->live = true;
     s->handle = handle;
+    s->born = ++m->last_born;
     s->session = session;
     s->pool = pool;
     s->step = -1;
     s->row = row;
-    s->pins = s->len = s->num_pages = s->num_taken = 0;
+    s->priority = CORE_NORMAL;
+    s->text = *text;
+    s->pins = s->len = s->tracked = s->num_pages = s->num_taken = 0;
     s->copied = false;
     return i;
 }
 
-void model_seq_drop(struct model *m, int seq) {
-    m->seqs[seq].live = false;
-    m->dead[m->num_dead++ % MODEL_DEAD] = m->seqs[seq].handle;
-}
-
-static uint32_t pages_for(const struct model *m, int pool, uint32_t tokens) {
-    uint32_t page_size = m->pools[pool].config.page_size;
-    return (tokens + page_size - 1) / page_size;
-}
-
 void model_seq_truncate(struct model *m, int seq, uint32_t length) {
-    m->seqs[seq].len = length;
-    m->seqs[seq].num_pages = pages_for(m, m->seqs[seq].pool, length);
+    struct model_seq *s = &m->seqs[seq];
+    uint32_t page_size = m->pools[s->pool].config.page_size;
+    uint32_t keep = (length + page_size - 1) / page_size;
+    model_recount(m, s->pool, NULL);
+    while (s->num_pages > keep) {
+        model_release(m, s->pool, s->pages[--s->num_pages], (int)s->priority, false);
+    }
+    s->len = length;
+    s->tracked = s->tracked < length ? s->tracked : length;
 }
 
-uint32_t model_pages_needed(const struct model *m, int seq, uint32_t q_len, bool *ret_copied) {
-    const struct model_seq *s = &m->seqs[seq];
-    const struct model_pool *p = &m->pools[s->pool];
-    *ret_copied =
-        q_len > 0 && s->len % p->config.page_size != 0 && p->counts[s->pages[s->num_pages - 1]] > 1;
-    return pages_for(m, s->pool, s->len + q_len) - s->num_pages + *ret_copied;
-}
-
-int model_step_open(struct model *m, int session, uint64_t id, int pool, uint32_t n,
-                    const int *seqs, const uint32_t *q_len) {
-    int i = 0;
-    while (m->steps[i].live) {
-        i++;
+void model_seq_drop(struct model *m, int seq, bool drop_pages) {
+    struct model_seq *s = &m->seqs[seq];
+    model_recount(m, s->pool, NULL);
+    while (s->num_pages > 0) {
+        model_release(m, s->pool, s->pages[--s->num_pages], (int)s->priority, drop_pages);
     }
-    struct model_step *step = &m->steps[i];
-    *step = (struct model_step){.live = true, .id = id, .session = session, .pool = pool, .n = n};
-    model_recount(m, pool, NULL);
-    for (uint32_t k = 0; k < n; k++) {
-        struct model_seq *s = &m->seqs[seqs[k]];
-        step->seqs[k] = seqs[k];
-        step->q_len[k] = q_len[k];
-        s->step = i;
-        s->num_taken = model_pages_needed(m, seqs[k], q_len[k], &s->copied);
-        step->tokens += q_len[k];
-        step->taken += s->num_taken;
-        step->added += s->num_taken - s->copied;
-    }
-    uint32_t symbol = 0;
-    uint32_t *counts = m->pools[pool].counts;
-    for (uint32_t k = 0; k < n; k++) {
-        struct model_seq *s = &m->seqs[seqs[k]];
-        for (uint32_t t = 0; t < s->num_taken; t++) {
-            while (counts[symbol] > 0) {
-                symbol++;
-            }
-            assert(symbol < m->pools[pool].config.num_pages);
-            s->taken[t] = symbol;
-            counts[symbol] = 1;
-        }
-    }
-    return i;
-}
-
-void model_step_finish(struct model *m, int index, bool commit) {
-    struct model_step *step = &m->steps[index];
-    for (uint32_t k = 0; k < step->n; k++) {
-        struct model_seq *s = &m->seqs[step->seqs[k]];
-        if (commit) {
-            uint32_t first = s->num_pages - s->copied;
-            memcpy(s->pages + first, s->taken, s->num_taken * sizeof *s->taken);
-            s->num_pages = first + s->num_taken;
-            s->len += step->q_len[k];
-        }
-        s->num_taken = 0;
-        s->copied = false;
-        s->step = -1;
-    }
-    struct model_session *session = &m->sessions[step->session];
-    if (session->num_finished == CORE_FINISHED) {
-        memmove(session->finished, session->finished + 1,
-                (CORE_FINISHED - 1) * sizeof *session->finished);
-        session->num_finished--;
-    }
-    session->finished[session->num_finished++] = (struct model_finished){
-        step->id, commit, step->tokens, step->added, m->pools[step->pool].handle};
-    step->live = false;
+    s->live = false;
+    m->dead[m->num_dead++ % MODEL_DEAD] = s->handle;
 }
 
 void model_session_drop(struct model *m, int session) {
@@ -236,75 +209,16 @@ void model_session_drop(struct model *m, int session) {
             model_step_finish(m, i, false);
         }
     }
-    for (int i = 0; i < MODEL_SEQS; i++) {
-        if (m->seqs[i].live && m->seqs[i].session == session) {
-            model_seq_drop(m, i);
+    while (model_count_seqs(m, session, -1) > 0) { // the newest first
+        int newest = -1;
+        for (int i = 0; i < MODEL_SEQS; i++) {
+            const struct model_seq *s = &m->seqs[i];
+            if (s->live && s->session == session &&
+                (newest < 0 || s->born > m->seqs[newest].born)) {
+                newest = i;
+            }
         }
+        model_seq_drop(m, newest, false);
     }
     m->sessions[session].live = false;
-}
-
-void model_apply(struct model *m, const struct core *core, const struct core_effects *effects) {
-    struct model_pool *p = &m->pools[model_pool(m, effects->pool)];
-    for (uint32_t i = 0; i < effects->num_deltas; i++) {
-        struct core_delta d = effects->deltas[i];
-        const uint32_t *row = core_row(core, effects->pool, d.row);
-        assert(row != NULL && d.first + d.count <= p->row_entries);
-        memcpy(p->mirror + (size_t)d.row * p->row_entries + d.first, row + d.first,
-               d.count * sizeof *row);
-    }
-    uint32_t page_size = p->config.page_size;
-    for (uint32_t i = 0; i < effects->num_copies; i++) {
-        struct core_copy copy = effects->copies[i];
-        assert(copy.src < p->config.num_pages && copy.dst < p->config.num_pages);
-        memcpy(p->store + (size_t)copy.dst * page_size, p->store + (size_t)copy.src * page_size,
-               page_size * sizeof *p->store);
-    }
-}
-
-// Where the mirror says that a token of a row is.
-static uint32_t *slot_of(const struct model_pool *p, uint32_t row, uint32_t position) {
-    uint32_t page_size = p->config.page_size;
-    uint32_t page = p->mirror[(size_t)row * p->row_entries + position / page_size];
-    if (page >= p->config.num_pages) {
-        return NULL;
-    }
-    return p->store + (size_t)page * page_size + position % page_size;
-}
-
-void model_append(struct model *m, int index) {
-    const struct model_step *step = &m->steps[index];
-    for (uint32_t k = 0; k < step->n; k++) {
-        struct model_seq *s = &m->seqs[step->seqs[k]];
-        for (uint32_t j = 0; j < step->q_len[k]; j++) {
-            uint32_t *slot = slot_of(&m->pools[s->pool], s->row, s->len + j);
-            s->tokens[s->len + j] = ++m->last_token;
-            if (slot != NULL) { // else model_first_wrong finds it
-                *slot = s->tokens[s->len + j];
-            }
-        }
-    }
-}
-
-int model_first_wrong(const struct model *m) {
-    for (int i = 0; i < MODEL_SEQS; i++) {
-        const struct model_seq *s = &m->seqs[i];
-        if (!s->live) {
-            continue;
-        }
-        uint32_t len = s->len;
-        if (s->step >= 0 && (m->steps[s->step].written & 1) != 0) { // appended, not committed
-            const struct model_step *step = &m->steps[s->step];
-            for (uint32_t k = 0; k < step->n; k++) {
-                len += step->seqs[k] == i ? step->q_len[k] : 0;
-            }
-        }
-        for (uint32_t t = 0; t < len; t++) {
-            const uint32_t *slot = slot_of(&m->pools[s->pool], s->row, t);
-            if (slot == NULL || *slot != s->tokens[t]) {
-                return i;
-            }
-        }
-    }
-    return -1;
 }

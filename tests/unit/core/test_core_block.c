@@ -12,14 +12,15 @@ static void limits_out_of_range_have_no_block_size(void **state) {
     (void)state;
     assert_true(core_block_size(&core_limits_default) > 0);
     assert_true(core_block_size(&core_limits_default) % 4096 == 0);
-    for (int i = 0; i < 14; i++) {
+    for (int i = 0; i < 20; i++) {
         struct core_limits l = core_limits_default;
-        uint32_t *field[] = {&l.max_pools, &l.max_sessions,      &l.max_seqs,
-                             &l.max_steps, &l.max_session_steps, &l.max_batch};
-        if (i / 2 < 6) {
+        uint32_t *field[] = {&l.max_pools,         &l.max_sessions, &l.max_seqs, &l.max_steps,
+                             &l.max_session_steps, &l.max_batch,    &l.max_pins};
+        uint64_t *wide[] = {&l.max_table_entries, &l.max_pages, &l.max_page_tokens};
+        if (i / 2 < 7) {
             *field[i / 2] = i % 2 == 0 ? 0 : UINT32_MAX;
         } else {
-            l.max_table_entries = i % 2 == 0 ? 0 : UINT64_MAX;
+            *wide[i / 2 - 7] = i % 2 == 0 ? 0 : UINT64_MAX;
         }
         assert_int_equal(core_block_size(&l), 0);
     }
@@ -56,7 +57,7 @@ static void attach_refuses_another_layout_version(void **state) {
     struct header_rec *copy = fixture_block(f->size);
     memcpy(copy, f->block, f->size);
     copy->version++;
-    assert_fails(f, KVPOOL_E_VERSION, "layout version 2",
+    assert_fails(f, KVPOOL_E_VERSION, "layout version 3",
                  core_attach(copy, f->size, &core, &f->err));
     assert_null(core);
     free(copy);

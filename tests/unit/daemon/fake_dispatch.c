@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // fake_dispatch.c: a dispatch without core and engine, so that main, server and configuration can
 // be run as a process. The first byte of a request says what to do: 'h' is answered after 300 ms,
-// 'H' never (until close), anything else at once; every answer is an echo.
+// 'H' never (until close), anything else at once; every answer is an echo. 'e' is also an event.
 //
 // FAKE_LEAKS: leaked pipes reported. FAKE_STUCK: a path; while it exists the engine is "stuck".
 #include "daemon/dispatch.h"
@@ -17,6 +17,8 @@ struct dispatch {
     struct server *server;
     struct server_req *held[MAX_HELD];
     unsigned num_held;
+    core_event_fn observer;
+    void *observer_arg;
 };
 
 int dispatch_open(uv_loop_t *loop, const struct config *config, struct dispatch **ret,
@@ -62,6 +64,10 @@ void dispatch_request(void *arg_dispatch, struct server_req *req) {
         uv_timer_start(&d->timer, on_timer, HOLD_MS, 0);
         return;
     }
+    if (req->len > 0 && req->bytes[0] == 'e' && d->observer != NULL) {
+        const struct core_event event = {.kind = CORE_CLEARED, .pool_name = "fake"};
+        d->observer(d->observer_arg, &event);
+    }
     server_reply(d->server, req, req->bytes, req->len);
 }
 
@@ -89,9 +95,27 @@ bool dispatch_healthy(const struct dispatch *d) {
     return path == NULL || access(path, F_OK) != 0;
 }
 
+void dispatch_metrics(struct dispatch *d, uint64_t events, struct text *text) {
+    text_add(text, "fake_requests_held %u\nfake_events %llu\n", d->num_held,
+             (unsigned long long)events);
+}
+
+void dispatch_observe(struct dispatch *d, core_event_fn fn, void *arg) {
+    d->observer = fn;
+    d->observer_arg = arg;
+}
+
+uint64_t dispatch_stalled_since(const void *arg_dispatch) {
+    return dispatch_healthy(arg_dispatch) ? 0 : 1; // since the machine was started
+}
+
 uint64_t dispatch_epoch(const struct dispatch *d) {
     (void)d;
     return 42;
+}
+
+void dispatch_reload(struct dispatch *d) {
+    (void)d;
 }
 
 void dispatch_drain(struct dispatch *d) {

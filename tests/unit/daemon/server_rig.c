@@ -147,6 +147,7 @@ int open_req(nng_socket *ret, int timeout_ms) {
         nng_socket_set_ms(*ret, NNG_OPT_RECVTIMEO, timeout_ms);
         nng_socket_set_ms(*ret, NNG_OPT_SENDTIMEO, timeout_ms);
         nng_socket_set_ms(*ret, NNG_OPT_REQ_RESENDTIME, NNG_DURATION_INFINITE);
+        nng_socket_set_size(*ret, NNG_OPT_RECVMAXSZ, 0); // its default is below our limit
         rv = nng_dial(*ret, rig.url, NULL, 0);
         if (rv != 0) {
             nng_close(*ret);

@@ -18,6 +18,13 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#define MANY_UIDS                                                                     \
+    "uids = 4000000001, 4000000002, 4000000003, 4000000004, 4000000005, 4000000006\n" \
+    "uids = 4000000007, 4000000008, 4000000009, 4000000010, 4000000011, 4000000012\n" \
+    "uids = 4000000013\n"
+#define MANY_IDENTITIES                                                               \
+    "identities = a2345678901234567890123456789.1, b2345678901234567890123456789_1\n" \
+    "identities = c234567890123456789012345678901, d234567890123456789012345678901, e\n"
 #define POOL \
     "layers = 2\nkv_heads = 2\nhead_dim = 64\npage_size = 16\ndtype = fp16\nnum_pages = 32\n"
 
@@ -105,7 +112,11 @@ static void without_any_source_every_setting_has_its_default(void **state) {
     assert_int_equal(0750, c.dir_mode);
     assert_int_equal(LOG_INFO, c.log_level);
     assert_string_equal("", c.log_file);
+    assert_string_equal("", c.credentials);
+    assert_int_equal(30000, c.session_grace_ms);
+    assert_int_equal(CORE_LRU, c.policy);
     assert_int_equal(0, c.num_pools);
+    assert_int_equal(0, c.access.num_pools + c.access.num_namespaces);
     assert_memory_equal(&core_limits_default, &c.limits, sizeof c.limits);
     assert_false(c.print_config || c.check_config);
 }
@@ -328,6 +339,200 @@ static void bad_pools_are_refused_by_name_and_line(void **state) {
     assert_refused(text, NULL, "more than 16 pools");
 }
 
+static void policies_come_from_the_pool_then_the_setting(void **state) {
+    struct config c;
+    (void)state;
+    write_conf("[pool a]\n" POOL "policy = s3fifo\n[pool b]\n" POOL "[kvpoold]\npolicy = lru\n");
+    assert_int_equal(0, load(&c, NULL, NULL, NULL, NULL));
+    assert_int_equal(CORE_S3FIFO, c.pools[0].policy);
+    assert_int_equal(CORE_LRU, c.pools[1].policy);
+    assert_int_equal(0, load(&c, "--policy=s3fifo", NULL, NULL, NULL)); // known after the file
+    assert_int_equal(CORE_S3FIFO, c.pools[1].policy);
+    assert_int_equal(CORE_S3FIFO, c.policy);
+    write_conf("[pool a]\n" POOL "policy = lru\n");
+    assert_int_equal(0, load(&c, "--policy=s3fifo", NULL, NULL, NULL));
+    assert_int_equal(CORE_LRU, c.pools[0].policy);
+    assert_refused("[kvpoold]\npolicy = fifo\n", NULL,
+                   "conf:2: policy: 'fifo' is not one of lru, s3fifo");
+    assert_refused("[pool a]\npolicy = fifo\n", NULL,
+                   "conf:2: policy: 'fifo' is not one of lru, s3fifo");
+    assert_refused("[pool a]\npolicy = lru\npolicy = lru\n", NULL, "conf:3: policy: given twice");
+}
+
+static void access_lists_and_namespaces_are_read(void **state) {
+    struct config c;
+    (void)state;
+    write_conf("[pool main]\n" POOL "allow_uids = root , 1001,7\nallow_gids = root\n"
+               "allow_identities = a.b-c_D\n"
+               "[kvpoold]\ncredentials = /none\n"
+               "[namespace main/search]\nuids = 5, 6\nuids = 7\ngids = 8\nidentities = x,y\n"
+               "share = team\nreserve = 25%\nlimit = 16\nweight = 3\n"
+               "[namespace later/one]\ngids = 8\nreserve = 100000\n"
+               "[namespace main/default]\nlimit = 100%\n");
+    assert_int_equal(0, load(&c, "--print-config", NULL, NULL, NULL)); // needs no credentials
+    const struct access_list *allow = &c.access.pools[0].allow;
+    assert_int_equal(1, c.access.num_pools);
+    assert_string_equal("main", c.access.pools[0].name);
+    assert_int_equal(3, allow->num_uids);
+    assert_int_equal(0, allow->uids[0]);
+    assert_int_equal(1001, allow->uids[1]);
+    assert_int_equal(7, allow->uids[2]);
+    assert_int_equal(1, allow->num_gids);
+    assert_int_equal(0, allow->gids[0]);
+    assert_string_equal("a.b-c_D", allow->identities[0]);
+    assert_int_equal(3, c.access.num_namespaces);
+    const struct access_ns *ns = &c.access.namespaces[0];
+    assert_string_equal("main", ns->pool);
+    assert_string_equal("search", ns->name);
+    assert_string_equal("team", ns->group);
+    assert_int_equal(3, ns->members.num_uids);
+    assert_int_equal(7, ns->members.uids[2]);
+    assert_int_equal(8, ns->members.gids[0]);
+    assert_int_equal(2, ns->members.num_identities);
+    assert_string_equal("y", ns->members.identities[1]);
+    assert_true(ns->reserve.percent == 1 && ns->reserve.value == 25);
+    assert_true(ns->limit.percent == 0 && ns->limit.value == 16);
+    assert_int_equal(3, ns->weight);
+    assert_string_equal("later", ns[1].pool);
+    assert_int_equal(1, ns[1].weight);
+    assert_int_equal(0, ns[1].limit.value);
+    assert_int_equal(100, ns[2].limit.value);
+}
+
+static void bad_access_lists_and_namespaces_are_refused(void **state) {
+    char text[8192];
+    (void)state;
+    assert_refused("[pool a]\nallow_uids = nobody-of-that-name\n", NULL,
+                   "conf:2: allow_uids: 'nobody-of-that-name' is no user of this machine");
+    assert_refused("[pool a]\nallow_gids = nobody-of-that-name\n", NULL,
+                   "conf:2: allow_gids: 'nobody-of-that-name' is no group of this machine");
+    assert_refused("[pool a]\nallow_uids = 12x\n", NULL, "allow_uids: '12x' is no user");
+    assert_refused("[pool a]\nallow_uids = 4294967295\n", NULL, "'4294967295' is no user");
+    assert_refused("[pool a]\nallow_uids =\n", NULL, "conf:2: allow_uids: an empty place");
+    assert_refused("[pool a]\nallow_uids = 1,,2\n", NULL, "allow_uids: an empty place");
+    assert_refused("[pool a]\nallow_uids = 1,\n", NULL, "allow_uids: an empty place");
+    assert_refused("[pool a]\nallow_uids = 0\nallow_uids = root\n", NULL,
+                   "conf:3: allow_uids: 'root' (0) is given twice");
+    assert_refused("[pool a]\nallow_identities = a b\n", NULL, "allow_identities: 'a b' is not");
+    assert_refused("[pool a]\nallow_identities = a, a\n", NULL, "'a' is given twice");
+    assert_refused("[pool a]\nallow_users = 1\n", NULL, "conf:2: allow_users: unknown key");
+    assert_refused("[pool a]\nuids = 1\n", NULL, "conf:2: uids: unknown key of a pool");
+    assert_refused("[pool a]\n" POOL "allow_identities = a\n", NULL,
+                   "pool a: allow_identities needs the setting credentials");
+
+    assert_refused("[namespace a]\n", NULL, "conf:1: expected [namespace POOL/NAME]");
+    assert_refused("[namespace a/]\n", NULL, "conf:1: expected [namespace POOL/NAME]");
+    assert_refused("[namespace /a]\n", NULL, "conf:1: expected [namespace POOL/NAME]");
+    assert_refused("[namespace a/b/c]\n", NULL, "conf:1: expected [namespace POOL/NAME]");
+    assert_refused("[namespace a/b c]\n", NULL, "conf:1: expected [namespace POOL/NAME]");
+    assert_refused("[namespace]\n", NULL, "conf:1: unknown section [namespace]");
+    assert_refused("\n[namespace a/b]\nweight = 1\n", NULL,
+                   "conf:2: namespace a/b: uids, gids or identities are missing");
+    assert_refused("[namespace a/b]\n[namespace a/c]\nuids = 1\n", NULL,
+                   "conf:1: namespace a/b: uids, gids or identities are missing");
+    assert_refused("[namespace a/b]\nuids=1\n[namespace a/b]\nuids=2\n", NULL,
+                   "conf:3: namespace a/b: there are two of this name");
+    assert_refused("[namespace a/b]\nallow_uids = 1\n", NULL,
+                   "conf:2: allow_uids: unknown key of a namespace");
+    assert_refused("[namespace a/b]\nidentities = x\n", NULL,
+                   "namespace a/b: identities needs the setting credentials");
+    const char *const keys[] = {"share = a b", "share =",       "reserve = 101%", "reserve = x",
+                                "limit = 0",   "limit = 0%",    "limit = 5.5%",   "weight = 0",
+                                "limit =",     "weight = 1001", "reserve = %",    "limit = -1"};
+    for (size_t i = 0; i < sizeof keys / sizeof *keys; i++) {
+        char part[64];
+        snprintf(text, sizeof text, "[namespace a/b]\nuids = 1\n%s\n", keys[i]);
+        snprintf(part, sizeof part, "conf:3: %.*s: '", (int)strcspn(keys[i], " "), keys[i]);
+        assert_refused(text, NULL, part);
+    }
+    const char *const twice[] = {"share = a", "reserve = 1", "limit = 2", "weight = 1"};
+    for (size_t i = 0; i < sizeof twice / sizeof *twice; i++) {
+        char part[64];
+        snprintf(text, sizeof text, "[namespace a/b]\n%s\n%s\n", twice[i], twice[i]);
+        snprintf(part, sizeof part, "conf:3: %.*s: given twice", (int)strcspn(twice[i], " "),
+                 twice[i]);
+        assert_refused(text, NULL, part);
+    }
+    text[0] = '\0';
+    for (int i = 0; i < CORE_MAX_NAMESPACES; i++) {
+        const size_t at = strlen(text);
+        snprintf(text + at, sizeof text - at, "[namespace a/n%d]\nuids = %d\n", i, i + 1);
+    }
+    assert_refused(text, NULL, "conf:127: pool a: more than 63 namespaces");
+    text[0] = '\0';
+    for (int i = 0; i <= ACCESS_MAX_NAMESPACES; i++) {
+        const size_t at = strlen(text);
+        snprintf(text + at, sizeof text - at, "[namespace p%d/n]\nuids = 1\n", i);
+    }
+    assert_refused(text, NULL, "conf:257: more than 128 namespaces");
+    snprintf(text, sizeof text, "[namespace a/b]\n");
+    for (int i = 0; i <= ACCESS_MAX_IDS; i++) {
+        const size_t at = strlen(text);
+        snprintf(text + at, sizeof text - at, "gids = %d\n", i);
+    }
+    assert_refused(text, NULL, "conf:66: gids: more than 64");
+    snprintf(text, sizeof text, "[namespace a/b]\n");
+    for (int i = 0; i <= ACCESS_MAX_IDENTITIES; i++) {
+        const size_t at = strlen(text);
+        snprintf(text + at, sizeof text - at, "identities = i%d\n", i);
+    }
+    assert_refused(text, NULL, "conf:18: identities: more than 16");
+}
+
+static void namespaces_that_contradict_each_other_are_refused(void **state) {
+    struct config c;
+    (void)state;
+    assert_refused("[namespace a/b]\nuids = 1, 2\n[namespace a/c]\nuids = 3,2\n", NULL,
+                   "conf:3: namespace a/c: uids: 2 is also in namespace b of this pool");
+    assert_refused("[namespace a/b]\ngids = 1, 2\n[namespace a/c]\ngids = 3,2\n", NULL,
+                   "gids: 2 is also in namespace b");
+    assert_refused("[namespace a/b]\nidentities = x\n[namespace a/c]\nidentities = y,x\n", NULL,
+                   "identities: x is also in namespace b");
+    write_conf("[namespace a/b]\nuids = 1\n[namespace b/b]\nuids = 1\n[namespace a/c]\ngids=1\n");
+    assert_int_equal(0, load(&c, NULL, NULL, NULL, NULL));
+    assert_refused("[namespace a/b]\nuids = 1\nreserve = 3\nlimit = 2\n", NULL,
+                   "conf:1: namespace a/b: reserve is more than limit");
+    assert_refused("[namespace a/b]\nuids = 1\nreserve = 3%\nlimit = 2%\n", NULL,
+                   "namespace a/b: reserve is more than limit");
+    // 32 pages: 50 % is 16. The section of the pool may come later.
+    assert_refused("[namespace a/b]\nuids = 1\nreserve = 50%\nlimit = 15\n[pool a]\n" POOL, NULL,
+                   "conf:1: namespace a/b: reserve is more than limit");
+    write_conf("[namespace a/b]\nuids = 1\nreserve = 50%\nlimit = 16\n[pool a]\n" POOL);
+    assert_int_equal(0, load(&c, NULL, NULL, NULL, NULL));
+    assert_refused(
+        "[namespace a/b]\nuids = 1\nreserve = 50%\n[namespace a/c]\nuids = 2\n"
+        "reserve = 17\n[pool a]\n" POOL,
+        NULL, "conf:4: namespace a/c: reserve: with it 33 pages are reserved, the pool has 32");
+    assert_refused("[namespace a/b]\nuids = 1\nreserve = 50%\n[namespace a/c]\nuids = 2\n"
+                   "reserve = 51%\n",
+                   NULL, "conf:4: namespace a/c: reserve: with it 101% are reserved");
+}
+
+static void credentials_are_checked_with_the_configuration(void **state) {
+    struct config c;
+    char path[128], text[400], report[1024];
+    (void)state;
+    assert_true(tmpdir_write(&dir, "secrets", "# who\na secret-of-a\n", path, sizeof path));
+    assert_int_equal(0, chmod(path, 0600));
+    snprintf(text, sizeof text, "[kvpoold]\ncredentials = %s\n[namespace p/n]\nidentities = a\n",
+             path);
+    write_conf(text);
+    assert_int_equal(0, load(&c, NULL, NULL, NULL, NULL));
+    assert_string_equal(path, c.credentials);
+    const struct config before = c;
+    assert_int_equal(0, chmod(path, 0640));
+    assert_refused(text, NULL, "credentials (file): ");
+    assert_error("has mode 0640: group and others must not read or write it");
+    assert_int_equal(KVPOOL_E_PERM, err.status);
+    assert_int_equal(
+        KVPOOL_E_PERM, // a reload with them is refused as a whole
+        config_reload(&c, 3, make_args(NULL, NULL, NULL, NULL).argv, report, sizeof report, &err));
+    assert_memory_equal(&before, &c, sizeof c);
+    assert_refused("[kvpoold]\ncredentials = /nonexistent\n", NULL,
+                   "credentials (file): cannot read /nonexistent: No such file");
+    assert_int_equal(0, load(&c, "--print-config", NULL, NULL, NULL));
+}
+
 static void contradictions_are_refused(void **state) {
     char dir_flag[160];
     struct config c;
@@ -404,9 +609,17 @@ static void what_is_printed_reads_back_to_the_same_settings(void **state) {
     int status;
     (void)state;
     write_conf("[kvpoold]\nbackend = cpu\nslots = 128\nmax_region_bytes = 1536M\n"
-               "socket_mode = 0600\n[pool a]\n" POOL);
+               "socket_mode = 0600\nsession_grace = 2m\npolicy = s3fifo\nmax_pins = 7\n"
+               "max_pages = 1000\nmax_page_tokens = 99999\ncredentials = /x\n"
+               "[pool a]\n" POOL "[pool b]\n" POOL "policy = lru\nallow_uids = root, 7\n"
+               "allow_uids = 8\nallow_gids = 9\nallow_identities = x, y,z\n"
+               "[namespace a/one]\nuids = 1\nshare = team\nreserve = 10%\nlimit = 31\n"
+               "weight = 1000\n[namespace other/two]\nidentities = q\ngids = root\nlimit = 5%\n"
+               "[namespace a/default]\nreserve = 3\n"
+               "[namespace a/many]\n" MANY_UIDS MANY_IDENTITIES);
     setenv("KVPOOLD_DRAIN_TIMEOUT", "1500ms", 1);
-    assert_int_equal(0, load(&c, "--log-level=debug", "--dir", dir.path, NULL));
+    assert_int_equal(0, load(&c, "--log-level=debug", "--dir", dir.path, "--print-config"));
+    c.print_config = false;
     unsetenv("KVPOOLD_DRAIN_TIMEOUT");
     child_output(&c, NULL, text, sizeof text, &status);
     assert_true(WIFEXITED(status) && WEXITSTATUS(status) == 0);
@@ -415,9 +628,13 @@ static void what_is_printed_reads_back_to_the_same_settings(void **state) {
     assert_non_null(strstr(text, "log_level = debug                        ; flag\n"));
     assert_non_null(strstr(text, "max_regions = 64                         ; default\n"));
     assert_non_null(strstr(text, "[pool a]\nlayers = 2 "));
+    assert_non_null(strstr(text, "allow_uids = 0, 7, 8 "));
+    assert_non_null(strstr(text, "\n[namespace a/one]\nuids = 1 "));
+    assert_non_null(strstr(text, "\nreserve = 10% "));
 
     write_conf(text);
-    assert_int_equal(0, load(&d, NULL, NULL, NULL, NULL));
+    assert_int_equal(0, load(&d, "--print-config", NULL, NULL, NULL));
+    d.print_config = false;
     memcpy(d.source, c.source, sizeof d.source); // everything is "file" now
     assert_memory_equal(&c, &d, sizeof c);
     child_output(&d, NULL, again, sizeof again, &status);
@@ -465,11 +682,13 @@ static void reload_applies_what_may_change_and_reports_the_rest(void **state) {
     struct config c;
     char report[1024];
     (void)state;
-    write_conf("[kvpoold]\nslots = 100\nlog_level = info\n[pool a]\n" POOL);
+    write_conf("[kvpoold]\nslots = 100\nlog_level = info\n[pool a]\n" POOL
+               "[namespace x/y]\nuids = 1\n");
     assert_int_equal(0, load(&c, NULL, NULL, NULL, NULL));
     write_conf("[kvpoold]\nslots = 200\nlog_level = debug\nmax_inflight = 32\nmax_regions = 3\n"
                "max_region_bytes = 1M\ndrain_timeout = 1s\nprobe_interval = 0\nlog_file = /x\n"
-               "[pool b]\n" POOL);
+               "session_grace = 0\npolicy = s3fifo\n"
+               "[pool b]\n" POOL "[namespace x/y]\nuids = 2\n");
     assert_int_equal(0, reload(&c, report, sizeof report, NULL));
     assert_string_equal("slots: 100 -> 200 needs a restart\n"
                         "max_inflight: 64 -> 32\n"
@@ -477,10 +696,16 @@ static void reload_applies_what_may_change_and_reports_the_rest(void **state) {
                         "max_region_bytes: 4G -> 1M\n"
                         "drain_timeout: 5000ms -> 1000ms\n"
                         "probe_interval: 5000ms -> 0ms\n"
+                        "session_grace: 30000ms -> 0ms\n"
+                        "policy: lru -> s3fifo needs a restart\n"
                         "log_level: info -> debug\n"
                         "log_file:  -> /x needs a restart\n"
-                        "pools: other [pool] sections -> needs a restart\n",
+                        "pools: other [pool] sections -> needs a restart\n"
+                        "access: other access lists or [namespace] sections -> needs a restart\n",
                         report);
+    assert_int_equal(0, c.session_grace_ms);
+    assert_int_equal(CORE_LRU, c.policy);
+    assert_int_equal(1, c.access.namespaces[0].members.uids[0]);
     assert_int_equal(100, c.slots);
     assert_int_equal(32, c.max_inflight);
     assert_int_equal(3, c.max_regions);
@@ -499,6 +724,18 @@ static void reload_without_a_change_reports_nothing(void **state) {
     assert_int_equal(0, load(&c, NULL, NULL, NULL, NULL));
     assert_int_equal(0, reload(&c, report, sizeof report, NULL));
     assert_string_equal("", report);
+}
+
+static void another_policy_of_a_pool_needs_a_restart(void **state) {
+    struct config c;
+    char report[256];
+    (void)state;
+    write_conf("[pool a]\n" POOL);
+    assert_int_equal(0, load(&c, NULL, NULL, NULL, NULL));
+    write_conf("[pool a]\n" POOL "policy = s3fifo\n");
+    assert_int_equal(0, reload(&c, report, sizeof report, NULL));
+    assert_string_equal("pools: other [pool] sections -> needs a restart\n", report);
+    assert_int_equal(CORE_LRU, c.pools[0].policy);
 }
 
 static void a_flag_still_beats_the_file_on_reload(void **state) {
@@ -559,6 +796,11 @@ int main(void) {
         TEST(comments_blanks_and_a_byte_order_mark_are_allowed),
         TEST(pools_are_read_from_their_sections),
         TEST(bad_pools_are_refused_by_name_and_line),
+        TEST(policies_come_from_the_pool_then_the_setting),
+        TEST(access_lists_and_namespaces_are_read),
+        TEST(bad_access_lists_and_namespaces_are_refused),
+        TEST(namespaces_that_contradict_each_other_are_refused),
+        TEST(credentials_are_checked_with_the_configuration),
         TEST(contradictions_are_refused),
         TEST(a_failed_load_writes_nothing),
         TEST(what_is_printed_reads_back_to_the_same_settings),
@@ -566,6 +808,7 @@ int main(void) {
         TEST(help_and_version_print_and_exit_0),
         TEST(reload_applies_what_may_change_and_reports_the_rest),
         TEST(reload_without_a_change_reports_nothing),
+        TEST(another_policy_of_a_pool_needs_a_restart),
         TEST(a_flag_still_beats_the_file_on_reload),
         TEST(a_reload_that_fails_changes_nothing),
         TEST(a_short_report_has_whole_lines_only),

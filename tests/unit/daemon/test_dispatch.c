@@ -49,7 +49,7 @@ static void a_pool_larger_than_memory_is_refused_and_leaves_nothing(void **state
                                        .max_seqs = 1,
                                        .max_seq_len = 256};
     struct err err;
-    for (int i = 0; i < 20; i++) {
+    for (int i = 0; i < 16; i++) { // below core's max_page_tokens
         assert_int_equal(
             call(&fx, &me, PROTO_POOL_CREATE, &create, sizeof create, NULL, 0, NULL, &err),
             KVPOOL_E_NOMEM);

@@ -8,16 +8,19 @@
 
 #include <cmocka.h>
 
+#include "tests/unit/daemon/httpget.h"
 #include "tests/unit/daemon/tmpdir.h"
 
 #include <fcntl.h>
 #include <nng/nng.h>
+#include <nng/protocol/pubsub0/sub.h>
 #include <nng/protocol/reqrep0/req.h>
 #include <signal.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/un.h>
 #include <sys/wait.h>
 #include <time.h>
@@ -353,6 +356,92 @@ static void a_full_disk_for_the_log_does_not_stop_it(void **state) {
     assert_int_equal(0, wait_exit(t.pid));
 }
 
+// The port that the log says.
+static uint16_t http_port_in_log(void) {
+    static const char event[] = "http.listen address=127.0.0.1:0 port=";
+    assert_log(event);
+    return (uint16_t)strtoul(strstr(t.text, event) + sizeof event - 1, NULL, 10);
+}
+
+static void it_shows_figures_and_health_over_http(void **state) {
+    struct http_reply reply;
+    char path[128];
+    (void)state;
+    start("--http=127.0.0.1:0", "--events=yes", "--health-deadline=500ms");
+    expect_notify("READY=1");
+    const uint16_t port = http_port_in_log();
+    assert_int_equal(200, http_get(port, "/healthz"));
+    assert_int_equal(404, http_get(port, "/"));
+    http_request(port, "GET", "/metrics", &reply);
+    assert_int_equal(200, reply.status);
+    assert_string_equal("fake_requests_held 0\nfake_events 1\n", reply.body);
+    free(reply.body);
+    tmpdir_write(&t.dir, "stuck", "", path, sizeof path);
+    assert_int_equal(503, http_get(port, "/healthz"));
+    assert_int_equal(0, unlink(path));
+    assert_int_equal(200, http_get(port, "/healthz"));
+    usleep(1000000); // twice the deadline: the loop beats by itself
+    assert_int_equal(200, http_get(port, "/healthz"));
+    kill(t.pid, SIGTERM);
+    assert_int_equal(0, wait_exit(t.pid));
+    assert_int_equal(0, http_get(port, "/healthz"));
+}
+
+static void it_streams_events_on_private_sockets(void **state) {
+    static const char end[] = "\"AllBlocksCleared\",\"pool\":\"fake\"}";
+    char path[160], url[180], *line;
+    struct stat st;
+    nng_socket client, sub;
+    size_t len;
+    (void)state;
+    start("--events=yes", "--event-ring=100", NULL);
+    expect_notify("READY=1");
+    snprintf(path, sizeof path, "%s/private", t.dir.path);
+    assert_int_equal(0, stat(path, &st));
+    assert_int_equal(0700, st.st_mode & 07777);
+    snprintf(url, sizeof url, "ipc://%s/events.sock", path);
+    assert_int_equal(0, nng_sub0_open(&sub));
+    nng_socket_set(sub, NNG_OPT_SUB_SUBSCRIBE, "", 0);
+    nng_socket_set_ms(sub, NNG_OPT_RECVTIMEO, 10000);
+    assert_int_equal(0, nng_dial(sub, url, NULL, 0));
+    usleep(100000); // until the publisher knows us
+    client = connect_client(10000);
+    assert_int_equal(0, nng_send(client, "e", 1, 0));
+    assert_int_equal(0, nng_recv(sub, &line, &len, NNG_FLAG_ALLOC));
+    assert_memory_equal("{\"seq\":2,", line, 9);
+    assert_true(len > sizeof end);
+    assert_memory_equal(end, line + len - (sizeof end - 1), sizeof end - 1);
+    nng_free(line, len);
+    nng_close(client);
+    nng_close(sub);
+    kill(t.pid, SIGTERM);
+    assert_int_equal(0, wait_exit(t.pid));
+    assert_int_equal(-1, stat(path, &st));
+}
+
+static void an_address_for_the_world_is_refused_unless_it_is_meant(void **state) {
+    (void)state;
+    assert_int_equal(1, wait_exit(spawn(t.log, "--http=0.0.0.0:0", NULL, NULL)));
+    assert_true(log_has("0.0.0.0:0 is not a loopback address; http_public = yes"));
+    assert_int_equal(1, wait_exit(spawn(t.log, "--http=9470", NULL, NULL)));
+    assert_true(log_has("'9470' is not a numeric address and port"));
+    assert_int_equal(1, wait_exit(spawn(t.log, "--events=maybe", NULL, NULL)));
+    assert_true(log_has("--events: 'maybe' is not one of yes, no"));
+    start("--http=0.0.0.0:0", "--http-public=yes", NULL);
+    expect_notify("READY=1");
+    assert_log("http.listen address=0.0.0.0:0 port=");
+    kill(t.pid, SIGTERM);
+    assert_int_equal(0, wait_exit(t.pid));
+}
+
+static void observers_that_cannot_start_end_it(void **state) {
+    char path[128];
+    (void)state;
+    tmpdir_write(&t.dir, "private", "", path, sizeof path);
+    assert_int_equal(1, wait_exit(spawn(t.log, "--events=yes", NULL, NULL)));
+    assert_true(log_has("private is in the way and is not a directory"));
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(int argc, char **argv) {
@@ -370,6 +459,10 @@ int main(int argc, char **argv) {
         TEST(check_config_says_ok_or_what_is_wrong),
         TEST(what_cannot_start_exits_1_and_says_why),
         TEST(a_full_disk_for_the_log_does_not_stop_it),
+        TEST(it_shows_figures_and_health_over_http),
+        TEST(it_streams_events_on_private_sockets),
+        TEST(an_address_for_the_world_is_refused_unless_it_is_meant),
+        TEST(observers_that_cannot_start_end_it),
     };
     if (argc < 2) {
         fprintf(stderr, "usage: %s KVPOOLD [TEST]\n", argv[0]);

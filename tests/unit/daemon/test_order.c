@@ -12,6 +12,7 @@
 #include "daemon/order.h"
 #include "daemon/pipes.h"
 #include "daemon/stats.h"
+#include "proto/proto.h"
 
 #define LIMIT 1000
 
@@ -141,7 +142,7 @@ static void the_rate_is_that_of_the_last_second(void **state) {
     struct stats s = {0};
     const uint64_t ms = 1000000, start = 5000 * ms;
     for (uint64_t t = 0; t < 2000; t++) // one a millisecond, for two seconds
-        stats_answered(&s, t % 4 != 0, start + t * ms);
+        stats_answered(&s, PROTO_PING, t % 4 != 0 ? 0 : KVPOOL_E_INVAL, start + t * ms);
     assert_int_equal(s.requests, 2000);
     assert_int_equal(s.errors, 500);
     double rate = stats_rate(&s, start + 2000 * ms);

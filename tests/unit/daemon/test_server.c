@@ -102,10 +102,10 @@ static void a_message_of_the_limit_passes_and_one_byte_more_costs_the_connection
     // listener: the probe must be on.
     rig.config.probe_interval_ms = 300;
     open_server();
-    start(c, 2, PROTO_MAX_MESSAGE);
+    start(c, 2, PROTO_MAX_REQUEST);
     assert_true(finish(c, 1, 10000));
     assert_int_equal(2, c->ok);
-    start(too_big, 1, PROTO_MAX_MESSAGE + 1);
+    start(too_big, 1, PROTO_MAX_REQUEST + 1);
     assert_true(finish(too_big, 1, 10000));
     assert_int_equal(0, too_big->ok);
     assert_int_equal(NNG_ECONNRESET, too_big->error);

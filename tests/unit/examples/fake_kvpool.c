@@ -19,13 +19,17 @@ struct kvpool_op {
 struct sequence {
     bool live;
     uint32_t length;
-    float *kv; // [layers][2][MAX_TOKENS][kv_dim]
+    float *kv;                   // [layers][2][MAX_TOKENS][kv_dim]
+    uint32_t tokens[MAX_TOKENS]; // up to `known`
+    uint32_t known;
+    uint64_t extra;
 };
 
 static struct {
     enum fake_fault fault;
     uint32_t layers, kv_heads, head_dim;
     struct sequence seqs[MAX_SEQS];
+    struct sequence cached; // kv NULL: none
     uint32_t regions, ops, submitted;
     uint32_t begins, attends, commits;
     kvpool_step next_step, step; // step: the open one, 0 none
@@ -49,6 +53,7 @@ void fake_reset(enum fake_fault fault, uint32_t layers, uint32_t kv_heads, uint3
     for (uint32_t i = 0; i < MAX_SEQS; i++) {
         free(fake.seqs[i].kv);
     }
+    free(fake.cached.kv);
     memset(&fake, 0, sizeof fake);
     fake.fault = fault;
     fake.layers = layers;
@@ -121,6 +126,8 @@ kvpool_status kvpool_seq_fork(kvpool_client *client, kvpool_seq seq, uint32_t n,
     for (uint32_t i = 0; i < n; i++) {
         struct sequence *copy = &fake.seqs[ret_seqs[i] - 1];
         copy->length = fake.seqs[seq - 1].length;
+        copy->known = fake.seqs[seq - 1].known;
+        memcpy(copy->tokens, fake.seqs[seq - 1].tokens, sizeof copy->tokens);
         memcpy(copy->kv, fake.seqs[seq - 1].kv, kv_floats() * sizeof(float));
     }
     return KVPOOL_OK;
@@ -128,14 +135,41 @@ kvpool_status kvpool_seq_fork(kvpool_client *client, kvpool_seq seq, uint32_t n,
 kvpool_status kvpool_seq_truncate(kvpool_client *client, kvpool_seq seq, uint32_t length) {
     (void)client;
     assert(length <= fake.seqs[seq - 1].length);
-    fake.seqs[seq - 1].length = length;
+    struct sequence *s = &fake.seqs[seq - 1];
+    s->length = length;
+    s->known = s->known < length ? s->known : length;
+    return KVPOOL_OK;
+}
+kvpool_status kvpool_seq_open_with(kvpool_client *client, const kvpool_open_args *args,
+                                   kvpool_seq *ret_seq, uint32_t *ret_matched) {
+    assert(args->pool == 1 && args->extra_size == sizeof(uint64_t));
+    if (fake.fault == FAKE_FAILS_OPEN) {
+        return KVPOOL_E_LIMIT;
+    }
+    kvpool_seq_create(client, 1, 1, ret_seq);
+    struct sequence *s = &fake.seqs[*ret_seq - 1];
+    const struct sequence *c = &fake.cached;
+    memcpy(&s->extra, args->extra, sizeof s->extra);
+    uint32_t same = 0;
+    while (c->kv && same < args->n && same < c->known &&
+           (fake.fault == FAKE_MATCHES_ANYTHING ||
+            (c->extra == s->extra && c->tokens[same] == args->tokens[same]))) {
+        same++;
+    }
+    same -= same % 16;
+    if (same > 0) {
+        memcpy(s->kv, c->kv, kv_floats() * sizeof(float));
+        memcpy(s->tokens, c->tokens, same * sizeof *s->tokens);
+    }
+    *ret_matched = s->length = s->known = same;
     return KVPOOL_OK;
 }
 kvpool_status kvpool_seq_free(kvpool_client *client, uint32_t n, const kvpool_seq *seqs) {
     (void)client;
     for (uint32_t i = 0; i < n; i++) {
         assert(fake.seqs[seqs[i] - 1].live);
-        free(fake.seqs[seqs[i] - 1].kv);
+        free(fake.cached.kv);
+        fake.cached = fake.seqs[seqs[i] - 1];
         fake.seqs[seqs[i] - 1] = (struct sequence){0};
     }
     return KVPOOL_OK;
@@ -159,10 +193,16 @@ kvpool_status kvpool_step_begin(kvpool_client *client, const kvpool_step_args *a
     }
     fake.step = args->step ? args->step : kvpool_step_id(client);
     fake.n = args->n;
+    uint32_t num_tokens = 0;
     for (uint32_t i = 0; i < args->n; i++) {
         fake.batch[i] = (uint32_t)args->seqs[i] - 1;
         fake.new_tokens[i] = args->new_tokens[i];
-        assert(fake.seqs[fake.batch[i]].length + args->new_tokens[i] <= MAX_TOKENS);
+        struct sequence *s = &fake.seqs[fake.batch[i]];
+        assert(s->length + args->new_tokens[i] <= MAX_TOKENS);
+        assert(args->tokens && s->known == s->length);
+        memcpy(s->tokens + s->length, args->tokens + num_tokens,
+               args->new_tokens[i] * sizeof *s->tokens);
+        num_tokens += args->new_tokens[i];
     }
     if (ret_step) {
         *ret_step = fake.step;
@@ -177,6 +217,7 @@ kvpool_status kvpool_step_commit(kvpool_client *client, kvpool_step step) {
     }
     for (uint32_t i = 0; i < fake.n; i++) {
         fake.seqs[fake.batch[i]].length += fake.new_tokens[i];
+        fake.seqs[fake.batch[i]].known += fake.new_tokens[i];
     }
     fake.step = 0;
     return KVPOOL_OK;

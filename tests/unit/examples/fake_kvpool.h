@@ -22,8 +22,12 @@ enum fake_fault {
     FAKE_FAILS_LAYER,       // the third attention fails
     FAKE_FAILS_COMMIT,      // the third commit fails
     FAKE_WRONG_LENGTH,      // seq_stat is off by one
+    FAKE_FAILS_OPEN,        // a sequence cannot be opened
+    FAKE_MATCHES_ANYTHING,  // opening finds the cached prefix, whatever is asked for
 };
 
+// The sequence that was freed last is the cache: opening on its tokens finds whole pages of 16.
+//
 // Forgets everything, and sets the geometry of the one pool (handle 1).
 void fake_reset(enum fake_fault fault, uint32_t layers, uint32_t kv_heads, uint32_t head_dim);
 

@@ -36,16 +36,51 @@ static int teardown(void **state) {
     return 0;
 }
 
-static int run(enum role role, enum fake_fault fault, struct tally *tally) {
+static int run_again(enum role role, uint64_t weights, struct tally *tally) {
     *tally = (struct tally){0};
-    fake_reset(fault, model.config.layers, model.config.kv_heads, model.head_dim);
     const struct role_args args = {.m = &model,
+                                   .weights = weights,
                                    .prompt = prompt,
                                    .prompt_len = PROMPT,
                                    .tokens = TOKENS,
                                    .chunk = 32,
                                    .page_size = 16};
     return role_run(role, NULL, 1, &args, tally);
+}
+
+static int run(enum role role, enum fake_fault fault, struct tally *tally) {
+    fake_reset(fault, model.config.layers, model.config.kv_heads, model.head_dim);
+    return run_again(role, 1, tally);
+}
+
+// Every role begins with what an earlier worker of the same weights left in the cache.
+static void a_cached_prompt_is_not_computed_again(void **state) {
+    (void)state;
+    struct tally t;
+    const enum role roles[] = {ROLE_PLAIN, ROLE_FORK, ROLE_TRUNCATE};
+    assert_int_equal(run(ROLE_PLAIN, FAKE_NONE, &t), 0);
+    assert_int_equal(t.reused, 0);
+    for (size_t i = 0; i < sizeof roles / sizeof roles[0]; i++) {
+        assert_int_equal(run_again(roles[i], 1, &t), 0);
+        assert_int_equal(t.reused, (PROMPT - 1) / 16 * 16);
+        assert_int_equal(t.mismatches, 0);
+        assert_int_equal(fake_leftovers(), 0);
+    }
+    assert_int_equal(run_again(ROLE_PLAIN, 2, &t), 0);
+    assert_int_equal(t.reused, 0);
+    assert_int_equal(t.mismatches, 0);
+}
+
+// A cache that finds what was not asked for is noticed.
+static void a_wrong_match_is_noticed(void **state) {
+    (void)state;
+    struct tally t;
+    assert_int_equal(run(ROLE_PLAIN, FAKE_MATCHES_ANYTHING, &t), 0);
+    prompt[0] ^= 1;
+    assert_int_equal(run_again(ROLE_PLAIN, 1, &t), 0);
+    prompt[0] ^= 1;
+    assert_int_equal(t.reused, (PROMPT - 1) / 16 * 16);
+    assert_in_range(t.mismatches, TOKENS / 2, t.tokens);
 }
 
 static void plain_decodes_what_a_recompute_decodes(void **state) {
@@ -166,7 +201,7 @@ static void equal_logits_are_a_tie(void **state) {
 static void a_failing_call_fails_the_role(void **state) {
     (void)state;
     static const enum fake_fault faults[] = {FAKE_OUT_OF_PAGES, FAKE_FAILS_LAYER, FAKE_FAILS_COMMIT,
-                                             FAKE_WRONG_LENGTH};
+                                             FAKE_FAILS_OPEN, FAKE_WRONG_LENGTH};
     for (size_t i = 0; i < sizeof faults / sizeof faults[0]; i++) {
         struct tally t;
         assert_int_equal(run(ROLE_PLAIN, faults[i], &t), -1);
@@ -213,6 +248,8 @@ int main(void) {
         cmocka_unit_test(equal_logits_are_a_tie),
         cmocka_unit_test(a_failing_call_fails_the_role),
         cmocka_unit_test(a_prompt_longer_than_the_model_is_refused),
+        cmocka_unit_test(a_cached_prompt_is_not_computed_again),
+        cmocka_unit_test(a_wrong_match_is_noticed),
         cmocka_unit_test(roles_have_names),
     };
     return cmocka_run_group_tests_name("example roles", tests, setup, teardown);
