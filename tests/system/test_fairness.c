@@ -150,26 +150,39 @@ static double measure(struct worker *w, double *ret_p50) {
     return took[DECODES - 1 - DECODES / 100];
 }
 
+// The first line of a file of /proc (static buffer).
+static char *first_line(const char *path) {
+    static char line[1024];
+    FILE *f = fopen(path, "r");
+    check(f != NULL);
+    check(fgets(line, sizeof line, f) != NULL);
+    fclose(f);
+    return line;
+}
+
 // Processor time in clock ticks: of the whole machine, of one process.
 static uint64_t machine_ticks(void) {
-    unsigned long long t[8] = {0};
-    FILE *f = fopen("/proc/stat", "r");
-    check(f != NULL && fscanf(f, "cpu %llu %llu %llu %llu %llu %llu %llu %llu", &t[0], &t[1], &t[2],
-                              &t[3], &t[4], &t[5], &t[6], &t[7]) == 8);
-    fclose(f);
-    return t[0] + t[1] + t[2] + t[5] + t[6] + t[7]; // all but idle and waiting
+    char *at = first_line("/proc/stat") + strlen("cpu");
+    uint64_t busy = 0;
+    for (int i = 0; i < 8; i++) {
+        uint64_t ticks = strtoull(at, &at, 10);
+        busy += i == 3 || i == 4 ? 0 : ticks; // all but idle and waiting
+    }
+    return busy;
 }
 
 static uint64_t process_ticks(pid_t pid) {
     char path[64];
-    unsigned long long user = 0, system = 0;
+    uint64_t ticks = 0;
     snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
-    FILE *f = fopen(path, "r");
-    check(f != NULL &&
-          fscanf(f, "%*d (%*[^)]) %*c %*d %*d %*d %*d %*d %*u %*u %*u %*u %*u %llu %llu", &user,
-                 &system) == 2);
-    fclose(f);
-    return user + system;
+    char *at = strrchr(first_line(path), ')');
+    check(at != NULL);
+    at += strlen(") S");
+    for (int field = 4; field <= 15; field++) {
+        uint64_t value = strtoull(at, &at, 10);
+        ticks += field >= 14 ? value : 0; // utime and stime
+    }
+    return ticks;
 }
 
 static uint64_t others_ticks(pid_t flooder) {
