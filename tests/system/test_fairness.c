@@ -177,7 +177,7 @@ static uint64_t process_ticks(pid_t pid) {
     snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
     char *at = strrchr(first_line(path), ')');
     check(at != NULL);
-    at += strlen(") S");
+    at = at != NULL ? at + strlen(") S") : path;
     for (int field = 4; field <= 15; field++) {
         uint64_t value = strtoull(at, &at, 10);
         ticks += field >= 14 ? value : 0; // utime and stime
