@@ -6,8 +6,8 @@
 //                     tokens, hashing included; the prompts take turns, so that none is in the
 //                     processor's caches
 //     evict_1eN       core_step_begin of 64 new pages in a pool of 1eN pages that are all cached:
-//                     nanoseconds a page for everything, evicting and taking. evict_s3_1e6 has the
-//                     policy S3-FIFO, the others have LRU.
+//                     nanoseconds a page for everything, evicting and taking, the median of the
+//                     begins. evict_s3_1e6 has the policy S3-FIFO, the others have LRU.
 //
 // Pages that follow each other in a chain, in the list of eviction or in a batch lie far from each
 // other, as in a pool that has been in use for long.
@@ -138,7 +138,7 @@ static int free_seqs(struct prefix *p, uint32_t n) {
 
 // Takes every page and gives it back, so that the free list goes to and fro in the pool.
 static int scatter(struct prefix *p) {
-    uint32_t n = p->num_pages < 4 * SPREAD ? p->num_pages / 4 : SPREAD;
+    uint32_t n = p->num_pages < 4 * SPREAD ? p->num_pages / 4 + 1 : SPREAD;
     uint32_t next = 0;
     uint64_t ns = 0;
     if (create_seqs(p, n) != 0) {
@@ -275,11 +275,11 @@ static int fill(struct prefix *p, uint32_t pages) {
     return rc;
 }
 
-// n sequences of CHAIN pages each, which all must be evicted. *ret_ns: of the begins alone.
-static int take(struct prefix *p, uint32_t n, uint64_t *ret_ns) {
+// n sequences of CHAIN pages each, which all must be evicted. ret_ns[n]: nanoseconds a page, of the
+// begins alone.
+static int take(struct prefix *p, uint32_t n, double *ret_ns) {
     uint32_t before = 0;
     uint32_t after = 0;
-    *ret_ns = 0;
     if (cached_pages(p, &before) != 0) {
         return 1;
     }
@@ -292,7 +292,7 @@ static int take(struct prefix *p, uint32_t n, uint64_t *ret_ns) {
         if (run_step(p, 1, NULL, &ns) != 0) {
             return 1;
         }
-        *ret_ns += ns;
+        ret_ns[i] = (double)ns / CHAIN;
     }
     if (cached_pages(p, &after) != 0) {
         return 1;
@@ -304,40 +304,49 @@ static int take(struct prefix *p, uint32_t n, uint64_t *ret_ns) {
     return free_seqs(p, n);
 }
 
-static int evict_case(const char *name, uint32_t num_pages, uint32_t policy) {
-    uint32_t row = num_pages / SPREAD + 1;
-    uint32_t chains = num_pages / 2 / CHAIN; // of a round
-    uint64_t done = 0;
-    uint64_t ns = 0;
-    struct prefix *p = calloc(1, sizeof *p);
-    if (p == NULL) {
-        return out_of_memory();
-    }
-    p->num_pages = num_pages;
-    chains = chains < 4096 ? chains : 4096;
-    int rc = open_core(p, policy, (row < CHAIN ? CHAIN : row) * PAGE_SIZE);
+#define MAX_CHAINS 4096u // of a round
+
+static int evict_rounds(struct prefix *p, const char *name, double *samples, uint32_t rounds) {
+    uint32_t chains = p->num_pages / 2 / CHAIN;
+    uint32_t n = 0;
+    int rc = scatter(p);
+    chains = chains < MAX_CHAINS ? chains : MAX_CHAINS;
     if (rc == 0) {
-        rc = scatter(p);
+        rc = fill(p, p->num_pages);
     }
-    if (rc == 0) {
-        rc = fill(p, num_pages);
-    }
-    uint64_t wanted = (uint64_t)(500000 * bench_quick_scale());
-    for (uint32_t round = 0; done < wanted && rc == 0; round++) {
-        uint64_t round_ns = 0;
-        rc = take(p, chains, &round_ns);
+    for (uint32_t round = 0; round <= rounds && rc == 0; round++) {
+        n = round == 1 ? 0 : n; // the first round touches some memory for the first time
+        rc = take(p, chains, samples + n);
+        n += chains;
         if (rc == 0) {
             rc = fill(p, chains * CHAIN);
         }
-        if (round > 0) { // the first one touches some memory for the first time
-            ns += round_ns;
-            done += (uint64_t)chains * CHAIN;
-        }
+    }
+    if (rc == 0) {
+        bench_emit("prefix", name, "ns_per_page", bench_percentile(samples, n, 50));
+    }
+    return rc;
+}
+
+static int evict_case(const char *name, uint32_t num_pages, uint32_t policy) {
+    uint32_t row = num_pages / SPREAD + 1;
+    uint32_t rounds = 1 + (uint32_t)(3 * bench_quick_scale());
+    struct prefix *p = calloc(1, sizeof *p);
+    double *samples = malloc((size_t)(rounds + 1) * MAX_CHAINS * sizeof *samples);
+    int rc = 1;
+    if (p == NULL || samples == NULL) {
+        out_of_memory();
+        free(samples);
+        free(p);
+        return 1;
+    }
+    p->num_pages = num_pages;
+    rc = open_core(p, policy, (row < CHAIN ? CHAIN : row) * PAGE_SIZE);
+    if (rc == 0) {
+        rc = evict_rounds(p, name, samples, rounds);
     }
     close_core(p);
-    if (rc == 0) {
-        bench_emit("prefix", name, "ns_per_page", (double)ns / (double)done);
-    }
+    free(samples);
     return rc;
 }
 

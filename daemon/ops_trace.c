@@ -9,12 +9,11 @@
 #include "daemon/dispatch_impl.h"
 
 #include <time.h>
-#include <unistd.h>
 
 int fd_trace(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg, int *ret_fd,
              struct proto_trace_reply *ret, struct err *err) {
     struct timespec now;
-    if (conn->uid != 0 && conn->uid != geteuid())
+    if (!session_is_admin(conn->user))
         return err_set(err, KVPOOL_E_PERM, "traces are for root and the daemon's own user");
     int status =
         trace_add(&d->trace, (msg->body.trace.flags & PROTO_TRACE_TOKENS) != 0, ret_fd, err);

@@ -23,6 +23,7 @@
 #define PACKET_MAX 1024u // requests and replies of this socket are shorter
 #define LINE_MAX_BYTES (16u << 20)
 #define READ_BYTES 65536u
+#define LAST_READS 32u // more than a pipe holds
 
 struct record_line {
     struct cmd_globals *globals;
@@ -123,7 +124,7 @@ static int start_trace(int fd, bool tokens, int *ret_pipe, struct err *err) {
                                    .features = PROTO_FEATURES,
                                    .name = "kvpool-trace"};
     struct proto_trace trace = {.flags = tokens ? PROTO_TRACE_TOKENS : 0};
-    struct proto_msg msg;
+    struct proto_msg msg = {0};
     int none = -1;
     int status = fd_call(fd, PROTO_FD_HELLO, 1, 0, &hello, sizeof(hello), &msg, &none, err);
     if (status != 0) {
@@ -207,7 +208,6 @@ static uint64_t now_ms(void) {
 // Until the time is over, the user asks to end, or the daemon goes. Returns whether it went.
 static bool record(struct recording *r, int pipe_fd, uint32_t seconds_ms) {
     uint64_t end = now_ms() + seconds_ms;
-    int more = 0;
     while (trace_interrupted == 0 && !ferror(r->out)) {
         struct pollfd p = {pipe_fd, POLLIN, 0};
         uint64_t now = now_ms();
@@ -219,11 +219,13 @@ static bool record(struct recording *r, int pipe_fd, uint32_t seconds_ms) {
         if (ready == 0) {
             fflush(r->out); // so that others can watch the file
         }
-        if (ready > 0 && (more = take_bytes(r, pipe_fd)) < 0) {
+        if (ready > 0 && take_bytes(r, pipe_fd) < 0) {
             return true;
         }
     }
-    while ((more = take_bytes(r, pipe_fd)) > 0) { // what was written up to now
+    int more = 1;
+    for (uint32_t i = 0; more > 0 && i < LAST_READS; i++) { // what was written up to now
+        more = take_bytes(r, pipe_fd);
     }
     return more < 0;
 }
@@ -299,7 +301,7 @@ int trace_record(int argc, char **argv, struct cmd_globals *globals) {
 close_pipe:
     free(r.bytes);
     close(pipe_fd);
-    struct proto_msg msg;
+    struct proto_msg msg = {0};
     int none = -1;
     fd_call(fd, PROTO_BYE, 3, 0, NULL, 0, &msg, &none, NULL);
 close_fd:

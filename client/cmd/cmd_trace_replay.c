@@ -31,7 +31,8 @@ struct replay_line {
     struct cmd_globals *globals;
     const char *path, *pool;
     kvpool_pool_config config; // of a private pool
-    bool geometry;             // an option of it was given
+    char own_name[KVPOOL_NAME_MAX + 1];
+    bool geometry; // an option of it was given
     uint32_t workers, chunk, limit, block_size;
     double speed;
 };
@@ -170,14 +171,13 @@ static void print(const struct trace_file *file, const struct replay_result *r) 
 // The pool to run on, and its properties. *ret_own: to be destroyed afterwards.
 static kvpool_status open_pool(kvpool_client *client, struct replay_line *line,
                                kvpool_pool_info *ret, bool *ret_own) {
-    char name[KVPOOL_NAME_MAX + 1];
     kvpool_pool pool = 0;
     kvpool_status status = KVPOOL_OK;
     if (line->pool != NULL) {
         status = kvpool_pool_open(client, line->pool, &pool);
     } else {
-        snprintf(name, sizeof(name), "replay-%ld", (long)getpid());
-        line->config.name = name;
+        snprintf(line->own_name, sizeof(line->own_name), "replay-%ld", (long)getpid());
+        line->config.name = line->own_name;
         status = kvpool_pool_create(client, &line->config, &pool);
         *ret_own = status == KVPOOL_OK;
     }

@@ -34,13 +34,13 @@
 enum trace_kind { TRACE_SEQUENCE, TRACE_REQUEST, TRACE_DROPPED };
 
 struct trace_line {
-    enum trace_kind kind;
     double timestamp; // ms
+    uint64_t dropped; // TRACE_DROPPED: lines
+    uint64_t *ids;    // [blocks], malloc
+    uint32_t blocks;
+    enum trace_kind kind;
     uint32_t input, output, block_size;
     uint32_t opened, matched;
-    uint64_t *ids; // [blocks], malloc
-    uint32_t blocks;
-    uint64_t dropped; // TRACE_DROPPED: lines
 };
 
 // text is terminated; a newline at its end is fine. False: *reason says why not, *ret is untouched.

@@ -4,7 +4,8 @@
 // the walk to find out where it is.
 //
 // Invariants
-//  1. Zeroed, aligned to 64 bytes at least; physical memory comes with the first touch.
+//  1. Zeroed, aligned to 64 bytes at least; physical memory of a large table comes with the first
+//     touch.
 // Thread: any.
 #ifndef KVPOOL_DAEMON_CORE_BIGMEM_H
 #define KVPOOL_DAEMON_CORE_BIGMEM_H

@@ -175,6 +175,11 @@ void cache_hit(struct cache *c, uint32_t page) {
     hit(c, &c->entries[page]);
 }
 
+void cache_prefetch(const struct cache *c, uint32_t page) {
+    __asm__ volatile(""); // as in prefetch_ahead
+    __builtin_prefetch(&c->entries[page], 1);
+}
+
 // A cached page that is in no list is no longer sealed.
 static void forget(struct cache *c, uint32_t page) {
     struct entry *e = &c->entries[page];
@@ -219,7 +224,7 @@ static uint32_t next_tail(const struct cache *c, uint32_t ns) {
 }
 
 // Eviction goes from tail to head: fetches what it will come to in AHEAD and in twice AHEAD steps.
-static void prefetch(const struct cache *c, const struct entry *e) {
+static void prefetch_ahead(const struct cache *c, const struct entry *e) {
     __asm__ volatile(""); // GCC drops calls of a function that does nothing but prefetch
     if (e->ahead == CACHE_NONE) {
         return;
@@ -250,7 +255,7 @@ uint32_t cache_evict(struct cache *c, uint32_t ns, uint32_t n, uint32_t *ret_pag
         struct entry *e = &c->entries[page];
         uint32_t where = e->where;
         c->looked_at++;
-        prefetch(c, e);
+        prefetch_ahead(c, e);
         take_out(c, page);
         if (e->referenced) {
             continue;

@@ -75,6 +75,8 @@ void cache_release(struct cache *c, uint32_t page);
 // A cached page is referenced again, by namespace ns: whose it is from now on.
 void cache_reference(struct cache *c, uint32_t page, uint32_t ns);
 void cache_hit(struct cache *c, uint32_t page); // of a referenced page
+// Hints that one of these follows soon for the page.
+void cache_prefetch(const struct cache *c, uint32_t page);
 
 // Evicts up to n cached pages of the namespace; returns how many, and their numbers in the order of
 // eviction. Fewer only when all that is left is blocked by children in other namespaces. The parent

@@ -88,6 +88,9 @@ int core_create(void *block, size_t size, const struct core_limits *limits, uint
                 const uint8_t secret[CORE_SECRET_SIZE], struct core **ret, struct err *err);
 
 // Opens a block that an earlier core filled: checks it, rebuilds what is derived. Steps stay open.
+// What the block does not say begins again: counters are 0, and every sealed page is of class low;
+// cached pages are in the order as if the deepest of all chains had been released first (of one
+// depth, the highest page number), and a session's sequences are as old as their slots.
 // Errors: VERSION (another layout), INVAL (damaged: says what), NOMEM.
 int core_attach(void *block, size_t size, struct core **ret, struct err *err);
 
@@ -176,11 +179,11 @@ struct core_ns_config {
 int core_ns_set(struct core *c, uint64_t pool, const struct core_ns_config *config,
                 uint32_t *ret_ns, struct err *err);
 
-struct core_ns_counters {             // since the pool was made; hits and misses in tokens
+struct core_ns_counters {             // since create or attach; hits and misses in tokens
     uint64_t hit_tokens, miss_tokens; // of core_seq_open: matched, and asked for in vain
     uint64_t sealed, deduplicated;    // pages
     uint64_t evicted, dropped;        // pages
-    uint64_t refused;                 // operations that got NOSPACE
+    uint64_t refused;                 // begins that got NOSPACE
 };
 struct core_ns_info {
     uint32_t ns;
@@ -291,13 +294,16 @@ bool core_seq_next(const struct core *c, uint32_t *cursor, struct core_seq_info 
 // releases them from the last to the first; sessions release their sequences from the newest to the
 // oldest, lists in the order given; a pin releases as a sequence does. A page whose last reference
 // goes is thereby behind its children. Its class becomes the greatest priority of all sequences
-// that released it since it was sealed (pins: none).
+// that released it since it was sealed (pins, and frees with CORE_DROP: none).
 //
 // Eviction, when n pages are taken and fewer are free, one page after the other:
 //   1. While the taker's used pages would exceed its limit: its own cached pages.
 //   2. Then from the namespace with cached pages whose (used - reserve) / weight is greatest among
 //      those with used > reserve, the lower index first; if there is none, the taker's own; if
 //      it has none, of any namespace, the lowest index first.
+//   A namespace whose cached pages all have children in other namespaces has none to evict: in 1. any
+//   namespace is next, the lowest index first; in 2. what the sentence goes on with.
+//   A namespace that is over its limit by what core_seq_open or core_ns_set did evicts as in 1.
 //   Within a namespace: the lowest class with cached pages, and there what the policy says
 //   (cache.h).
 
@@ -339,7 +345,7 @@ struct core_step_info {
     uint64_t pool;
     uint32_t tokens;
     uint32_t pages;        // reserved by begin / added by commit
-    uint32_t sealed;       // by commit: pages that entered the index, and
+    uint32_t sealed;       // by commit (a repeat: 0): pages that entered the index, and
     uint32_t deduplicated; // pages that were there already
     bool repeated;         // begin or commit was a repeat: no effects
 };

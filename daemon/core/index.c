@@ -82,6 +82,11 @@ uint32_t index_find(const struct index *x, struct prefix_key key) {
     return find_from(x, home_of(x, tag_of(key)), key);
 }
 
+void index_prefetch_key(const struct index *x, struct prefix_key key) {
+    __asm__ volatile(""); // link-time GCC drops calls of a function that does nothing but prefetch
+    __builtin_prefetch(&x->slots[home_of(x, tag_of(key))]);
+}
+
 void index_find_n(const struct index *x, const struct prefix_key *keys, uint32_t n,
                   uint32_t *ret_pages) {
     uint64_t at[INDEX_BATCH];
@@ -133,6 +138,5 @@ void index_remove(struct index *x, uint32_t page) {
 }
 
 void index_prefetch(const struct index *x, uint32_t page) {
-    __asm__ volatile(""); // link-time GCC drops calls of a function that does nothing but prefetch
-    __builtin_prefetch(&x->slots[home_of(x, tag_of(key_at(x, page)))], 1);
+    index_prefetch_key(x, key_at(x, page));
 }

@@ -50,6 +50,9 @@ uint32_t index_find(const struct index *x, struct prefix_key key); // page or IN
 void index_find_n(const struct index *x, const struct prefix_key *keys, uint32_t n,
                   uint32_t *ret_pages);
 
+// Hints that the key is looked up soon.
+void index_prefetch_key(const struct index *x, struct prefix_key key);
+
 // The page's value is in its record already.
 void index_insert(struct index *x, uint32_t page);
 // The page is in the table, and its value still in its record.

@@ -14,6 +14,8 @@
 
 #include <inttypes.h>
 
+#define PREFETCH 16u // pages ahead
+
 // --- matching -----------------------------------------------------------------------------------
 
 // The first up to max_pages pages of `tokens` that are sealed, into ret_pages.
@@ -32,6 +34,7 @@ static uint32_t find_pages(const struct core *c, uint32_t pool, const struct cor
             prefix_next(&value, open->tokens + ((size_t)(n + i) << live->page_shift), page_size,
                         &value);
             keys[i] = prefix_key_of(&value);
+            index_prefetch_key(&live->index, keys[i]); // fetched while the next ones are hashed
         }
         index_find_n(&live->index, keys, batch, found);
         for (uint32_t i = 0; i < batch; i++) {
@@ -137,6 +140,9 @@ int core_seq_open(struct core *c, uint64_t session_handle, uint64_t pool_handle,
         uint32_t seq = core_seq_new(c, session, pool, open->ns, open->priority, &root);
         struct seq_rec *rec = &c->t.seqs[seq];
         for (uint32_t i = 0; i < n; i++) {
+            if (i + PREFETCH < n) {
+                cache_prefetch(live->cache, live->probed[i + PREFETCH]);
+            }
             core_ref_sealed(c, pool, open->ns, live->probed[i]);
         }
         memcpy(pool_row(live, rec->row), live->probed, n * sizeof *live->probed);

@@ -113,6 +113,16 @@ static void core_has_its_cases(void **state) {
     }
 }
 
+static void prefix_has_its_cases(void **state) {
+    (void)state;
+    expect_positive("prefix", "hash_16", "tokens_per_s");
+    expect_positive("prefix", "lookup", "per_s");
+    expect_positive("prefix", "match_50k", "p50_ms");
+    expect_positive("prefix", "match_50k", "probe_p50_ms");
+    expect_positive("prefix", "evict_1e4", "ns_per_page");
+    expect_positive("prefix", "evict_1e5", "ns_per_page");
+}
+
 static void control_has_its_cases_without_errors(void **state) {
     static const char *const names[] = {"echo_1", "ping_1", "ping_8", "ping_64", "decode_1"};
     (void)state;
@@ -157,6 +167,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(it_ends_with_status_0),
         cmocka_unit_test(core_has_its_cases),
+        cmocka_unit_test(prefix_has_its_cases),
         cmocka_unit_test(control_has_its_cases_without_errors),
         cmocka_unit_test(attention_has_its_cases),
         cmocka_unit_test(no_figure_is_printed_twice),

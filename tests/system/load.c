@@ -12,10 +12,14 @@
 #define KV_FLOATS ((size_t)LOAD_KV_HEADS * LOAD_HEAD_DIM)
 #define ROWS ((size_t)LOAD_SEQS * MAX_NEW)
 
+#define DOCUMENTS 6u
+
 struct tokens {
     kvpool_seq seq; // 0: slot unused
     uint32_t len;
-    uint32_t token[LOAD_MAX_LEN];
+    uint32_t document;            // that it follows; 0: none, its tokens are like no others
+    uint32_t id[LOAD_MAX_LEN];    // what the daemon is told
+    uint32_t token[LOAD_MAX_LEN]; // what K, V and q are made from: a hash of all ids up to it
 };
 
 struct load {
@@ -24,8 +28,9 @@ struct load {
     kvpool_region *region;
     float *q, *k, *v, *out, *lse;
     struct tokens seqs[LOAD_SEQS];
-    uint64_t rng, committed;
-    uint32_t next_token;
+    uint64_t rng, committed, reused;
+    bool pins;
+    uint32_t next_id;
 };
 
 static uint64_t mix(uint64_t x) { // splitmix64 (Steele, Lea, Flood 2014)
@@ -38,6 +43,12 @@ static uint64_t mix(uint64_t x) { // splitmix64 (Steele, Lea, Flood 2014)
 static uint32_t pick(struct load *l, uint32_t n) {
     l->rng = mix(l->rng);
     return (uint32_t)(l->rng >> 33) % n;
+}
+
+// Decides the token at position `at` of a sequence.
+static void next_token(struct load *l, struct tokens *t, uint32_t at) {
+    t->id[at] = t->document != 0 ? (uint32_t)mix(t->document * 1000u + at) : l->next_id++;
+    t->token[at] = (uint32_t)mix((at > 0 ? (uint64_t)t->token[at - 1] << 32 : 0) | t->id[at]);
 }
 
 // Element d of a token's q (what 0), k (1) or v (2) vector, in [-1, 1).
@@ -101,7 +112,7 @@ struct load *load_open(kvpool_client *client, const char *name, uint32_t num_pag
     }
     l->client = client;
     l->rng = mix(seed);
-    l->next_token = (uint32_t)mix(l->rng);
+    l->next_id = (uint32_t)mix(l->rng);
     kvpool_pool_config config = KVPOOL_POOL_CONFIG_INIT;
     config.name = name;
     config.layers = LOAD_LAYERS;
@@ -137,6 +148,29 @@ void load_close(struct load *l) {
 uint64_t load_tokens(const struct load *l) {
     return l->committed;
 }
+void load_allow_pins(struct load *l) {
+    l->pins = true;
+}
+uint64_t load_reused(const struct load *l) {
+    return l->reused;
+}
+
+uint32_t load_active(kvpool_client *client, kvpool_pool pool) {
+    kvpool_usage usage[4];
+    uint32_t cursor = 0, n = 4, active = 0;
+    while (n == 4) {
+        for (int i = 0; i < 4; i++) {
+            usage[i].size = sizeof usage[i];
+        }
+        if (kvpool_list_usage(client, pool, &cursor, 4, usage, &n) != KVPOOL_OK) {
+            return UINT32_MAX;
+        }
+        for (uint32_t i = 0; i < n; i++) {
+            active += usage[i].active;
+        }
+    }
+    return active;
+}
 kvpool_pool load_pool(const struct load *l) {
     return l->pool;
 }
@@ -171,16 +205,19 @@ static int step(struct load *l) {
     begin.n = n;
     begin.seqs = seqs;
     begin.new_tokens = news;
+    uint32_t ids[ROWS];
+    for (uint32_t i = 0, row = 0; i < n; i++) {
+        struct tokens *t = &l->seqs[slot[i]];
+        for (uint32_t j = 0; j < news[i]; j++, row++) {
+            next_token(l, t, t->len + j);
+            ids[row] = t->id[t->len + j];
+        }
+    }
+    begin.tokens = pick(l, 12) == 0 ? NULL : ids;
     kvpool_step id;
     int status = kvpool_step_begin(l->client, &begin, &id, NULL);
     if (status != KVPOOL_OK) {
         return status == KVPOOL_E_NOSPACE ? KVPOOL_OK : status;
-    }
-    for (uint32_t i = 0; i < n; i++) {
-        struct tokens *t = &l->seqs[slot[i]];
-        for (uint32_t j = 0; j < news[i]; j++) {
-            t->token[t->len + j] = l->next_token++;
-        }
     }
     int wrong = 0;
     for (uint32_t layer = 0; layer < LOAD_LAYERS && rows > 0; layer++) {
@@ -230,15 +267,50 @@ static int step(struct load *l) {
     return status;
 }
 
+// A sequence on what is cached of a document.
+static int open_document(struct load *l, struct tokens *t) {
+    uint32_t ids[LOAD_MAX_LEN], matched = 0;
+    kvpool_open_args open = KVPOOL_OPEN_ARGS_INIT;
+    t->document = 1 + pick(l, DOCUMENTS);
+    open.pool = l->pool;
+    open.priority = pick(l, 3);
+    open.tokens = ids;
+    open.n = pick(l, LOAD_MAX_LEN);
+    for (uint32_t i = 0; i < open.n; i++) {
+        next_token(l, t, i);
+        ids[i] = t->id[i];
+    }
+    int status = pick(l, 4) == 0 ? kvpool_seq_match(l->client, &open, &t->seq, &matched)
+                                 : kvpool_seq_open_with(l->client, &open, &t->seq, &matched);
+    if (status == KVPOOL_OK && (matched > open.n || matched % LOAD_PAGE_SIZE != 0)) {
+        fprintf(stderr, "load: %u of %u tokens matched\n", matched, open.n);
+        return 1;
+    }
+    t->len = status == KVPOOL_OK ? matched : 0;
+    l->reused += t->len;
+    return status;
+}
+
+static int pin(struct load *l, const struct tokens *t) {
+    int status =
+        kvpool_prefix_pin(l->client, t->seq, pick(l, LOAD_MAX_LEN), 1 + pick(l, 500), NULL, NULL);
+    return status == KVPOOL_E_STATE || status == KVPOOL_E_LIMIT ? KVPOOL_OK : status;
+}
+
 int load_round(struct load *l) {
     struct tokens *t = &l->seqs[pick(l, LOAD_SEQS)];
     uint32_t what = pick(l, 10);
     if (t->seq == 0) {
+        if (what < 7) {
+            return open_document(l, t);
+        }
         t->len = 0;
+        t->document = 0;
         return kvpool_seq_create(l->client, l->pool, 1, &t->seq);
     }
     if (what == 0 || t->len == LOAD_MAX_LEN) {
-        int status = kvpool_seq_free(l->client, 1, &t->seq);
+        int status = pick(l, 4) == 0 ? kvpool_seq_release(l->client, 1, &t->seq, KVPOOL_FREE_DROP)
+                                     : kvpool_seq_free(l->client, 1, &t->seq);
         if (status == KVPOOL_OK) {
             t->seq = 0;
         }
@@ -249,8 +321,12 @@ int load_round(struct load *l) {
         int status = kvpool_seq_truncate(l->client, t->seq, keep);
         if (status == KVPOOL_OK) {
             t->len = keep;
+            t->document = pick(l, 2) == 0 ? t->document : pick(l, DOCUMENTS + 1);
         }
         return status;
+    }
+    if (what == 3 && l->pins && pick(l, 8) == 0) {
+        return pin(l, t);
     }
     if (what == 2) {
         for (uint32_t i = 0; i < LOAD_SEQS; i++) {
@@ -259,6 +335,8 @@ int load_round(struct load *l) {
                 int status = kvpool_seq_fork(l->client, t->seq, 1, &copy->seq);
                 if (status == KVPOOL_OK) {
                     copy->len = t->len;
+                    copy->document = pick(l, 2) == 0 ? t->document : pick(l, DOCUMENTS + 1);
+                    memcpy(copy->id, t->id, sizeof t->id);
                     memcpy(copy->token, t->token, sizeof t->token);
                 }
                 return status;

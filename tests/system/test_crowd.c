@@ -19,6 +19,7 @@ static int work(void *arg) {
     kvpool_client *client = client_open_timeout(&kvd, 60000);
     struct load *load = load_open(client, "crowd", 512, *seed);
     check(load != NULL);
+    load_allow_pins(load);
     for (unsigned i = 0; i < 60 / SLOWNESS + 4; i++) {
         expect_ok(client, load_round(load));
     }

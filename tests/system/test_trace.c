@@ -251,6 +251,25 @@ static bool file_has(const char *path, const char *part) {
     return strstr(text, part) != NULL;
 }
 
+// Appends five tokens to a sequence of a pool of this test's geometry.
+static void append_five(kvpool_client *client, kvpool_pool pool, kvpool_seq seq) {
+    kvpool_step_args begin = KVPOOL_STEP_ARGS_INIT;
+    kvpool_attn_args attn = KVPOOL_ATTN_ARGS_INIT;
+    kvpool_region *region;
+    const uint32_t five = 5;
+    begin.pool = pool;
+    begin.n = 1;
+    begin.seqs = &seq;
+    begin.new_tokens = &five;
+    expect_ok(client, kvpool_region_create(client, 4096, &region));
+    expect_ok(client, kvpool_step_begin(client, &begin, &attn.step, NULL));
+    attn.k = (kvpool_tensor){region, 0, 0, 0};
+    attn.v = (kvpool_tensor){region, 2048, 0, 0};
+    expect_ok(client, kvpool_append(client, &attn));
+    expect_ok(client, kvpool_step_commit(client, attn.step));
+    kvpool_region_free(region);
+}
+
 static void tokens_are_recorded_only_when_asked_for(void **state) {
     (void)state;
     static const char *const options[] = {NULL, "--tokens"};
@@ -271,6 +290,9 @@ static void tokens_are_recorded_only_when_asked_for(void **state) {
         expect_ok(client, kvpool_seq_open_with(client, &open, &seqs[0], &matched));
         expect_ok(client, kvpool_seq_open_with(client, &open, &seqs[1], &matched));
         expect_ok(client, kvpool_seq_free(client, 1, seqs));
+        for (int k = 0; k < 5; k++) { // 20 of them are those of the prompt
+            append_five(client, open.pool, seqs[1]);
+        }
         if (i == 1) {
             kvpool_close(client); // ends the other sequence
         } else {
@@ -283,6 +305,8 @@ static void tokens_are_recorded_only_when_asked_for(void **state) {
         struct trace_file file;
         assert_true(trace_file_read(path, PAGE, 0, &file));
         assert_int_equal(file.n, 2);
+        assert_int_equal(file.lines[0].output, 0);
+        assert_int_equal(file.lines[1].output, 5);
         assert_memory_equal(file.lines[0].ids, file.lines[1].ids, 2 * sizeof(uint64_t));
         trace_file_free(&file);
     }
@@ -353,6 +377,27 @@ static void replay_keeps_the_traces_time(void **state) {
     assert_true(number("requests") == 3);
 }
 
+static void public_traces_are_replayed(void **state) {
+    (void)state;
+    char path[256];
+    file_path("mooncake.jsonl", path);
+    FILE *f = fopen(path, "w");
+    assert_non_null(f);
+    fputs("{\"timestamp\": 0, \"input_length\": 1100, \"output_length\": 5, \"hash_ids\": [0, 1, "
+          "2]}\n"
+          "{\"timestamp\": 0, \"input_length\": 700, \"output_length\": 0, \"hash_ids\": [0, 3]}\n"
+          "{\"timestamp\": 9, \"input_length\": 1100, \"output_length\": 5, \"hash_ids\": [0, 1, "
+          "2]}\n",
+          f);
+    assert_int_equal(fclose(f), 0);
+    assert_int_equal(kvpool("trace replay %s", path), 0);
+    assert_true(number("requests") == 3);
+    assert_true(number("input_tokens") == 2900);
+    assert_true(number("looked_up_tokens") == 2897);
+    assert_true(number("hit_tokens") == 512 + 1088); // whole pages of 16 in the 1099 looked up
+    assert_true(number("output_tokens") == 10);
+}
+
 static void figures_of_the_cache_are_shown(void **state) {
     (void)state;
     assert_int_equal(kvpool("usage lru-again"), 0);
@@ -370,7 +415,20 @@ static void figures_of_the_cache_are_shown(void **state) {
     assert_non_null(strstr(out, "\"hit_rate_now\":null"));
     assert_non_null(strstr(out, "\"evicted_per_s\":0"));
     assert_int_equal(kvpool("status"), 0);
-    assert_non_null(strstr(out, "\"cached_pages\":"));
+    assert_true(number("active_pages") == 0);
+    assert_true(number("cached_pages") > 300); // of the first pool's 400
+}
+
+static void a_recording_ends_with_its_daemon(void **state) { // the last test
+    (void)state;
+    char path[256];
+    struct trace_file file;
+    file_path("ended.jsonl", path);
+    pid_t recorder = record_start(path, NULL);
+    assert_int_equal(daemon_end(&kvd, SIGTERM, 10000), 0);
+    assert_int_equal(process_wait(recorder, 10000), 1);
+    assert_true(trace_file_read(path, PAGE, 0, &file)); // whole lines
+    trace_file_free(&file);
 }
 
 int main(void) {
@@ -382,7 +440,9 @@ int main(void) {
         cmocka_unit_test(several_workers_share_a_pool_that_is_too_small_for_them),
         cmocka_unit_test(what_never_fits_is_an_error_and_ends),
         cmocka_unit_test(replay_keeps_the_traces_time),
+        cmocka_unit_test(public_traces_are_replayed),
         cmocka_unit_test(figures_of_the_cache_are_shown),
+        cmocka_unit_test(a_recording_ends_with_its_daemon),
     };
     return cmocka_run_group_tests_name("trace", tests, setup, kvd_teardown);
 }

@@ -54,6 +54,7 @@ struct fake {
     struct proto_msg last_prefix; // the last request of prefix sharing, without what it points to
     uint32_t *last_ids;           // and its token ids; room for PROTO_MAX_TOKENS
     struct proto_fd_open last_open;
+    uint64_t last_open_epoch; // of its header
     unsigned resumes;
     uint64_t session;
 

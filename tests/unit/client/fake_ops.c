@@ -47,6 +47,7 @@ static void open_session(struct fake *f, struct fake_conn *c, const struct proto
 static void open_or_resume(struct fake *f, struct fake_conn *c, const struct proto_msg *m) {
     const struct proto_fd_open *open = &m->body.fd_open;
     f->last_open = *open;
+    f->last_open_epoch = m->header.epoch;
     if (open->session == 0) {
         open_session(f, c, m);
         return;

@@ -144,11 +144,10 @@ struct bad_region {
     fake_hook hook;
     const char *message;
     kvpool_status expected;
-    bool session_over;
+    bool connection_over;
 };
 
-static void a_bad_region_is_refused_and_leaves_nothing_open(void **state) {
-    (void)state;
+static void refuse_bad_regions(bool can_resume) {
     static const struct bad_region cases[] = {
         {"refused", refuse, "64 regions", KVPOOL_E_LIMIT, false},
         {"no fd", no_fd, "without its descriptor", KVPOOL_E_PROTO, false},
@@ -163,7 +162,7 @@ static void a_bad_region_is_refused_and_leaves_nothing_open(void **state) {
         {"hang up", hang_up, "closed", KVPOOL_E_CONN, true},
     };
     kvpool_client *c = fake_connect(&kvd, 3000);
-    unsigned fds = open_fds(), sessions = 1;
+    unsigned fds = open_fds(), connections = 1;
     for (size_t i = 0; i < sizeof cases / sizeof cases[0]; i++) {
         kvpool_region *region = NULL;
         fake_set_hook(&kvd, cases[i].hook);
@@ -176,15 +175,26 @@ static void a_bad_region_is_refused_and_leaves_nothing_open(void **state) {
         fake_set_hook(&kvd, NULL);
         expect(c, KVPOOL_OK, kvpool_region_create(c, 5000, &region));
         kvpool_region_free(region);
-        sessions += cases[i].session_over;
-        fake_lock(&kvd);
-        assert_int_equal(kvd.sessions, sessions);
-        fake_unlock(&kvd);
+        connections += cases[i].connection_over;
+        expect(c, KVPOOL_OK, kvpool_ping(c, NULL));
+        assert_int_equal(kvd.sessions, can_resume ? 1 : connections);
+        assert_int_equal(kvd.sessions + kvd.resumes, connections);
     }
     fake_await(&kvd, PROTO_BYE, 0);
     usleep(20000); // the fake closes its ends of replaced connections
     assert_true(open_fds() <= fds);
     kvpool_close(c);
+}
+
+static void a_bad_region_is_refused_and_leaves_nothing_open(void **state) {
+    (void)state;
+    refuse_bad_regions(true);
+}
+
+static void without_resuming_it_may_cost_the_session(void **state) {
+    (void)state;
+    kvd.features = PROTO_FEATURES & ~PROTO_FEATURE_RESUME; // before any connection
+    refuse_bad_regions(false);
 }
 
 static struct proto_msg late_request;
@@ -220,6 +230,7 @@ int main(void) {
         T(regions_left_over_go_with_the_client),
         T(bad_arguments_are_refused),
         T(a_bad_region_is_refused_and_leaves_nothing_open),
+        T(without_resuming_it_may_cost_the_session),
         T(a_region_that_comes_too_late_is_freed),
     };
     return cmocka_run_group_tests_name("client regions", tests, NULL, NULL);

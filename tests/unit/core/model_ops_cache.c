@@ -89,7 +89,7 @@ void run_open(struct run *r) {
         return;
     }
     struct model_pool *mp = &r->m.pools[p];
-    run_same(r, "matched tokens", matched, pages * mp->config.page_size);
+    run_same(r, "matched tokens", matched, (uint64_t)pages * mp->config.page_size);
     mp->ns[a.text.ns].counters.hit_tokens += matched;
     mp->ns[a.text.ns].counters.miss_tokens += a.open.n - matched;
     if (a.open.only_matched && pages == 0) {
@@ -123,7 +123,7 @@ void run_probe(struct run *r) {
     int want = want_open(r, p, &a.open);
     if (run_status(r, core_seq_probe(r->core, pool, &a.open, &matched, &r->err), want)) {
         uint32_t pages = model_match(&r->m, p, &a.text, a.open.n, NULL);
-        run_same(r, "matched tokens", matched, pages * r->m.pools[p].config.page_size);
+        run_same(r, "matched tokens", matched, (uint64_t)pages * r->m.pools[p].config.page_size);
     }
 }
 
@@ -163,10 +163,10 @@ void run_prefix_pin(struct run *r) {
     uint64_t pin = 0;
     uint32_t pinned = 0;
     int got = core_prefix_pin(r->core, session, seq, tokens, until, &pin, &pinned, &r->err);
-    if (!run_status(r, got, want)) {
+    if (!run_status(r, got, want) || ms == NULL) {
         return;
     }
-    run_same(r, "pinned tokens", pinned, pages * page_size);
+    run_same(r, "pinned tokens", pinned, (uint64_t)pages * page_size);
     run_same(r, "a live pin of that handle", model_pin(&r->m, ms->pool, pin) >= 0, 0);
     int i = 0;
     while (r->m.pins[i].live) {
@@ -326,7 +326,7 @@ void run_ns(struct run *r) {
 void run_clear(struct run *r) {
     uint64_t pool = run_pick_pool(r);
     int p = model_pool(&r->m, pool);
-    uint32_t ns = run_chance(r, 20) ? UINT32_MAX : run_pick_ns(r, p);
+    uint32_t ns = run_chance(r, 8) ? UINT32_MAX : run_pick_ns(r, p);
     int want = p < 0 ? KVPOOL_E_STALE : ns == UINT32_MAX ? 0 : run_want_ns(r, p, ns);
     uint32_t pages = 0;
     if (run_status(r, core_cache_clear(r->core, pool, ns, &pages, &r->err), want)) {

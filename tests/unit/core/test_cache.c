@@ -346,8 +346,8 @@ static void compare(const struct pair *p) {
 static void evict_both(struct pair *p, uint32_t ns, uint32_t n) {
     uint32_t real[NAIVE_PAGES];
     uint32_t naive[NAIVE_PAGES];
-    uint32_t parents[NAIVE_PAGES];
-    bool sealed[NAIVE_PAGES];
+    uint32_t parents[NAIVE_PAGES] = {0};
+    bool sealed[NAIVE_PAGES] = {false};
     for (uint32_t page = 0; page < p->naive.num_pages; page++) {
         parents[page] = p->naive.pages[page].parent;
         sealed[page] = p->naive.pages[page].sealed;
@@ -386,6 +386,7 @@ static void release_both(struct pair *p, uint32_t page) {
 }
 
 static void reference_both(struct pair *p, uint32_t page, uint32_t ns) {
+    cache_prefetch(p->real, page);
     cache_reference(p->real, page, ns);
     naive_reference(&p->naive, page, ns);
 }

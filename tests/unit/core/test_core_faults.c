@@ -12,6 +12,7 @@
 
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 
 #if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
 #define DEFAULT_OPS 8000
@@ -33,11 +34,15 @@ void *__real_calloc(size_t n, size_t size);
 void *__real_realloc(void *old, size_t size);
 void *__real_aligned_alloc(size_t alignment, size_t size);
 void __real_free(void *p);
+void *__real_mmap(void *at, size_t size, int protection, int flags, int fd, off_t offset);
+int __real_munmap(void *p, size_t size);
 void *__wrap_malloc(size_t size);
 void *__wrap_calloc(size_t n, size_t size);
 void *__wrap_realloc(void *old, size_t size);
 void *__wrap_aligned_alloc(size_t alignment, size_t size);
 void __wrap_free(void *p);
+void *__wrap_mmap(void *at, size_t size, int protection, int flags, int fd, off_t offset);
+int __wrap_munmap(void *p, size_t size);
 
 // Is this the allocation that fails?
 static bool fails(void) {
@@ -78,6 +83,20 @@ void *__wrap_aligned_alloc(size_t alignment, size_t size) {
 void __wrap_free(void *p) {
     faults.live -= p != NULL;
     __real_free(p);
+}
+
+void *__wrap_mmap(void *at, size_t size, int protection, int flags, int fd, off_t offset) {
+    if (fails()) {
+        return MAP_FAILED;
+    }
+    void *p = __real_mmap(at, size, protection, flags, fd, offset);
+    faults.live += p != MAP_FAILED;
+    return p;
+}
+
+int __wrap_munmap(void *p, size_t size) {
+    faults.live--;
+    return __real_munmap(p, size);
 }
 
 static uint64_t allocations(void) {

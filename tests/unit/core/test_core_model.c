@@ -1,11 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
 // Core against a naive model (model.h) under random operations, valid and invalid. Every result,
 // status, count and event must be the model's, every sequence must read its own tokens, and core_check
-// must hold: after every operation in a small configuration, now and then in a larger one.
+// must hold: after every operation in a small configuration, now and then in others.
 //
 //   KVPOOL_SEED       seed of the random numbers (printed; default: fixed)
 //   KVPOOL_MODEL_OPS  operations in the small configuration (default 1,000,000, with a sanitizer
-//                     200,000); the larger one has a fifth of them
+//                     200,000); the others have a half and a fifth of them
 #include "model_run.h"
 
 #include <stdlib.h>
@@ -45,6 +45,30 @@ static void small_configuration_checked_after_every_operation(void **state) {
     run_model(&scale, ops_wanted(), NULL);
 }
 
+// A few long sequences in few pages: whatever is taken was evicted just before.
+static void tight_configuration_checked_often(void **state) {
+    (void)state;
+    static const struct scale scale = {
+        .limits = {.max_pools = 2,
+                   .max_sessions = 2,
+                   .max_seqs = 14,
+                   .max_steps = 4,
+                   .max_session_steps = 3,
+                   .max_batch = 4,
+                   .max_table_entries = 300,
+                   .max_pages = 70,
+                   .max_page_tokens = 600,
+                   .max_pins = 2},
+        .pools = {{RUN_GEOMETRY("tight", 1, 8), .num_pages = 40, .max_seqs = 7, .max_seq_len = 150},
+                  {RUN_GEOMETRY("other", 1, 8), .num_pages = 30, .max_seqs = 7, .max_seq_len = 150,
+                   .policy = CORE_S3FIFO}},
+        .check_every = 3,
+        .verify_every = 2,
+        .attach_every = 400,
+    };
+    run_model(&scale, ops_wanted() / 2, NULL);
+}
+
 static void larger_configuration_checked_now_and_then(void **state) {
     (void)state;
     static const struct scale scale = {
@@ -72,6 +96,7 @@ static void larger_configuration_checked_now_and_then(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(small_configuration_checked_after_every_operation),
+        cmocka_unit_test(tight_configuration_checked_often),
         cmocka_unit_test(larger_configuration_checked_now_and_then),
     };
     return cmocka_run_group_tests_name("core model", tests, NULL, NULL);

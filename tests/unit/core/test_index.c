@@ -111,6 +111,7 @@ static void check_batch(const struct table *t) {
         struct prefix_value value =
             next_random(2) == 0 ? close_value() : t->records[next_random(t->num_pages)].value;
         keys[i] = prefix_key_of(&value);
+        index_prefetch_key(&t->index, keys[i]);
     }
     for (uint32_t i = 0; i < INDEX_BATCH; i++) {
         pages[i] = 12345;

@@ -46,7 +46,7 @@ static void a_chain_is_the_state_of_sha256_over_the_same_bytes(void **state) {
         for (uint32_t page = 0; page < 5; page++) {
             uint32_t tokens[256];
             uint8_t bytes[1024] = {0};
-            size_t padded = (page_size * 4 + 63) / 64 * 64;
+            size_t padded = ((size_t)page_size * 4 + 63) / 64 * 64;
             for (uint32_t i = 0; i < page_size; i++) {
                 tokens[i] = page * 1000003 + i * 77777 + 1;
                 for (uint32_t b = 0; b < 4; b++) { // little-endian
@@ -166,7 +166,7 @@ static void a_token_changes_its_page_and_all_behind_it(void **state) {
     (void)state;
     prefix_root(&salt, NULL, 0, &root);
     for (uint32_t i = 0; i < PAGES; i++) { // equal pages have different keys in different places
-        prefix_next(i == 0 ? &root : &values[i - 1], tokens + i * SIZE, SIZE, &values[i]);
+        prefix_next(i == 0 ? &root : &values[i - 1], tokens + (size_t)i * SIZE, SIZE, &values[i]);
         for (uint32_t j = 0; j < i; j++) {
             assert_true(prefix_key_of(&values[i]).a != prefix_key_of(&values[j]).a);
         }
@@ -175,7 +175,7 @@ static void a_token_changes_its_page_and_all_behind_it(void **state) {
         struct prefix_value value = root;
         tokens[at] = 1u << (at % 32);
         for (uint32_t i = 0; i < PAGES; i++) {
-            prefix_next(&value, tokens + i * SIZE, SIZE, &value);
+            prefix_next(&value, tokens + (size_t)i * SIZE, SIZE, &value);
             bool same = memcmp(&value, &values[i], sizeof value) == 0;
             assert_int_equal(same, i < at / SIZE);
         }

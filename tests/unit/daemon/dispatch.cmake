@@ -13,7 +13,8 @@ kvpool_test(test_fdsock unit SOURCES test_fdsock.c LIBS kvpool_daemon)
 kvpool_test(test_tracer unit SOURCES test_tracer.c LIBS kvpool_daemon)
 # What counts allocations on the loop thread, see fixture.c.
 set(dispatch_wrap LINKER:--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=reallocarray)
-foreach(name test_grace test_session test_tenants test_requests test_dispatch test_layers test_observe)
+foreach(name test_grace test_session test_tenants test_requests test_dispatch test_layers test_observe
+        test_trace_ops)
     kvpool_test(${name} unit SOURCES ${name}.c fixture.c LIBS kvpool_daemon)
     target_link_options(${name} PRIVATE ${dispatch_wrap})
 endforeach()

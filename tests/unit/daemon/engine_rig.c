@@ -13,6 +13,7 @@
 #include <stdlib.h>
 
 struct rig_backend rig;
+atomic_bool rig_gate;
 uv_loop_t rig_loop;
 struct engine *engine;
 struct engine_client *clients[RIG_CLIENTS];
@@ -96,7 +97,11 @@ size_t rig_submitted(void) {
 static int fake_submit(struct backend *b, struct backend_stream *s,
                        const struct backend_program *program, backend_done_fn done, void *arg,
                        struct err *err) {
-    uint64_t begin = uv_hrtime();
+    uint64_t begin = uv_hrtime(), spin = begin;
+    while (rig_gate) {
+        uv_sleep(1);
+        spin = uv_hrtime();
+    }
     pthread_mutex_lock(&b->lock);
     size_t i = b->submitted;
     if (rig.refuse_at != 0 && i + 1 >= rig.refuse_at) {
@@ -104,7 +109,7 @@ static int fake_submit(struct backend *b, struct backend_stream *s,
         return err_set(err, KVPOOL_E_BACKEND, "device lost");
     }
     int status = i + 1 == rig.fail_at ? KVPOOL_E_BACKEND : rig.complete_status;
-    while (uv_hrtime() - begin < rig.spin_ns) {
+    while (uv_hrtime() - spin < rig.spin_ns) {
     }
     submitted[i] = (struct rig_submitted){s, program->n, uv_hrtime() - begin};
     b->submitted++;

@@ -11,6 +11,8 @@
 
 #include "daemon/engine.h"
 
+#include <stdatomic.h>
+
 #define RIG_JOBS 2000
 #define RIG_SLICES 8
 #define RIG_CLIENTS 4
@@ -27,6 +29,7 @@ struct rig_backend {
     uint32_t window;
 };
 extern struct rig_backend rig;
+extern atomic_bool rig_gate; // closed: submit waits; its time is the program's
 
 struct rig_job {
     struct engine_job job; // first

@@ -726,6 +726,18 @@ static void reload_without_a_change_reports_nothing(void **state) {
     assert_string_equal("", report);
 }
 
+static void another_policy_of_a_pool_needs_a_restart(void **state) {
+    struct config c;
+    char report[256];
+    (void)state;
+    write_conf("[pool a]\n" POOL);
+    assert_int_equal(0, load(&c, NULL, NULL, NULL, NULL));
+    write_conf("[pool a]\n" POOL "policy = s3fifo\n");
+    assert_int_equal(0, reload(&c, report, sizeof report, NULL));
+    assert_string_equal("pools: other [pool] sections -> needs a restart\n", report);
+    assert_int_equal(CORE_LRU, c.pools[0].policy);
+}
+
 static void a_flag_still_beats_the_file_on_reload(void **state) {
     struct config c;
     char report[256];
@@ -796,6 +808,7 @@ int main(void) {
         TEST(help_and_version_print_and_exit_0),
         TEST(reload_applies_what_may_change_and_reports_the_rest),
         TEST(reload_without_a_change_reports_nothing),
+        TEST(another_policy_of_a_pool_needs_a_restart),
         TEST(a_flag_still_beats_the_file_on_reload),
         TEST(a_reload_that_fails_changes_nothing),
         TEST(a_short_report_has_whole_lines_only),

@@ -65,16 +65,27 @@ static void a_client_keeps_its_order_whatever_runs_between(void **state) {
     rig_close();
 }
 
-static void time_is_shared_by_weight(void **state) {
-    (void)state;
+// Shares of measured time: the machine may take the processor away in the middle of a slice, for
+// longer than many slices, and then they are off for a while. Once undisturbed they are right.
+static void undisturbed(bool (*try)(void)) {
+    bool ok = false;
+    for (int i = 0; i < 20 && !ok; i++) {
+        rig_open();
+        ok = try();
+        rig_close();
+    }
+    assert_true(ok);
+}
+
+static bool shares_are_right(void) {
     uint64_t ns[3] = {0};
-    rig.spin_ns = 100000;
-    rig_open();
     engine_client_set_weight(clients[1], 2);
     engine_client_set_weight(clients[2], 4);
     for (int i = 0; i < 1500; i++)
         rig_job(i, i % 3, 1, SCHED_LATENCY, 1000); // the estimate is wrong by a hundred times
+    rig_gate = true;
     rig_submit(0, 1500);
+    rig_gate = false;
     rig_run_until(1500);
     size_t end = rig_submitted();
     while (client_of(&submitted[end - 1]) != 2) // until then all three waited
@@ -82,12 +93,19 @@ static void time_is_shared_by_weight(void **state) {
     for (size_t i = 0; i < end; i++)
         ns[client_of(&submitted[i])] += submitted[i].ns;
     double total = (double)(ns[0] + ns[1] + ns[2]);
+    bool ok = true;
     for (int i = 0; i < 3; i++) {
         double share = (double)ns[i] / total * 7 / (1 << i);
-        if (share < 0.9 || share > 1.1)
-            fail_msg("client %d had %.2f of its share", i, share);
+        ok = ok && share > 0.9 && share < 1.1;
+        print_message("client %d had %.2f of its share\n", i, share);
     }
-    rig_close();
+    return ok;
+}
+
+static void time_is_shared_by_weight(void **state) {
+    (void)state;
+    rig.spin_ns = 100000;
+    undisturbed(shares_are_right);
 }
 
 static void a_decode_runs_between_the_slices_of_a_prefill(void **state) {
@@ -118,8 +136,9 @@ static void a_decode_behind_its_own_prefill_waits(void **state) {
     rig_job(0, 0, 2, SCHED_BULK, 1000);
     rig_job(1, 0, 1, SCHED_LATENCY, 1000);
     rig_job(2, 1, 2, SCHED_LATENCY, 1000);
-    rig_submit(0, 3);
+    rig_submit(0, 1);
     wait_submitted(1);
+    rig_submit(1, 3);
     rig_release(SIZE_MAX);
     rig_run_until(3);
     const int expected[] = {2, 0, 1};
@@ -127,16 +146,35 @@ static void a_decode_behind_its_own_prefill_waits(void **state) {
     rig_close();
 }
 
-static void a_prefill_has_an_eighth_beside_decodes(void **state) {
+static void a_decode_behind_a_finished_prefill_goes_first(void **state) {
     (void)state;
-    uint64_t ns[2] = {0};
-    rig.spin_ns = 200000;
+    rig.late = rig.held = true;
     rig_open();
+    rig_job(0, 0, 1, SCHED_BULK, 1000);
+    rig_job(1, 0, 1, SCHED_BULK, 5000000);
+    rig_job(2, 0, 1, SCHED_LATENCY, 1000);
+    rig_job(3, 1, RIG_SLICES, SCHED_BULK, 600000);
+    rig_submit(0, 1);
+    wait_submitted(1);
+    rig_submit(1, 4);
+    while (next_client() != 0) { // until job 1
+    }
+    assert_int_equal(next_client(), 0);
+    assert_int_equal(next_client(), 1);
+    rig_release(SIZE_MAX);
+    rig_run_until(4);
+    rig_close();
+}
+
+static bool an_eighth(void) {
+    uint64_t ns[2] = {0};
     for (int i = 0; i < 1000; i++)
         rig_job(i, i < 900 ? 0 : 1, i < 900 ? 1 : RIG_SLICES, i < 900 ? SCHED_LATENCY : SCHED_BULK,
                 200000);
+    rig_gate = true;
     rig_submit(900, 1000);
     rig_submit(0, 900);
+    rig_gate = false;
     rig_run_until(1000);
     size_t end = rig_submitted(), begin = 0;
     while (client_of(&submitted[end - 1]) == 1)
@@ -146,9 +184,14 @@ static void a_prefill_has_an_eighth_beside_decodes(void **state) {
     for (size_t i = begin; i < end; i++)
         ns[client_of(&submitted[i])] += submitted[i].ns;
     double share = (double)ns[1] / (double)(ns[0] + ns[1]);
-    if (share < 0.9 / 8 || share > 1.2 / 8)
-        fail_msg("the prefill had %.3f of the time, not an eighth", share);
-    rig_close();
+    print_message("the prefill had %.3f of the time\n", share);
+    return share > 0.9 / 8 && share < 1.1 / 8;
+}
+
+static void a_prefill_has_an_eighth_beside_decodes(void **state) {
+    (void)state;
+    rig.spin_ns = 200000;
+    undisturbed(an_eighth);
 }
 
 static void the_backend_has_at_most_its_window(void **state) {
@@ -298,6 +341,7 @@ int main(void) {
         TEST(time_is_shared_by_weight),
         TEST(a_decode_runs_between_the_slices_of_a_prefill),
         TEST(a_decode_behind_its_own_prefill_waits),
+        TEST(a_decode_behind_a_finished_prefill_goes_first),
         TEST(a_prefill_has_an_eighth_beside_decodes),
         TEST(the_backend_has_at_most_its_window),
         TEST(stop_runs_what_is_queued),
