@@ -98,6 +98,11 @@ void request_reply(struct dispatch *d, struct request *r, const void *body, size
     answered(d, r, len, 0);
 }
 
+// After how long a request that was answered KVPOOL_E_AGAIN is worth another try.
+static uint64_t retry_ns(const struct session *s) {
+    return s != NULL ? engine_client_retry_ns(s->engine) : RETRY_NS;
+}
+
 // Some clients' floods must not take every slot: while more than three quarters are taken, nobody
 // has more than an even share of those three quarters.
 static bool over_share(const struct dispatch *d, const struct session *s) {
@@ -115,10 +120,8 @@ static void refuse(struct dispatch *d, struct server_req *req) {
     bool header_ok = false;
     (void)proto_parse_request(PROTO_ON_CONTROL, req->bytes, req->len, &msg, &header_ok, NULL);
     struct pipe *p = pipes_find(d->pipes, req->pipe);
-    uint64_t retry_ns =
-        p != NULL && p->session != NULL ? engine_client_retry_ns(p->session->engine) : RETRY_NS;
-    err_set_detail(&err, KVPOOL_E_AGAIN, retry_ns, "the daemon has %u requests, its limit",
-                   d->num_requests);
+    err_set_detail(&err, KVPOOL_E_AGAIN, retry_ns(p != NULL ? p->session : NULL),
+                   "the daemon has %u requests, its limit", d->num_requests);
     size_t len = proto_write_error(d->reply, sizeof d->reply, header_ok ? &msg.header : NULL,
                                    d->epoch, &err);
     stats_answered(&d->stats, header_ok ? msg.header.op : 0, err.status, uv_hrtime());
@@ -142,11 +145,11 @@ static int run(struct dispatch *d, struct request *r, struct err *err) {
     if (op == NULL || op->run == NULL)
         return err_set(err, KVPOOL_E_UNSUPPORTED, "operation %u", header->op);
     if (r->over_limit)
-        return err_set_detail(err, KVPOOL_E_AGAIN, engine_client_retry_ns(r->session->engine),
+        return err_set_detail(err, KVPOOL_E_AGAIN, retry_ns(r->session),
                               "this client has %u requests in flight, its limit",
                               d->config->max_inflight);
     if (r->over_share)
-        return err_set_detail(err, KVPOOL_E_AGAIN, engine_client_retry_ns(r->session->engine),
+        return err_set_detail(err, KVPOOL_E_AGAIN, retry_ns(r->session),
                               "the daemon is busy, and this client has its share of the %u slots",
                               d->num_requests);
     if (op->needs_session) {
@@ -158,8 +161,8 @@ static int run(struct dispatch *d, struct request *r, struct err *err) {
             return err_set(err, KVPOOL_E_STALE, "the session of this connection is ending");
     }
     int status = op->run(d, r, err);
-    if (status == KVPOOL_E_AGAIN && err->detail == 0 && r->session != NULL)
-        err->detail = engine_client_retry_ns(r->session->engine);
+    if (status == KVPOOL_E_AGAIN && err->detail == 0)
+        err->detail = retry_ns(r->session);
     return status;
 }
 

@@ -30,7 +30,7 @@ static const struct core_limits limits = {.max_pools = MODEL_POOLS,
                                           .max_batch = MODEL_BATCH,
                                           .max_table_entries = MODEL_ENTRIES,
                                           .max_pages = MODEL_POOLS * MODEL_TOKENS / 8,
-                                          .max_page_tokens = MODEL_POOLS * MODEL_TOKENS,
+                                          .max_page_tokens = (uint64_t)MODEL_POOLS * MODEL_TOKENS,
                                           .max_pins = MODEL_PINS};
 
 static _Alignas(4096) uint8_t block[BLOCK_MAX];

@@ -69,7 +69,8 @@ static void open_worker(struct worker *w, const char *pool, uint32_t kv_heads, u
     w->q_bytes = GROUP * w->kv_bytes;
     expect_ok(w->client, kvpool_pool_create(w->client, &config, &w->pool));
     expect_ok(w->client, kvpool_seq_create(w->client, w->pool, n, w->seqs));
-    size_t bytes = 2 * queries * w->q_bytes + 2 * FILL * w->kv_bytes;
+    const size_t q_out = w->q_bytes * 2 * queries, k_v = w->kv_bytes * FILL;
+    size_t bytes = q_out + 2 * k_v;
     expect_ok(w->client, kvpool_region_create(w->client, bytes, &w->region));
     float *data = kvpool_region_data(w->region);
     for (size_t i = 0; i < bytes / sizeof(float); i++)
@@ -84,9 +85,8 @@ static void open_worker(struct worker *w, const char *pool, uint32_t kv_heads, u
             begin.seqs = &w->seqs[i];
             begin.new_tokens = &fill;
             expect_ok(w->client, kvpool_step_begin(w->client, &begin, &attn.step, NULL));
-            attn.k = (kvpool_tensor){w->region, 2 * queries * w->q_bytes, 0, 0};
-            attn.v =
-                (kvpool_tensor){w->region, 2 * queries * w->q_bytes + FILL * w->kv_bytes, 0, 0};
+            attn.k = (kvpool_tensor){w->region, q_out, 0, 0};
+            attn.v = (kvpool_tensor){w->region, q_out + k_v, 0, 0};
             expect_ok(w->client, kvpool_append(w->client, &attn));
             expect_ok(w->client, kvpool_step_commit(w->client, attn.step));
         }

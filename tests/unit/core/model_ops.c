@@ -98,7 +98,9 @@ void run_free(struct run *r) {
     int s = model_session(&r->m, session);
     uint64_t list[3];
     uint32_t n = run_chance(r, 2) ? 0 : 1 + (run_chance(r, 30) ? run_below(r, 3) : 0);
-    int want = s < 0 ? KVPOOL_E_STALE : n == 0 ? KVPOOL_E_INVAL : 0;
+    enum core_hint hint = run_chance(r, 25) ? CORE_DROP : CORE_KEEP;
+    bool bad_hint = run_chance(r, 1);
+    int want = s < 0 ? KVPOOL_E_STALE : n == 0 || bad_hint ? KVPOOL_E_INVAL : 0;
     for (uint32_t i = 0; i < n; i++) {
         list[i] = run_pick_seq(r, s, -1);
         int rc = run_want_seq(r, s, list[i]);
@@ -108,7 +110,7 @@ void run_free(struct run *r) {
         rc = rc != 0 ? rc : run_want_idle_seq(r, s, list[i]);
         want = want != 0 ? want : rc;
     }
-    enum core_hint hint = run_chance(r, 25) ? CORE_DROP : CORE_KEEP;
+    hint = bad_hint ? (enum core_hint)(CORE_DROP + 1) : hint;
     if (run_status(r, core_seq_free(r->core, session, n, list, hint, &r->err), want)) {
         for (uint32_t i = 0; i < n; i++) {
             model_seq_drop(&r->m, model_seq(&r->m, list[i]), hint == CORE_DROP);

@@ -326,7 +326,7 @@ void run_ns(struct run *r) {
 void run_clear(struct run *r) {
     uint64_t pool = run_pick_pool(r);
     int p = model_pool(&r->m, pool);
-    uint32_t ns = run_chance(r, 20) ? UINT32_MAX : run_pick_ns(r, p);
+    uint32_t ns = run_chance(r, 8) ? UINT32_MAX : run_pick_ns(r, p);
     int want = p < 0 ? KVPOOL_E_STALE : ns == UINT32_MAX ? 0 : run_want_ns(r, p, ns);
     uint32_t pages = 0;
     if (run_status(r, core_cache_clear(r->core, pool, ns, &pages, &r->err), want)) {

@@ -118,7 +118,7 @@ static void attach_copy(struct run *r) {
     for (int i = 0; i < MODEL_STEPS; i++) {
         in_flight = in_flight || (r->m.steps[i].live && r->m.steps[i].holds > 0);
     }
-    if (!in_flight) { // what is in flight would be forgotten
+    if (!in_flight && run_chance(r, 25)) { // what is in flight would be forgotten
         struct attach old = {r->block, r->core};
         r->core = next.core;
         r->block = next.block;
@@ -266,8 +266,8 @@ static void check_reached(const struct run *r, uint64_t num_ops) {
                   c->hit_tokens, c->miss_tokens, c->sealed, c->deduplicated, c->evicted, c->dropped,
                   c->refused);
     assert_true(c->hit_tokens > num_ops / 100 && c->miss_tokens > num_ops / 100);
-    assert_true(c->sealed > num_ops / 100 && c->deduplicated > num_ops / 500);
-    assert_true(c->evicted > num_ops / 500 && c->dropped > num_ops / 1000);
+    assert_true(c->sealed > num_ops / 100 && c->deduplicated > num_ops / 1000);
+    assert_true(c->evicted > num_ops / 2000 && c->dropped > num_ops / 2000);
 }
 
 static void print_results(const struct run *r) {

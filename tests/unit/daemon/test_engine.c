@@ -102,10 +102,10 @@ static void waits_and_runs_are_counted_by_kind(void **state) {
     rig_run_until(3);
     const struct engine_stats *s = engine_stats(engine);
     assert_int_equal(s->run[COST_PREFILL].total, 1);
-    assert_true(s->run[COST_PREFILL].sum_ns >= 4 * 300000);
+    assert_true(s->run[COST_PREFILL].sum_ns >= UINT64_C(4) * 300000);
     assert_int_equal(s->run[COST_DECODE].total, 2);
-    assert_true(s->run[COST_DECODE].sum_ns >= 2 * 300000);
-    assert_true(s->wait[COST_DECODE].sum_ns >= 2 * 4 * 300000); // behind the prefill
+    assert_true(s->run[COST_DECODE].sum_ns >= UINT64_C(2) * 300000);
+    assert_true(s->wait[COST_DECODE].sum_ns >= UINT64_C(8) * 300000); // behind the prefill
     assert_int_equal(s->wait[COST_DECODE].total, 2);
     assert_int_equal(s->run[COST_EFFECTS].total, 0);
     rig_close();

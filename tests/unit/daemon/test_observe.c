@@ -47,10 +47,9 @@ static void on_metrics(void *arg, struct text *text) {
     dispatch_metrics(arg, range.newest, text);
 }
 
-static int setup(void **state) {
+static int open_observers(void) {
     struct err err;
     memset(&t, 0, sizeof t);
-    worker_setup(state);
     assert_int_equal(events_open(1000, true, dispatch_epoch(fx.d), &t.events, &err), 0);
     dispatch_observe(fx.d, events_observe, t.events);
     health_init(&t.health, DEADLINE_MS, dispatch_stalled_since, fx.d);
@@ -59,6 +58,25 @@ static int setup(void **state) {
     assert_int_equal(
         http_open(&fx.loop, "127.0.0.1:0", false, &t.health, on_metrics, fx.d, &t.http, &err), 0);
     return 0;
+}
+
+static int setup(void **state) {
+    worker_setup(state);
+    return open_observers();
+}
+
+// With as few open steps as the next test can fill.
+static int setup_few_steps(void **state) {
+    (void)state;
+    fixture_init(&fx);
+    fx.config.limits.max_steps = 2;
+    fx.config.limits.max_session_steps = 2;
+    fixture_start(&fx);
+    client_open(&fx, &me, 1);
+    pool = make_pool(&fx, &me, "pool", 32);
+    make_seqs(&fx, &me, pool, 4, seqs);
+    region = client_region(&fx, &me, REGION_BYTES, (void **)&data);
+    return open_observers();
 }
 
 static int teardown(void **state) {
@@ -184,18 +202,19 @@ static void the_figures_are_those_of_the_work(void **state) {
     assert_int_equal(prom_count(t.text), series);
 }
 
-static void steps_of_a_client_that_goes_are_not_timed(void **state) {
-    struct client other = {0};
-    uint64_t seq;
+static void steps_of_clients_that_went_take_no_room_from_others(void **state) {
     (void)state;
-    client_open(&fx, &other, 2);
-    make_seqs(&fx, &other, pool, 1, &seq);
-    assert_int_equal(begin(&fx, &other, 77, pool, 1, &seq, 1, NULL), 0);
-    client_bye(&fx, &other);
+    for (uint32_t i = 0; i < 5; i++) { // more than can be timed at once
+        struct client other = {0};
+        uint64_t seq;
+        client_open(&fx, &other, 2 + i);
+        make_seqs(&fx, &other, pool, 1, &seq);
+        assert_int_equal(begin(&fx, &other, 77, pool, 1, &seq, 1, NULL), 0);
+        client_bye(&fx, &other);
+    }
     scrape();
     assert_true(value("kvpool_open_steps") == 0);
     assert_true(value("kvpool_step_seconds_count") == 0);
-    // The id is free again, also for the clock.
     seal(77, seqs[0], PAGE, 1);
     scrape();
     assert_true(value("kvpool_step_seconds_count") == 1);
@@ -280,7 +299,8 @@ int main(void) {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
         TEST(the_figures_are_those_of_the_work),
-        TEST(steps_of_a_client_that_goes_are_not_timed),
+        cmocka_unit_test_setup_teardown(steps_of_clients_that_went_take_no_room_from_others,
+                                        setup_few_steps, teardown),
         TEST(a_device_that_stands_still_is_red),
         TEST(pages_that_come_and_go_are_events),
     };

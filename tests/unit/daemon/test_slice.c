@@ -144,15 +144,15 @@ static void random_case(const char *isa) {
     // One sequence's keys at a time come from kv, q and out are the batch's; gaps between tokens.
     size_t kv_stride = (size_t)g.kv_heads * g.head_dim + 8;
     size_t q_stride = (size_t)qo_heads * g.head_dim + 16, lse_stride = qo_heads + 1;
-    uint32_t longest = round_up(entries * g.page_size, 1);
-    size_t out_bytes = tokens * q_stride * element, lse_bytes = tokens * lse_stride * 4;
+    size_t longest = round_up(entries * g.page_size, 1);
+    size_t out_bytes = (size_t)tokens * q_stride * element, lse_bytes = tokens * lse_stride * 4;
     size_t lse_at = (out_bytes + 63) / 64 * 64;
     assert_int_equal(backend_cpu.mem_alloc(b, 2 * longest * kv_stride * element, &kv, &err), 0);
-    assert_int_equal(backend_cpu.mem_alloc(b, tokens * q_stride * element, &q, &err), 0);
+    assert_int_equal(backend_cpu.mem_alloc(b, (size_t)tokens * q_stride * element, &q, &err), 0);
     fill_random(backend_cpu.mem_host(kv), 2 * longest * kv_stride * element, g.dtype);
-    fill_random(backend_cpu.mem_host(q), tokens * q_stride * element, g.dtype);
+    fill_random(backend_cpu.mem_host(q), (size_t)tokens * q_stride * element, g.dtype);
     struct slicer slicers[2];
-    uint32_t *ids = calloc(pages, sizeof *ids);
+    uint32_t *ids = calloc(pages + 1, sizeof *ids);
     assert_non_null(ids);
     for (uint32_t i = 0; i < pages; i++)
         ids[i] = pages - 1 - i;
