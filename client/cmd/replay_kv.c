@@ -106,8 +106,9 @@ bool replay_kv_check(const kvpool_pool_info *pool, const uint32_t *tokens, uint3
         }
     }
     for (size_t i = 0; i < dim * pool->kv_heads; i++) {
-        double difference = element(pool->dtype, out, i) - sum[i] / weights[i / dim];
-        right = right && fabs(difference) < TOLERANCE; // false for NaN
+        double weight = weights[i / dim];
+        double difference = weight * element(pool->dtype, out, i) - sum[i];
+        right = right && fabs(difference) < weight * TOLERANCE; // false for NaN
     }
     free(weights);
     free(sum);
