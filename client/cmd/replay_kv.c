@@ -105,10 +105,11 @@ bool replay_kv_check(const kvpool_pool_info *pool, const uint32_t *tokens, uint3
             }
         }
     }
-    for (size_t i = 0; i < dim * pool->kv_heads; i++) {
-        double weight = weights[i / dim];
-        double difference = weight * element(pool->dtype, out, i) - sum[i];
-        right = right && fabs(difference) < weight * TOLERANCE; // false for NaN
+    for (uint32_t h = 0; h < pool->kv_heads; h++) {
+        for (size_t i = h * dim; i < (h + 1) * dim; i++) {
+            double difference = weights[h] * element(pool->dtype, out, i) - sum[i];
+            right = right && fabs(difference) < weights[h] * TOLERANCE; // false for NaN
+        }
     }
     free(weights);
     free(sum);
