@@ -1,11 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // test_fairness.c: one client floods the daemon with prefills of a long prompt, as many at once as
-// it may; another's decodes stay fast: their p99 rises at most three times over what it is alone.
+// it may; another's decodes stay fast: their p99 rises at most three times over what it is alone, in
+// most of the rounds.
 //
-// Where other processes take processor time during a round every wake-up waits for one of theirs,
-// and the ratio says more about them: LOOSE_RATIO holds for such a round. Both processes, the daemon's loop and its compute threads share the machine's processors; the
-// flooder only waits. Under sanitizers compute threads are many times slower and the other threads
-// are not, so the bound there only shows that the victim is served at all: MOST_RATIO.
+// Both processes, the daemon's loop and its compute threads share the machine's processors; the
+// flooder only waits. Where other processes take processor time during a round, every wake-up waits
+// for one of theirs, and the ratio says more about them: LOOSE_RATIO holds for such a round. Under
+// sanitizers compute threads are many times slower and the other threads are not, so the bound there
+// only shows that the victim is served at all: MOST_RATIO.
 #include "tests/system/harness.h"
 
 #include <setjmp.h>
@@ -32,8 +34,8 @@ enum {
     FLOOD_INFLIGHT = 64,      // max_inflight's default
     FILL = 256,               // tokens of one append
     DECODES = 200 / SLOWNESS, // of a round
-    MAX_ROUNDS = 9,
-    GOOD_ROUNDS = 2,
+    MAX_ROUNDS = 5,
+    GOOD_ROUNDS = 3,
 };
 #define LOOSE_RATIO 20.0
 #define MOST_RATIO (SLOWNESS == 1 ? 3.0 : LOOSE_RATIO)
