@@ -122,12 +122,19 @@ static void attach_names_what_is_damaged(void **state) {
             break;
         default: // means nothing
             t.pages[row[2]].depth = UINT32_MAX;
+            t.pages[40].state = RECORD_LIVE; // of no pool
             break;
         }
         struct core *core = NULL;
         int rc = core_attach(copy, f->size, &core, &f->err);
         if (part == NULL) {
             assert_ok(f, rc);
+            struct core_pool_config config = fixture_config("new");
+            uint64_t pool = 0;
+            bool created = false;
+            config.num_pages = 64;
+            assert_ok(f, core_pool_create(core, &config, &pool, &created, &f->err));
+            assert_ok(f, core_check(core, &f->err));
             core_close(core);
         } else {
             assert_fails(f, KVPOOL_E_INVAL, part, rc);
