@@ -301,8 +301,8 @@ bool core_seq_next(const struct core *c, uint32_t *cursor, struct core_seq_info 
 //   2. Then from the namespace with cached pages whose (used - reserve) / weight is greatest among
 //      those with used > reserve, the lower index first; if there is none, the taker's own; if
 //      it has none, of any namespace, the lowest index first.
-//   A namespace whose cached pages all have children in other namespaces has none to evict: in 1. any
-//   namespace is next, the lowest index first; in 2. what the sentence goes on with.
+//   When the cached pages of the chosen namespace all have children in other namespaces, these are of
+//   its group: of the group's namespaces then, the lowest index first. So nobody outside loses pages.
 //   A namespace that is over its limit by what core_seq_open or core_ns_set did evicts as in 1.
 //   Within a namespace: the lowest class with cached pages, and there what the policy says
 //   (cache.h).

@@ -562,6 +562,44 @@ static void bad_openings_are_refused(void **state) {
 
 // --- across a restart -------------------------------------------------------------------------
 
+// The pages of document 1 in namespace a, but the last one in b: both only cached.
+static void make_blocked(struct fixture *f, uint32_t a, uint32_t b, uint32_t pages) {
+    uint32_t matched = 0;
+    uint64_t parent = make(f, a, 1, (pages - 1) * PAGE);
+    uint64_t child = open_on(f, b, 1, (pages - 1) * PAGE, &matched);
+    append(f, child, 1, matched, pages * PAGE);
+    release(f, child, CORE_KEEP);
+    release(f, parent, CORE_KEEP);
+    assert_int_equal(ns_of(f, a).cached, pages - 1);
+    assert_int_equal(ns_of(f, b).cached, 1);
+}
+
+static void a_limit_costs_nobody_outside_the_group_pages(void **state) {
+    struct fixture *f = *state;
+    uint32_t a = set_ns(f, "a", "g", 0, 1);
+    uint32_t b = set_ns(f, "b", "g", 0, 0);
+    release(f, make(f, 0, 9, PAGE), CORE_KEEP);
+    make_blocked(f, a, b, 2);
+    make(f, a, 2, PAGE);
+    assert_int_equal(ns_of(f, a).cached, 0);
+    assert_int_equal(ns_of(f, b).cached, 0);
+    assert_int_equal(ns_of(f, 0).cached, 1);
+}
+
+static void a_group_cannot_hide_what_it_borrowed(void **state) {
+    struct fixture *f = *state;
+    uint32_t a = set_ns(f, "a", "g", 0, 0);
+    uint32_t b = set_ns(f, "b", "g", 1, 0);
+    uint32_t c = set_ns(f, "c", "", 0, 0);
+    assert_int_equal(set_ns(f, "default", "", 1, 0), 0);
+    release(f, make(f, 0, 9, PAGE), CORE_KEEP);
+    make_blocked(f, a, b, 14);
+    make(f, c, 2, 3 * PAGE); // one page was free
+    assert_int_equal(ns_of(f, 0).cached, 1);
+    assert_int_equal(ns_of(f, b).cached, 0);
+    assert_int_equal(ns_of(f, a).cached, 12);
+}
+
 static void sealed_pages_survive_an_attach(void **state) {
     struct fixture *f = *state;
     uint64_t seq = make(f, 0, 1, 24);
@@ -606,6 +644,8 @@ int main(void) {
         T(a_match_takes_no_more_than_there_is_room_for),
         T(bad_namespaces_are_refused),
         T(bad_openings_are_refused),
+        T(a_limit_costs_nobody_outside_the_group_pages),
+        T(a_group_cannot_hide_what_it_borrowed),
         T(sealed_pages_survive_an_attach),
     };
 #undef T
