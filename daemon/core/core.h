@@ -309,12 +309,14 @@ bool core_seq_next(const struct core *c, uint32_t *cursor, struct core_seq_info 
 
 // Keeps the sealed pages of the sequence's first `tokens` tokens (rounded down to pages; 0: all of
 // its sealed pages) referenced until `until` (the caller's clock), whatever happens to the sequence.
-// *ret_tokens: how many that are. Errors: STALE, PERM, STATE (no sealed page), LIMIT (max_pins).
+// *ret_tokens: how many that are. Errors: STALE, PERM, STATE (no sealed page), LIMIT (the
+// namespace's share of max_pins: three times as many as are free).
 int core_prefix_pin(struct core *c, uint64_t session, uint64_t seq, uint32_t tokens, uint64_t until,
                     uint64_t *ret_pin, uint32_t *ret_tokens, struct err *err);
 // Errors: STALE, PERM (another namespace's).
 int core_prefix_unpin(struct core *c, uint64_t pool, uint32_t ns, uint64_t pin, struct err *err);
-// Ends all pins with until <= now, in the order of their slots; returns how many.
+// Ends pins with until <= now, in the order of their slots; returns how many. Not all of them when
+// they hold many pages: call again until it is 0.
 uint32_t core_pins_expire(struct core *c, uint64_t now);
 
 // Drops every cached page of a namespace, or of all (ns UINT32_MAX), children first.

@@ -231,6 +231,7 @@ static int count_pins(struct core *c, struct err *err) {
             count(live, rec->ns, page);
         }
         live->pins++;
+        live->ns[rec->ns].pins++;
         ids_seen(&c->pin_ids, i);
     }
     return 0;
