@@ -362,8 +362,10 @@ void dispatch_verify(const struct dispatch *d) {
 static void on_tick(uv_timer_t *timer) {
     struct dispatch *d = timer->data;
     pipes_tick(d->pipes, uv_hrtime());
-    if (core_pins_expire(d->core, uv_hrtime()) > 0)
+    if (core_pins_expire(d->core, uv_hrtime()) > 0) {
         dispatch_verify(d);
+        uv_timer_start(&d->tick, on_tick, 1, TICK_MS); // there may be more
+    }
 }
 
 static int open_core(struct dispatch *d, struct err *err) {

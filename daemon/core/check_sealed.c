@@ -29,6 +29,7 @@ static int compare_ns(const struct pool_live *a, const struct pool_live *b, uint
                       struct err *err) {
     for (uint32_t ns = 0; ns < a->num_ns; ns++) {
         if (a->ns[ns].active != b->ns[ns].active || a->ns[ns].seqs != b->ns[ns].seqs ||
+            a->ns[ns].pins != b->ns[ns].pins ||
             cache_count(a->cache, ns) != cache_count(b->cache, ns)) {
             return core_violated(err,
                                  "namespace %u of pool %u counts %u active and %u cached pages and"

@@ -301,20 +301,22 @@ bool core_seq_next(const struct core *c, uint32_t *cursor, struct core_seq_info 
 //   2. Then from the namespace with cached pages whose (used - reserve) / weight is greatest among
 //      those with used > reserve, the lower index first; if there is none, the taker's own; if
 //      it has none, of any namespace, the lowest index first.
-//   A namespace whose cached pages all have children in other namespaces has none to evict: in 1. any
-//   namespace is next, the lowest index first; in 2. what the sentence goes on with.
+//   When the cached pages of the chosen namespace all have children in other namespaces, these are of
+//   its group: of the group's namespaces then, the lowest index first. So nobody outside loses pages.
 //   A namespace that is over its limit by what core_seq_open or core_ns_set did evicts as in 1.
 //   Within a namespace: the lowest class with cached pages, and there what the policy says
 //   (cache.h).
 
 // Keeps the sealed pages of the sequence's first `tokens` tokens (rounded down to pages; 0: all of
 // its sealed pages) referenced until `until` (the caller's clock), whatever happens to the sequence.
-// *ret_tokens: how many that are. Errors: STALE, PERM, STATE (no sealed page), LIMIT (max_pins).
+// *ret_tokens: how many that are. Errors: STALE, PERM, STATE (no sealed page), LIMIT (the
+// namespace's share of max_pins: three times as many as are free).
 int core_prefix_pin(struct core *c, uint64_t session, uint64_t seq, uint32_t tokens, uint64_t until,
                     uint64_t *ret_pin, uint32_t *ret_tokens, struct err *err);
 // Errors: STALE, PERM (another namespace's).
 int core_prefix_unpin(struct core *c, uint64_t pool, uint32_t ns, uint64_t pin, struct err *err);
-// Ends all pins with until <= now, in the order of their slots; returns how many.
+// Ends pins with until <= now, in the order of their slots; returns how many. Not all of them when
+// they hold many pages: call again until it is 0.
 uint32_t core_pins_expire(struct core *c, uint64_t now);
 
 // Drops every cached page of a namespace, or of all (ns UINT32_MAX), children first.

@@ -1,9 +1,15 @@
 // SPDX-License-Identifier: Apache-2.0
 // pins.c: pins: sealed prefixes that stay referenced until a time, whoever computed them. A pin's
 // record names the last page; the others are its parents, which cannot go before it.
+//
+// A namespace has at most PINS_SHARE times as many pins as are free. So one alone gets three quarters
+// of them, two get three sevenths each, and there is always one for whoever has none.
 #include "daemon/core/state.h"
 
 #include <inttypes.h>
+
+#define PINS_SHARE 3u
+#define EXPIRE_PAGES 65536u // of one call, short of one pin
 
 int core_prefix_pin(struct core *c, uint64_t session_handle, uint64_t seq_handle, uint32_t tokens,
                     uint64_t until, uint64_t *ret_pin, uint32_t *ret_tokens, struct err *err) {
@@ -23,8 +29,12 @@ int core_prefix_pin(struct core *c, uint64_t session_handle, uint64_t seq_handle
         return err_set(err, KVPOOL_E_STATE, "sequence 0x%" PRIx64 " has no sealed page there",
                        seq_handle);
     }
-    if (ids_free(&c->pin_ids) == 0) {
-        return err_set(err, KVPOOL_E_LIMIT, "%u pins exist (max_pins)", c->limits.max_pins);
+    uint32_t left = ids_free(&c->pin_ids);
+    if (live->ns[rec->ns].pins >= PINS_SHARE * (uint64_t)left) {
+        return err_set(err, KVPOOL_E_LIMIT,
+                       "namespace \"%s\" has %u pins, and %u of %u are left for all (max_pins)",
+                       live->ns_recs[rec->ns].name, live->ns[rec->ns].pins, left,
+                       c->limits.max_pins);
     }
     const uint32_t *row = pool_row(live, rec->row);
     pages_ref_n(&live->pages, n, row);
@@ -39,24 +49,30 @@ int core_prefix_pin(struct core *c, uint64_t session_handle, uint64_t seq_handle
         .page = row[n - 1],
     };
     live->pins++;
+    live->ns[rec->ns].pins++;
     *ret_pin = handle_make(pin_rec->generation, pin);
     *ret_tokens = n << live->page_shift;
     return 0;
 }
 
-static void end_pin(struct core *c, uint32_t pin) {
+// Returns how many pages it held.
+static uint32_t end_pin(struct core *c, uint32_t pin) {
     struct pin_rec *rec = &c->t.pins[pin];
     struct pool_live *live = &c->pools[rec->pool];
     const struct release by = {.pool = rec->pool, .ns = rec->ns, .priority = SPACE_NO_CLASS};
+    uint32_t pages = 0;
     rec->state = RECORD_FREE;
     for (uint32_t page = rec->page; page != LAYOUT_NONE;) {
         uint32_t parent = live->recs[page].parent;
         core_unref(c, &by, page);
         page = parent;
+        pages++;
     }
     live->pins--;
+    live->ns[rec->ns].pins--;
     rec->generation = handle_next(rec->generation);
     ids_give(&c->pin_ids, pin);
+    return pages;
 }
 
 int core_prefix_unpin(struct core *c, uint64_t pool_handle, uint32_t ns, uint64_t handle,
@@ -80,9 +96,11 @@ int core_prefix_unpin(struct core *c, uint64_t pool_handle, uint32_t ns, uint64_
 
 uint32_t core_pins_expire(struct core *c, uint64_t now) {
     uint32_t n = 0;
-    for (uint32_t i = 0; i < c->pin_ids.fresh && ids_used(&c->pin_ids) > 0; i++) {
+    uint64_t pages = 0;
+    for (uint32_t i = 0; i < c->pin_ids.fresh && ids_used(&c->pin_ids) > 0 && pages < EXPIRE_PAGES;
+         i++) {
         if (c->t.pins[i].state == RECORD_LIVE && c->t.pins[i].until <= now) {
-            end_pin(c, i);
+            pages += end_pin(c, i);
             n++;
         }
     }

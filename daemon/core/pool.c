@@ -218,6 +218,11 @@ int core_pool_create(struct core *c, const struct core_pool_config *config, uint
                        g.num_pages);
     }
     memset(c->pools[slot].ns_recs, 0, CORE_MAX_NAMESPACES * sizeof *c->pools[slot].ns_recs);
+    for (uint32_t i = 0; i < g.num_pages; i++) { // as a pool leaves them, unless they are damaged
+        if (c->pools[slot].recs[i].state != RECORD_FREE) {
+            c->pools[slot].recs[i].state = RECORD_FREE;
+        }
+    }
     core_ns_init(c, slot);
     rec->state = RECORD_LIVE;
     c->num_pools++;

@@ -68,6 +68,11 @@ static int rebuild_index(struct core *c, uint32_t pool, struct err *err) {
         index_insert(&live->index, page);
         pages_keep(&live->pages, page);
     }
+    for (uint32_t page = c->t.pools[pool].end_page; page < c->t.pools[pool].num_pages; page++) {
+        if (live->recs[page].state != RECORD_FREE) { // nothing above would have looked at it
+            return damaged(err, "page %u of pool %u is behind its sealed pages", page, pool);
+        }
+    }
     return 0;
 }
 
@@ -81,38 +86,64 @@ static void count(struct pool_live *live, uint32_t ns, uint32_t page) {
     pages_count(&live->pages, page);
 }
 
-// Invariant 9 of core.h: page i of the row is sealed, and child of the one before.
+// The same for a sequence, which is the last one now that named the page. False: it is on the account
+// of one namespace and a sequence of another has it.
+static bool count_named(struct core *c, uint32_t seq, uint32_t page, uint32_t *last) {
+    const struct seq_rec *rec = &c->t.seqs[seq];
+    struct pool_live *live = &c->pools[rec->pool];
+    uint32_t before = last[page];
+    if (before != 0 && !is_sealed(live, page) && c->t.seqs[before - 1].ns != rec->ns) {
+        return false;
+    }
+    last[page] = seq + 1;
+    count(live, rec->ns, page);
+    return true;
+}
+
+// A page that is or was entry i of the row: if it is sealed, the entry before is its parent. Else
+// who has the page could let the parent go before it.
+static bool is_in_place(const struct core *c, uint32_t seq, uint32_t i, uint32_t page) {
+    const struct pool_live *live = &c->pools[c->t.seqs[seq].pool];
+    const struct page_rec *rec = &live->recs[page];
+    const uint32_t *row = pool_row(live, c->t.seqs[seq].row);
+    return !is_sealed(live, page) || (rec->depth == i && (i == 0 || rec->parent == row[i - 1]));
+}
+
+// Invariant 9 of core.h, beside the above: entry i of the row is sealed, the first one under the
+// sequence's root.
 static bool is_tracked_page(const struct core *c, uint32_t seq, uint32_t i) {
     const struct seq_rec *rec = &c->t.seqs[seq];
     const struct pool_live *live = &c->pools[rec->pool];
     const uint32_t *row = pool_row(live, rec->row);
-    const struct page_rec *page = &live->recs[row[i]];
-    if (!is_sealed(live, row[i]) || page->depth != i) {
-        return false;
-    }
-    if (i > 0) {
-        return page->parent == row[i - 1];
+    if (i > 0 || !is_sealed(live, row[i])) {
+        return is_sealed(live, row[i]);
     }
     struct prefix_value value;
     prefix_next(&rec->root, pool_tokens(live, row[0]), live->page_mask + 1, &value);
-    return memcmp(&value, &page->value, sizeof value) == 0;
+    return memcmp(&value, &live->recs[row[0]].value, sizeof value) == 0;
 }
 
-// Counts the pages of entries first..end of a sequence's row. last[page] is the sequence (index
-// + 1) that named the page last: none names one twice.
+// Where the pages of a sequence's pool begin in a table of all pages of the block.
+static uint32_t *of_pool(const struct core *c, uint32_t seq, uint32_t *last) {
+    return last + c->t.pools[c->t.seqs[seq].pool].first_page;
+}
+
+// Counts the pages of entries first..end of a sequence's row. last[page of the block] is the
+// sequence (index + 1) that named the page last: none names one twice.
 static int count_row(struct core *c, uint32_t seq, uint32_t first, uint32_t end, uint32_t *last,
                      struct err *err) {
     const struct seq_rec *rec = &c->t.seqs[seq];
     struct pool_live *live = &c->pools[rec->pool];
     const uint32_t *row = pool_row(live, rec->row);
+    last = of_pool(c, seq, last);
     for (uint32_t i = first; i < end; i++) {
         uint32_t page = row[i];
-        if (page >= c->t.pools[rec->pool].num_pages || last[page] == seq + 1) {
+        if (page >= c->t.pools[rec->pool].num_pages || last[page] == seq + 1 ||
+            !count_named(c, seq, page, last)) {
             return damaged(err, "entry %u of sequence %u names page %u", i, seq, page);
         }
-        last[page] = seq + 1;
-        count(live, rec->ns, page);
-        if (i < rec->tracked >> live->page_shift && !is_tracked_page(c, seq, i)) {
+        if (!is_in_place(c, seq, i, page) ||
+            (i < rec->tracked >> live->page_shift && !is_tracked_page(c, seq, i))) {
             return damaged(err, "entry %u of sequence %u names page %u, which is not its prefix", i,
                            seq, page);
         }
@@ -151,7 +182,10 @@ static int count_reserved(struct core *c, uint32_t step, uint32_t *last, struct 
                 return damaged(err, "old page %u of item %u of step %u", old_page, i, step);
             }
         }
-        count(pool, rec->ns, old_page);
+        if (!is_in_place(c, seq, committed - 1, old_page) ||
+            !count_named(c, seq, old_page, of_pool(c, seq, last))) {
+            return damaged(err, "old page %u of item %u of step %u", old_page, i, step);
+        }
     }
     return rc;
 }
@@ -197,6 +231,7 @@ static int count_pins(struct core *c, struct err *err) {
             count(live, rec->ns, page);
         }
         live->pins++;
+        live->ns[rec->ns].pins++;
         ids_seen(&c->pin_ids, i);
     }
     return 0;
@@ -236,7 +271,9 @@ static uint32_t sort_by_depth(const struct core *c, uint32_t pool, uint32_t *hea
     uint32_t end = c->t.pools[pool].end_page;
     memset(heads, 0, ((size_t)end + 1) * sizeof *heads);
     for (uint32_t page = 0; page < end; page++) {
-        heads[live->recs[page].depth + 1] += is_sealed(live, page);
+        if (is_sealed(live, page)) { // else its depth may be anything
+            heads[live->recs[page].depth + 1]++;
+        }
     }
     for (uint32_t depth = 0; depth < end; depth++) {
         heads[depth + 1] += heads[depth];
@@ -282,12 +319,15 @@ static bool page_used(const void *arg, uint32_t page) {
 
 int core_rebuild_pages(struct core *c, struct err *err) {
     uint32_t max_pages = 1;
+    uint64_t end = 1; // of the last pool's pages
     for (uint32_t i = 0; i < c->limits.max_pools; i++) {
-        if (c->t.pools[i].state == RECORD_LIVE && c->t.pools[i].num_pages > max_pages) {
-            max_pages = c->t.pools[i].num_pages;
+        const struct pool_rec *rec = &c->t.pools[i];
+        if (rec->state == RECORD_LIVE) {
+            max_pages = rec->num_pages > max_pages ? rec->num_pages : max_pages;
+            end = rec->first_page + rec->num_pages > end ? rec->first_page + rec->num_pages : end;
         }
     }
-    uint32_t *last = calloc((size_t)max_pages + 1, sizeof *last);
+    uint32_t *last = calloc((size_t)end + 1, sizeof *last);
     uint32_t *order = calloc(max_pages, sizeof *order);
     if (last == NULL || order == NULL) {
         free(last);

@@ -7,6 +7,8 @@
 //     core_unref    last reference: sealed -> cached (or dropped); not sealed -> free
 #include "daemon/core/state.h"
 
+#include <string.h>
+
 #define EVICT_BATCH 32u
 
 void core_emit(const struct core *c, enum core_event_kind kind, uint32_t pool, uint32_t page) {
@@ -70,7 +72,29 @@ static uint32_t evict(struct core *c, uint32_t pool, uint32_t ns, uint32_t n) {
     return done;
 }
 
-// One page of any namespace, the lowest number first: when children of others are in the way.
+// Do they find each other's pages?
+static bool is_shared(const struct pool_live *live, uint32_t a, uint32_t b) {
+    const struct ns_rec *recs = live->ns_recs;
+    return a == b ||
+           (recs[a].group[0] != '\0' && strncmp(recs[a].group, recs[b].group, CORE_NAME_SIZE) == 0);
+}
+
+// One page of the namespace; when children are in its way, of its group, the lowest number first: the
+// children are there. False when it has no cached page.
+static bool evict_near(struct core *c, uint32_t pool, uint32_t ns) {
+    const struct pool_live *live = &c->pools[pool];
+    if (cache_count(live->cache, ns) == 0) {
+        return false;
+    }
+    bool done = evict(c, pool, ns, 1) == 1;
+    for (uint32_t i = 0; !done && i < live->num_ns; i++) {
+        done = is_shared(live, ns, i) && evict(c, pool, i, 1) == 1;
+    }
+    assert(done);
+    return done;
+}
+
+// One page of any namespace, the lowest number first.
 static bool evict_any(struct core *c, uint32_t pool) {
     for (uint32_t ns = 0; ns < c->pools[pool].num_ns; ns++) {
         if (evict(c, pool, ns, 1) == 1) {
@@ -104,29 +128,24 @@ static uint32_t greatest_borrower(const struct pool_live *live) {
 
 // Evicts at least one page for `taker`, at most n. There is one.
 static void evict_for(struct core *c, uint32_t pool, uint32_t taker, uint32_t n) {
-    struct pool_live *live = &c->pools[pool];
-    uint32_t done = 0;
+    const struct pool_live *live = &c->pools[pool];
+    bool done;
     if (live->num_ns == 1) {
-        done = evict(c, pool, 0, n);
+        done = evict(c, pool, 0, n) > 0;
     } else {
         uint32_t from = greatest_borrower(live);
-        done = from != LAYOUT_NONE ? evict(c, pool, from, 1) : 0;
-        if (done == 0) {
-            done = evict(c, pool, taker, 1);
-        }
+        done = (from != LAYOUT_NONE && evict_near(c, pool, from)) || evict_near(c, pool, taker) ||
+               evict_any(c, pool);
     }
-    if (done == 0) {
-        bool any = evict_any(c, pool);
-        assert(any);
-        (void)any;
-    }
+    assert(done);
+    (void)done;
 }
 
 static void trim_to(struct core *c, uint32_t pool, uint32_t ns, uint64_t most) {
     struct pool_live *live = &c->pools[pool];
     while (ns_used(live, ns) > most) {
         uint32_t excess = (uint32_t)(ns_used(live, ns) - most);
-        if (evict(c, pool, ns, excess) == 0 && !evict_any(c, pool)) {
+        if (evict(c, pool, ns, excess) == 0 && !evict_near(c, pool, ns)) {
             assert(false); // what is active is within the limit
             return;
         }

@@ -55,7 +55,7 @@ struct step_live {
 
 struct ns_live {
     uint32_t active; // referenced pages
-    uint32_t seqs;
+    uint32_t seqs, pins;
     struct prefix_value root; // of sequences without extra key material
     struct core_ns_counters counters;
 };

@@ -364,7 +364,7 @@ KVPOOL_API kvpool_status kvpool_seq_match(kvpool_client *client, const kvpool_op
 // ttl_ms (1 or more), whatever becomes of the sequence and of this client: for a system prompt. They
 // count as in use. *ret_tokens (may be NULL): how many tokens that are. *ret_pin (may be NULL) ends
 // it earlier; any client of the namespace may do that.
-// Errors: STALE, PERM, STATE (no sealed page), LIMIT (max_pins), INVAL, UNSUPPORTED.
+// Errors: STALE, PERM, STATE (no sealed page), LIMIT (the namespace's share of max_pins), INVAL, UNSUPPORTED.
 KVPOOL_API kvpool_status kvpool_prefix_pin(kvpool_client *client, kvpool_seq seq, uint32_t tokens,
                                            uint32_t ttl_ms, uint64_t *ret_pin,
                                            uint32_t *ret_tokens);

@@ -299,6 +299,17 @@ static uint32_t greatest_borrower(const struct model *m, int pool) {
     return best;
 }
 
+// Of a namespace, or else of its group: that one of them has cached pages is enough.
+static bool evict_near(struct model *m, int pool, uint32_t ns) {
+    const struct model_pool *p = &m->pools[pool];
+    bool done = evict_one(m, pool, ns);
+    bool cached = model_used(m, pool, ns) > model_active(m, pool, ns);
+    for (uint32_t i = 0; cached && !done && i < p->num_ns; i++) {
+        done = same_salt(p, ns, i) && evict_one(m, pool, i);
+    }
+    return done;
+}
+
 static bool evict_any(struct model *m, int pool) {
     for (uint32_t i = 0; i < m->pools[pool].num_ns; i++) {
         if (evict_one(m, pool, i)) {
@@ -310,7 +321,7 @@ static bool evict_any(struct model *m, int pool) {
 
 static bool evict_for(struct model *m, int pool, uint32_t taker) {
     uint32_t from = greatest_borrower(m, pool);
-    return (from != UINT32_MAX && evict_one(m, pool, from)) || evict_one(m, pool, taker) ||
+    return (from != UINT32_MAX && evict_near(m, pool, from)) || evict_near(m, pool, taker) ||
            evict_any(m, pool);
 }
 
@@ -326,7 +337,7 @@ static uint32_t free_pages(const struct model *m, int pool) {
 void model_make_room(struct model *m, int pool, uint32_t ns, uint32_t n, bool free_too) {
     uint32_t limit = model_limit(m, pool, ns);
     while (m->problem == NULL && model_used(m, pool, ns) + n > limit) {
-        if (!evict_one(m, pool, ns) && !evict_any(m, pool)) {
+        if (!evict_near(m, pool, ns)) {
             problem(m, "nothing can be evicted for the limit");
         }
     }

@@ -142,6 +142,14 @@ void run_priority(struct run *r) {
 
 // --- pins -----------------------------------------------------------------------------------------
 
+static uint32_t ns_pins(const struct model *m, const struct model_seq *s) {
+    uint32_t n = 0;
+    for (int i = 0; i < MODEL_PINS; i++) {
+        n += m->pins[i].live && m->pins[i].pool == s->pool && m->pins[i].ns == s->text.ns;
+    }
+    return n;
+}
+
 void run_prefix_pin(struct run *r) {
     uint64_t session = run_pick_session(r);
     int s = model_session(&r->m, session);
@@ -156,9 +164,10 @@ void run_prefix_pin(struct run *r) {
         pages = tokens / page_size;
     }
     if (want == 0) {
-        want = pages == 0                                            ? KVPOOL_E_STATE
-               : model_count_pins(&r->m, -1) == r->m.limits.max_pins ? KVPOOL_E_LIMIT
-                                                                     : 0;
+        want = pages == 0 ? KVPOOL_E_STATE
+               : ns_pins(&r->m, ms) >= 3 * (r->m.limits.max_pins - model_count_pins(&r->m, -1))
+                   ? KVPOOL_E_LIMIT
+                   : 0;
     }
     uint64_t pin = 0;
     uint32_t pinned = 0;

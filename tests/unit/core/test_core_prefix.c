@@ -4,6 +4,7 @@
 #include "fixture.h"
 
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #define PAGE 8u // tokens, of the fixture's pool
@@ -385,23 +386,65 @@ static void pins_have_a_limit_and_an_owner(void **state) {
     uint64_t seq = make(f, 0, 1, 8);
     uint64_t pins[5];
     uint32_t tokens = 0;
-    for (uint32_t i = 0; i < 4; i++) {
+    for (uint32_t i = 0; i < 3; i++) {
         assert_ok(f, core_prefix_pin(f->core, f->session, seq, 0, 1, &pins[i], &tokens, &f->err));
     }
+    struct core *again = NULL; // the share is known after an attach, too
+    assert_ok(f, core_attach(f->block, f->size, &again, &f->err));
+    assert_fails(f, KVPOOL_E_LIMIT, "max_pins",
+                 core_prefix_pin(again, f->session, seq, 0, 1, &pins[4], &tokens, &f->err));
+    core_close(again);
     assert_fails(f, KVPOOL_E_LIMIT, "max_pins",
                  core_prefix_pin(f->core, f->session, seq, 0, 1, &pins[4], &tokens, &f->err));
     assert_fails(f, KVPOOL_E_PERM, "another session",
                  core_prefix_pin(f->core, f->other, seq, 0, 1, &pins[4], &tokens, &f->err));
     assert_fails(f, KVPOOL_E_PERM, "another namespace",
                  core_prefix_unpin(f->core, f->pool, other, pins[0], &f->err));
+    uint64_t others = make(f, other, 2, 8); // finds one left
+    assert_ok(f, core_prefix_pin(f->core, f->session, others, 0, 1, &pins[3], &tokens, &f->err));
     assert_ok(f, core_prefix_unpin(f->core, f->pool, 0, pins[0], &f->err));
     assert_ok(f, core_check(f->core, &f->err));
+    release(f, others, CORE_KEEP);
     release(f, seq, CORE_KEEP);
     assert_ok(f, core_pool_destroy(f->core, f->pool, &f->err)); // pins end with their pool
     assert_ok(f, core_check(f->core, &f->err));
     struct core_totals totals;
     core_totals(f->core, &totals);
     assert_int_equal(totals.pins, 0);
+}
+
+// The fixture, with room for many pins.
+static int setup_pins(void **state) {
+    fixture_setup(state);
+    struct fixture *f = *state;
+    struct core_pool_config config = fixture_config("p");
+    uint8_t token[CORE_TOKEN_SIZE] = {0};
+    bool created = false;
+    core_close(f->core);
+    free(f->block);
+    f->limits.max_pins = 8192;
+    f->size = core_block_size(&f->limits);
+    f->block = fixture_block(f->size);
+    assert_ok(f, core_create(f->block, f->size, &f->limits, 1, fixture_secret, &f->core, &f->err));
+    assert_ok(f, core_session_open(f->core, 1, 1, "one", token, &f->session, &f->err));
+    assert_ok(f, core_session_open(f->core, 2, 1, "two", token, &f->other, &f->err));
+    assert_ok(f, core_pool_create(f->core, &config, &f->pool, &created, &f->err));
+    return 0;
+}
+
+static void pins_of_many_pages_end_in_several_calls(void **state) {
+    struct fixture *f = *state;
+    uint64_t seq = make(f, 0, 1, 96);
+    uint64_t pin = 0;
+    uint32_t tokens = 0;
+    for (int i = 0; i < 6000; i++) {
+        assert_ok(f, core_prefix_pin(f->core, f->session, seq, 0, 1, &pin, &tokens, &f->err));
+    }
+    uint32_t first = core_pins_expire(f->core, 1);
+    assert_in_range(first, 1000, 5999);
+    assert_ok(f, core_check(f->core, &f->err));
+    assert_int_equal(core_pins_expire(f->core, 1), 6000 - first);
+    assert_int_equal(core_pins_expire(f->core, 1), 0);
 }
 
 // --- namespaces -------------------------------------------------------------------------------
@@ -562,6 +605,44 @@ static void bad_openings_are_refused(void **state) {
 
 // --- across a restart -------------------------------------------------------------------------
 
+// The pages of document 1 in namespace a, but the last one in b: both only cached.
+static void make_blocked(struct fixture *f, uint32_t a, uint32_t b, uint32_t pages) {
+    uint32_t matched = 0;
+    uint64_t parent = make(f, a, 1, (pages - 1) * PAGE);
+    uint64_t child = open_on(f, b, 1, (pages - 1) * PAGE, &matched);
+    append(f, child, 1, matched, pages * PAGE);
+    release(f, child, CORE_KEEP);
+    release(f, parent, CORE_KEEP);
+    assert_int_equal(ns_of(f, a).cached, pages - 1);
+    assert_int_equal(ns_of(f, b).cached, 1);
+}
+
+static void a_limit_costs_nobody_outside_the_group_pages(void **state) {
+    struct fixture *f = *state;
+    uint32_t a = set_ns(f, "a", "g", 0, 1);
+    uint32_t b = set_ns(f, "b", "g", 0, 0);
+    release(f, make(f, 0, 9, PAGE), CORE_KEEP);
+    make_blocked(f, a, b, 2);
+    make(f, a, 2, PAGE);
+    assert_int_equal(ns_of(f, a).cached, 0);
+    assert_int_equal(ns_of(f, b).cached, 0);
+    assert_int_equal(ns_of(f, 0).cached, 1);
+}
+
+static void a_group_cannot_hide_what_it_borrowed(void **state) {
+    struct fixture *f = *state;
+    uint32_t a = set_ns(f, "a", "g", 0, 0);
+    uint32_t b = set_ns(f, "b", "g", 1, 0);
+    uint32_t c = set_ns(f, "c", "", 0, 0);
+    assert_int_equal(set_ns(f, "default", "", 1, 0), 0);
+    release(f, make(f, 0, 9, PAGE), CORE_KEEP);
+    make_blocked(f, a, b, 14);
+    make(f, c, 2, 3 * PAGE); // one page was free
+    assert_int_equal(ns_of(f, 0).cached, 1);
+    assert_int_equal(ns_of(f, b).cached, 0);
+    assert_int_equal(ns_of(f, a).cached, 12);
+}
+
 static void sealed_pages_survive_an_attach(void **state) {
     struct fixture *f = *state;
     uint64_t seq = make(f, 0, 1, 24);
@@ -606,6 +687,10 @@ int main(void) {
         T(a_match_takes_no_more_than_there_is_room_for),
         T(bad_namespaces_are_refused),
         T(bad_openings_are_refused),
+        cmocka_unit_test_setup_teardown(pins_of_many_pages_end_in_several_calls, setup_pins,
+                                        fixture_teardown),
+        T(a_limit_costs_nobody_outside_the_group_pages),
+        T(a_group_cannot_hide_what_it_borrowed),
         T(sealed_pages_survive_an_attach),
     };
 #undef T
