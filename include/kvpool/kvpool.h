@@ -351,7 +351,8 @@ typedef struct kvpool_open_args {
 // Makes a sequence that begins with as much of `tokens` as is cached, in whole pages: *ret_matched
 // tokens (0 or more; at most n). The rest is the caller's to compute: steps append it. To have at
 // least one token to compute (its output is the next token's), give all but the last.
-// Errors: STALE, LIMIT (max_seqs), INVAL, PERM (the pool's access list), UNSUPPORTED.
+// Errors: STALE, LIMIT (max_seqs), INVAL (more tokens than the pool's max_seq_len, key material too
+// long, priority), PERM (the pool's access list), UNSUPPORTED.
 KVPOOL_API kvpool_status kvpool_seq_open_with(kvpool_client *client, const kvpool_open_args *args,
                                               kvpool_seq *ret_seq, uint32_t *ret_matched);
 

@@ -66,7 +66,7 @@ static void open_worker(struct worker *w, const char *pool, uint32_t kv_heads, u
     config.head_dim = HEAD_DIM;
     config.page_size = 16;
     config.dtype = KVPOOL_FP32;
-    config.num_pages = n * tokens / 16;
+    config.num_pages = n * ((tokens + 15) / 16);
     memset(w, 0, sizeof *w);
     w->client = client_open_timeout(&kvd, 60000);
     w->n = n;
