@@ -316,6 +316,13 @@ static void on_job_done(struct engine_job *engine_job, int status) {
         session_retry_parked(s);
 }
 
+int job_get_effects(const struct session *s, struct job **ret, struct err *err) {
+    if (s->jobs > jobs_left(s->d->jobs, JOB_EFFECTS))
+        return err_set(err, KVPOOL_E_AGAIN, "this client has %u jobs in flight, more than are left",
+                       s->jobs);
+    return job_get(s->d->jobs, JOB_EFFECTS, ret, err);
+}
+
 struct slicer dispatch_slicer(struct dispatch *d, const struct pool *pool) {
     struct slicer slicer;
     engine_slicer(d->engine, &pool->geometry, pool->backend, &slicer);

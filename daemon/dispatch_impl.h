@@ -114,6 +114,9 @@ void request_start(struct dispatch *d, struct request *r);
 void turns_init(struct dispatch *d);
 void turns_drop(struct session *s, const struct err *err);
 
+// A job for effects, which nobody waits for: many may be in the engine for one session, but not so
+// many that others find none. Errors: as job_get.
+int job_get_effects(const struct session *s, struct job **ret, struct err *err);
 // Gives the job to the engine on its session's stream; it holds session and pool from here on.
 void job_submit(struct job *job);
 // The same for an effects job, which may turn out to have nothing to do.

@@ -47,7 +47,7 @@ int op_step_begin(struct dispatch *d, struct request *r, struct err *err) {
     uint32_t ns;
     int status = session_pool_ns(s, b.pool, &ns, err);
     if (status == 0)
-        status = job_get(d->jobs, JOB_EFFECTS, &job, err);
+        status = job_get_effects(s, &job, err);
     if (status != 0)
         return status;
     struct core_step_info info;
@@ -87,7 +87,7 @@ int op_step_commit(struct dispatch *d, struct request *r, struct err *err) {
     uint64_t step = r->msg.body.handle.handle;
     struct session *s = r->session;
     struct job *job;
-    int status = job_get(d->jobs, JOB_EFFECTS, &job, err);
+    int status = job_get_effects(s, &job, err);
     if (status != 0)
         return status;
     // What deduplication may need at most, so that nothing can fail once core has committed.
@@ -125,7 +125,7 @@ int op_step_abort(struct dispatch *d, struct request *r, struct err *err) {
     uint64_t step = r->msg.body.handle.handle;
     struct session *s = r->session;
     struct job *job;
-    int status = job_get(d->jobs, JOB_EFFECTS, &job, err);
+    int status = job_get_effects(s, &job, err);
     if (status != 0)
         return status;
     // What undoing may need at most, so that nothing can fail once core has aborted: one page id
