@@ -232,6 +232,97 @@ static void one_client_does_not_take_all_jobs(void **state) {
     close(b.fd);
 }
 
+// --- memory -------------------------------------------------------------------------------------
+
+enum { BIG = 1500, PAGE = 8 }; // pages of an operation whose job needs more memory than it has
+
+static void mark_all(const struct client *c, uint64_t step) {
+    for (uint32_t layer = 0; layer < 2; layer++)
+        assert_int_equal(core_step_mark(fx.d->core, c->session, step, layer, true, NULL), 0);
+}
+
+// A client, a pool and a sequence, of BIG pages if it is filled, without any job.
+static uint64_t make_big(struct client *c, uint64_t *ret_pool, bool filled) {
+    uint64_t seq;
+    struct core_step_info info;
+    struct core_effects effects;
+    client_open(&fx, c, 1);
+    *ret_pool = make_pool(&fx, c, "p", 2 * BIG);
+    make_seqs(&fx, c, *ret_pool, 1, &seq);
+    const struct core_item item = {seq, BIG * PAGE};
+    if (filled)
+        assert_int_equal(core_step_begin(fx.d->core, c->session, 7, *ret_pool, 1, &item, NULL,
+                                         &info, &effects, NULL),
+                         0);
+    return seq;
+}
+
+static uint32_t num_seqs(void) {
+    struct core_totals totals;
+    core_totals(fx.d->core, &totals);
+    return totals.seqs;
+}
+
+// What finds no memory for its job has changed nothing: sent again it succeeds.
+static void a_begin_without_memory_can_be_repeated(void **state) {
+    (void)state;
+    struct client c;
+    struct err err;
+    uint64_t pool, seq = make_big(&c, &pool, false);
+    allocation_fails(1);
+    assert_int_equal(begin(&fx, &c, 7, pool, 1, &seq, BIG * PAGE, &err), KVPOOL_E_NOMEM);
+    assert_int_equal(free_pages(&fx, &c, pool), 2 * BIG);
+    assert_int_equal(begin(&fx, &c, 7, pool, 1, &seq, BIG * PAGE, &err), 0);
+    assert_int_equal(free_pages(&fx, &c, pool), BIG);
+    close(c.fd);
+}
+
+static void a_commit_without_memory_can_be_repeated(void **state) {
+    (void)state;
+    struct client c;
+    struct err err;
+    uint64_t pool;
+    make_big(&c, &pool, true);
+    mark_all(&c, 7);
+    allocation_fails(1);
+    assert_int_equal(by_handle(&fx, &c, PROTO_STEP_COMMIT, 7, &err), KVPOOL_E_NOMEM);
+    assert_int_equal(by_handle(&fx, &c, PROTO_STEP_COMMIT, 7, &err), 0);
+    close(c.fd);
+}
+
+static void a_fork_without_memory_can_be_repeated(void **state) {
+    (void)state;
+    struct client c;
+    struct core_step_info info;
+    struct core_effects effects;
+    uint64_t pool, seq = make_big(&c, &pool, true);
+    const struct proto_seq_fork f = {.seq = seq, .n = 1};
+    mark_all(&c, 7);
+    assert_int_equal(core_step_commit(fx.d->core, c.session, 7, &info, &effects, NULL), 0);
+    allocation_fails(1);
+    assert_int_equal(call(&fx, &c, PROTO_SEQ_FORK, &f, sizeof f, NULL, 0, NULL, NULL),
+                     KVPOOL_E_NOMEM);
+    assert_int_equal(num_seqs(), 1);
+    assert_int_equal(call(&fx, &c, PROTO_SEQ_FORK, &f, sizeof f, NULL, 0, NULL, NULL), 0);
+    close(c.fd);
+}
+
+static void an_open_without_memory_can_be_repeated(void **state) {
+    (void)state;
+    struct client c;
+    uint64_t pool;
+    static uint32_t ids[BIG * PAGE];
+    make_big(&c, &pool, false);
+    const struct proto_seq_open o = {.pool = pool, .num_tokens = BIG * PAGE};
+    allocation_fails(1);
+    assert_int_equal(call(&fx, &c, PROTO_SEQ_OPEN, &o, sizeof o, ids, sizeof ids, NULL, NULL),
+                     KVPOOL_E_NOMEM);
+    assert_int_equal(num_seqs(), 1);
+    assert_int_equal(call(&fx, &c, PROTO_SEQ_OPEN, &o, sizeof o, ids, sizeof ids, NULL, NULL), 0);
+    assert_int_equal(num_seqs(), 2);
+    close(c.fd);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         TEST(malformed_messages_are_answered),
@@ -240,6 +331,10 @@ int main(void) {
         TEST(a_request_whose_predecessor_never_comes_is_answered_after_a_second),
         TEST(requests_that_wait_are_answered_when_the_connection_goes),
         TEST(more_requests_than_slots_are_refused),
+        TEST(a_begin_without_memory_can_be_repeated),
+        TEST(a_commit_without_memory_can_be_repeated),
+        TEST(a_fork_without_memory_can_be_repeated),
+        TEST(an_open_without_memory_can_be_repeated),
         cmocka_unit_test_setup_teardown(one_client_does_not_take_all_jobs, setup_few_jobs,
                                         teardown),
     };
