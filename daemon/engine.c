@@ -136,9 +136,12 @@ static void refuse_queued(struct engine *e, uint64_t now) {
     progress(e, now);
 }
 
-// The next slice to run, or NULL.
-static struct slice *take_slice(struct engine *e, uint64_t now) {
+// The next slice to run, or NULL: then wait, at most *ret_wait_ns if that is not 0.
+static struct slice *take_slice(struct engine *e, uint64_t now, uint64_t *ret_wait_ns) {
     bool contended;
+    *ret_wait_ns = e->window == 1 && !e->stopping ? sched_held(&e->sched, now) : 0;
+    if (*ret_wait_ns > 0)
+        return NULL;
     struct engine_client *c =
         e->flying < e->window ? (struct engine_client *)sched_pick(&e->sched, &contended) : NULL;
     if (c == NULL)
@@ -186,6 +189,8 @@ static void completed(void *arg, int status) {
         e->refusing = true;
     }
     if (--job->unfinished == 0) {
+        if (job->class == SCHED_LATENCY && job->kind != COST_EFFECTS)
+            sched_hold(&e->sched, now);
         queue_push(&e->finished, job);
         uv_async_send(&e->async);
     }
@@ -216,11 +221,15 @@ static void device_main(void *arg) {
         uint64_t now = uv_hrtime();
         if (e->refusing && e->queued > 0)
             refuse_queued(e, now);
-        struct slice *slice = take_slice(e, now);
+        uint64_t wait_ns;
+        struct slice *slice = take_slice(e, now, &wait_ns);
         if (slice == NULL) {
             if (e->stopping && e->queued == 0)
                 break;
-            uv_cond_wait(&e->wake, &e->lock);
+            if (wait_ns > 0)
+                uv_cond_timedwait(&e->wake, &e->lock, wait_ns);
+            else
+                uv_cond_wait(&e->wake, &e->lock);
             continue;
         }
         uv_mutex_unlock(&e->lock);

@@ -3,6 +3,7 @@
 #include "daemon/feed.h"
 
 #include "daemon/bounded.h"
+#include "daemon/leakcheck.h"
 #include "daemon/log.h"
 
 #include <errno.h>
@@ -16,8 +17,10 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/socket.h>
 #include <sys/stat.h>
 #include <sys/un.h>
+#include <time.h>
 #include <unistd.h>
 
 enum {
@@ -26,6 +29,8 @@ enum {
     RETRY_MS = 100,         // after a receive that failed
     SEND_BUFFER = 8192,     // lines that a subscriber may lag behind before it misses some
     MAX_REQUEST = 64,
+    PROBE_MS = 2000,      // between looks whether the listeners live
+    PROBE_WAIT_MS = 1000, // for a probe's pipe
     PUBLISH_BYTES = EVENTS_BATCH * EVENTS_LINE_BYTES,
 };
 
@@ -34,6 +39,8 @@ struct feed {
     char dir[sizeof(((struct sockaddr_un *)0)->sun_path)];
     char paths[2][sizeof(((struct sockaddr_un *)0)->sun_path)]; // events, replay
     nng_socket pub, rep;
+    nng_listener listeners[2];
+    atomic_uint own_pipes[2]; // made for probes
     pthread_t publisher, replayer;
     atomic_bool closing;
     char *reply; // [FEED_REPLY_BYTES], the replayer's
@@ -71,6 +78,87 @@ static void *publish(void *arg) {
         publish_lines(f, f->lines, len);
     }
     return NULL;
+}
+
+// --- listeners ---
+// NNG before 1.6 loses a listener for good when a peer connects and goes away at the wrong moment,
+// and then may still accept and shake hands, but makes no pipe. So a probe counts its own pipe.
+
+static uint64_t now_ms(void) {
+    struct timespec now;
+    clock_gettime(CLOCK_MONOTONIC, &now);
+    return (uint64_t)now.tv_sec * 1000u + (uint64_t)now.tv_nsec / 1000000u;
+}
+
+static void on_pipe(nng_pipe pipe, nng_pipe_ev what, void *arg) { // any NNG thread
+    atomic_uint *own = arg;
+    uint64_t pid;
+    (void)what;
+    if (nng_pipe_get_uint64(pipe, NNG_OPT_IPC_PEER_PID, &pid) == 0 && pid == (uint64_t)getpid()) {
+        atomic_fetch_add(own, 1);
+    }
+}
+
+static int listen_at(struct feed *f, int i, struct err *err) {
+    char url[sizeof f->paths[i] + 8];
+    struct stat st;
+    int rv;
+    if (lstat(f->paths[i], &st) == 0 && (!S_ISSOCK(st.st_mode) || unlink(f->paths[i]) != 0)) {
+        return err_set(err, KVPOOL_E_INVAL, "%s is in the way and is no stale socket", f->paths[i]);
+    }
+    snprintf(url, sizeof url, "ipc://%s", f->paths[i]);
+    rv = nng_listener_create(&f->listeners[i], i == 0 ? f->pub : f->rep, url);
+    if (rv == 0) {
+        rv = nng_listener_set_int(f->listeners[i], NNG_OPT_IPC_PERMISSIONS, 0600);
+        if (rv == 0) {
+            rv = nng_listener_start(f->listeners[i], 0);
+        }
+        if (rv != 0) {
+            nng_listener_close(f->listeners[i]);
+        }
+    }
+    return rv == 0 ? 0
+                   : err_set(err, KVPOOL_E_SYSTEM, "cannot listen at %s: %s", f->paths[i],
+                             nng_strerror(rv));
+}
+
+// Connects as a SUB or REQ socket would. False: the listener makes no pipe for it.
+static bool listener_lives(struct feed *f, int i) {
+    static const uint8_t handshakes[2][8] = {{0, 'S', 'P', 0, 0, 0x21, 0, 0},
+                                             {0, 'S', 'P', 0, 0, 0x30, 0, 0}};
+    const unsigned before = atomic_load(&f->own_pipes[i]);
+    const uint64_t until = now_ms() + PROBE_WAIT_MS;
+    struct sockaddr_un addr = {.sun_family = AF_UNIX};
+    const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+    bool lives = fd < 0; // nothing can be said
+    memcpy(addr.sun_path, f->paths[i], sizeof addr.sun_path);
+    if (fd >= 0 && connect(fd, (struct sockaddr *)&addr, sizeof addr) == 0 &&
+        send(fd, handshakes[i], 8, MSG_NOSIGNAL) == 8) {
+        do {
+            usleep(5000);
+            lives = atomic_load(&f->own_pipes[i]) != before;
+        } while (!lives && now_ms() < until && !atomic_load(&f->closing));
+    }
+    if (fd >= 0) {
+        close(fd);
+    }
+    return lives;
+}
+
+// Closing a listener disconnects its readers; they connect again by themselves.
+static void probe_listeners(struct feed *f) {
+    for (int i = 0; i < 2; i++) {
+        struct err err;
+        if (listener_lives(f, i) || atomic_load(&f->closing)) {
+            continue;
+        }
+        log_warn("feed.relisten", "path=\"%s\"", f->paths[i]);
+        leakcheck_give_up();
+        nng_listener_close(f->listeners[i]); // again, where the last listen_at failed: no harm
+        if (listen_at(f, i, &err) != 0) {
+            log_error("feed.listen", "error=\"%s\"", err.text);
+        }
+    }
 }
 
 // --- the replayer's thread ---
@@ -117,12 +205,20 @@ static size_t make_reply(struct feed *f, const char *request, size_t len) {
 
 static void *replay(void *arg) {
     struct feed *f = arg;
+    uint64_t probed_ms = now_ms();
     while (!atomic_load(&f->closing)) {
         nng_msg *msg;
         size_t len;
         int rv = nng_recvmsg(f->rep, &msg, 0);
         if (rv == NNG_ECLOSED) {
             break;
+        }
+        if (now_ms() - probed_ms >= PROBE_MS) {
+            probe_listeners(f);
+            probed_ms = now_ms();
+        }
+        if (rv == NNG_ETIMEDOUT) {
+            continue;
         }
         if (rv != 0) {
             log_warn("feed.receive", "error=\"%s\"", nng_strerror(rv));
@@ -165,27 +261,6 @@ static int make_private_dir(struct feed *f, const char *dir, struct err *err) {
     return 0;
 }
 
-static int listen_at(nng_socket s, const char *path, struct err *err) {
-    char url[sizeof(((struct sockaddr_un *)0)->sun_path) + 8];
-    nng_listener listener;
-    struct stat st;
-    int rv;
-    if (lstat(path, &st) == 0 && (!S_ISSOCK(st.st_mode) || unlink(path) != 0)) {
-        return err_set(err, KVPOOL_E_INVAL, "%s is in the way and is no stale socket", path);
-    }
-    snprintf(url, sizeof url, "ipc://%s", path);
-    rv = nng_listener_create(&listener, s, url);
-    if (rv == 0) {
-        rv = nng_listener_set_int(listener, NNG_OPT_IPC_PERMISSIONS, 0600);
-    }
-    if (rv == 0) {
-        rv = nng_listener_start(listener, 0);
-    }
-    return rv == 0
-               ? 0
-               : err_set(err, KVPOOL_E_SYSTEM, "cannot listen at %s: %s", path, nng_strerror(rv));
-}
-
 static int open_sockets(struct feed *f, const char *dir, struct err *err) {
     static const char *const names[2] = {FEED_EVENTS_SOCKET, FEED_REPLAY_SOCKET};
     int rv, rc;
@@ -213,12 +288,21 @@ static int open_sockets(struct feed *f, const char *dir, struct err *err) {
     if (rv == 0) {
         rv = nng_socket_set_ms(f->rep, NNG_OPT_SENDTIMEO, SEND_TIMEOUT_MS);
     }
+    if (rv == 0) {
+        rv = nng_socket_set_ms(f->rep, NNG_OPT_RECVTIMEO, PROBE_MS);
+    }
+    if (rv == 0) {
+        rv = nng_pipe_notify(f->pub, NNG_PIPE_EV_ADD_POST, on_pipe, &f->own_pipes[0]);
+    }
+    if (rv == 0) {
+        rv = nng_pipe_notify(f->rep, NNG_PIPE_EV_ADD_POST, on_pipe, &f->own_pipes[1]);
+    }
     rc = rv == 0 ? 0 : err_set(err, KVPOOL_E_SYSTEM, "event sockets: %s", nng_strerror(rv));
     if (rc == 0) {
-        rc = listen_at(f->pub, f->paths[0], err);
+        rc = listen_at(f, 0, err);
     }
     if (rc == 0) {
-        rc = listen_at(f->rep, f->paths[1], err);
+        rc = listen_at(f, 1, err);
     }
     if (rc == 0) {
         return 0;

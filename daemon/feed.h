@@ -13,7 +13,8 @@
 // Invariants
 //  1. Two threads of the feed's own publish and answer: no reader, however slow, makes the loop
 //     wait.
-//  2. The sockets are gone when feed_close has returned.
+//  2. A listener that NNG lost is made again within seconds.
+//  3. The sockets are gone when feed_close has returned.
 // Thread: loop thread.
 #ifndef KVPOOL_DAEMON_FEED_H
 #define KVPOOL_DAEMON_FEED_H

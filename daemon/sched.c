@@ -84,7 +84,8 @@ static void skip_rounds(struct sched *s, struct sched_client *first) {
 }
 
 struct sched_client *sched_pick(struct sched *s, bool *ret_contended) {
-    *ret_contended = s->turn[SCHED_LATENCY] != NULL && s->turn[SCHED_BULK] != NULL;
+    *ret_contended = (s->turn[SCHED_LATENCY] != NULL || s->owing) && s->turn[SCHED_BULK] != NULL;
+    s->owing = false;
     enum sched_class class = s->turn[SCHED_LATENCY] != NULL ? SCHED_LATENCY : SCHED_BULK;
     if (!*ret_contended)
         s->owed_ns = 0;
@@ -103,6 +104,24 @@ struct sched_client *sched_pick(struct sched *s, bool *ret_contended) {
     }
     s->turn[class] = c;
     return c;
+}
+
+void sched_hold(struct sched *s, uint64_t now_ns) {
+    s->hold_since_ns = now_ns;
+}
+
+uint64_t sched_held(struct sched *s, uint64_t now_ns) {
+    if (s->hold_since_ns == 0 || s->turn[SCHED_BULK] == NULL)
+        return 0;
+    uint64_t held = now_ns - s->hold_since_ns;
+    held = held < SCHED_HOLD_NS ? held : SCHED_HOLD_NS;
+    int64_t owed = s->owed_ns + (int64_t)held / (SCHED_BULK_SHARE - 1);
+    s->owing = s->turn[SCHED_LATENCY] == NULL && owed >= (int64_t)s->quantum_ns;
+    if (held < SCHED_HOLD_NS && s->turn[SCHED_LATENCY] == NULL && !s->owing)
+        return SCHED_HOLD_NS - held;
+    s->owed_ns = owed;
+    s->hold_since_ns = 0;
+    return 0;
 }
 
 void sched_charge(struct sched *s, struct sched_client *c, enum sched_class class, bool contended,

@@ -24,7 +24,8 @@ enum {
     KEY_BLOCK_SIZE,
     KEY_CHUNK,
     KEY_SPEED,
-    KEY_LIMIT
+    KEY_LIMIT,
+    KEY_CHECK
 };
 
 struct replay_line {
@@ -35,6 +36,7 @@ struct replay_line {
     bool geometry; // an option of it was given
     uint32_t workers, chunk, limit, block_size;
     double speed;
+    bool check;
 };
 
 static const struct argp_option options[] = {
@@ -49,6 +51,8 @@ static const struct argp_option options[] = {
     {"speed", KEY_SPEED, "X", 0, "Times the trace's own speed (default 0: as fast as possible)", 0},
     {"limit", KEY_LIMIT, "N", 0, "Only the first N requests", 0},
     {"chunk", KEY_CHUNK, "N", 0, "Tokens of one step at most (default 512)", 0},
+    {"check", KEY_CHECK, NULL, 0,
+     "Compute attention over each whole sequence, and compare it with what it must be", 0},
     {"block-size", KEY_BLOCK_SIZE, "B", 0,
      "Tokens for each hash id, where a line does not say it (default 512, Mooncake's)", 0},
     {0}};
@@ -105,6 +109,9 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
             argp_error(state, "--dtype: '%s' is none of fp16, bf16, fp32", arg);
         }
         return 0;
+    case KEY_CHECK:
+        line->check = true;
+        return 0;
     case KEY_SPEED:
         if (!parse_double(arg, 0, 1e9, &line->speed)) {
             argp_error(state, "--speed: '%s' is not a number of 0 or more", arg);
@@ -137,6 +144,7 @@ static void print_json(const struct replay_line *line, const struct trace_file *
     json_u64(&j, "hit_tokens", r->hit);
     json_num(&j, "hit_rate", hit_rate(r));
     json_u64(&j, "output_tokens", r->output);
+    json_u64(&j, "mismatches", r->wrong);
     json_u64(&j, "again", r->again);
     json_u64(&j, "nospace", r->nospace);
     json_num(&j, "seconds", r->seconds);
@@ -197,10 +205,13 @@ static int report(const struct replay_line *line, const struct trace_file *file,
         fprintf(stderr, "kvpool: %" PRIu64 " requests failed, the first: %s\n", r->errors,
                 format_plain(r->first_error, plain, sizeof(plain)));
     }
+    if (r->wrong > 0) {
+        fprintf(stderr, "kvpool: attention over %" PRIu64 " sequences is wrong\n", r->wrong);
+    }
     if (trace_interrupted) {
         fprintf(stderr, "kvpool: interrupted\n");
     }
-    return r->errors > 0 || trace_interrupted ? 1 : 0;
+    return r->errors > 0 || r->wrong > 0 || trace_interrupted ? 1 : 0;
 }
 
 int trace_replay(int argc, char **argv, struct cmd_globals *globals) {
@@ -210,8 +221,8 @@ int trace_replay(int argc, char **argv, struct cmd_globals *globals) {
         .args_doc = "FILE",
         .doc = "Drives the daemon with the sequences of a trace, recorded, generated or public "
                "(Mooncake's format), and reports hit rate and latency. Token ids are made from the "
-               "hash ids; K and V are written, attention is not computed. FILE - is standard "
-               "input.\vExamples:\n"
+               "hash ids; K and V are written, attention is computed with --check only. FILE - is "
+               "standard input.\vExamples:\n"
                "  kvpool trace replay load.jsonl --pages 8192\n"
                "  kvpool trace replay conversation_trace.jsonl --limit 1000 --pages 200000 -w 8\n"
                "  kvpool trace replay load.jsonl --pool llama --speed 2 --json",
@@ -254,6 +265,7 @@ int trace_replay(int argc, char **argv, struct cmd_globals *globals) {
     args.workers = line.workers;
     args.chunk = line.chunk;
     args.speed = line.speed;
+    args.check = line.check;
     rc = replay_run(&args, &result);
     if (rc == 0) {
         rc = report(&line, &file, &result);

@@ -2,6 +2,7 @@
 // events_reader.c: see events_reader.h.
 #include "client/cmd/events_reader.h"
 
+#include <errno.h>
 #include <inttypes.h>
 #include <nng/nng.h>
 #include <nng/protocol/pubsub0/sub.h>
@@ -9,6 +10,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 enum {
     TIMEOUT_MS = 10000,
@@ -184,17 +186,23 @@ static int on_line(struct events_reader *r, const char *line, size_t len, char *
 
 // --- open, run, close ---
 
+// The connection is made behind our back, so that a socket whose daemon hangs does not hang us.
 static int dial(nng_socket s, const char *dir, const char *name, char *why, size_t why_size) {
     char url[256];
     const int len = snprintf(url, sizeof url, "ipc://%s/private/%s", dir, name);
-    int rv = len > 0 && (size_t)len < sizeof url ? nng_dial(s, url, NULL, 0) : NNG_EADDRINVAL;
-    if (rv == 0) {
-        return 0;
+    if (len < 0 || (size_t)len >= sizeof url) {
+        snprintf(why, why_size, "the path of %s is too long", name);
+        return -1;
     }
-    snprintf(why, why_size, "cannot reach %s/private/%s: %s%s", dir, name, nng_strerror(rv),
-             rv == NNG_EPERM ? " (only root and the daemon's user may)"
-                             : " (are events on? events = yes)");
-    return -1;
+    if (access(url + strlen("ipc://"), W_OK) != 0) {
+        snprintf(why, why_size, "cannot reach %s: %s (%s)", url + strlen("ipc://"),
+                 strerror(errno), // NOLINT(concurrency-mt-unsafe): one thread
+                 errno == EACCES ? "only root and the daemon's user may"
+                                 : "are events on? events = yes");
+        return -1;
+    }
+    const int rv = nng_dial(s, url, NULL, NNG_FLAG_NONBLOCK);
+    return rv == 0 ? 0 : failed(why, why_size, "cannot connect", rv);
 }
 
 static int open_sockets(struct events_reader *r, const char *dir, uint32_t timeout_ms, char *why,

@@ -3,6 +3,7 @@
 #include "client/cmd/replay.h"
 
 #include "client/cmd/format.h"
+#include "client/cmd/replay_kv.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -30,7 +31,7 @@ struct worker {
     pthread_t thread;
     kvpool_client *client;
     kvpool_pool pool;
-    kvpool_region *region; // K, then V of one chunk
+    kvpool_region *region; // K, then V of one chunk; one query, its output
     size_t kv_bytes;       // of each
     uint32_t *tokens;      // of a line: prompt and output
     uint32_t cap;
@@ -85,19 +86,12 @@ static bool again(struct worker *w, kvpool_status status, uint32_t *tries) {
     return true;
 }
 
-// K and V of the tokens, from the token and the layer alone: a half's worth of mixed bits in each 16,
-// whose exponent is kept small.
 static void fill(struct worker *w, const uint32_t *tokens, uint32_t n, uint32_t layer) {
     const kvpool_pool_info *p = &w->s->args->pool;
-    const size_t bytes = (size_t)p->kv_heads * p->head_dim * dtype_bytes(p->dtype);
+    const size_t bytes = replay_kv_bytes(p);
     uint8_t *data = kvpool_region_data(w->region);
     for (uint32_t i = 0; i < n; i++) {
-        for (size_t b = 0; b < bytes; b += sizeof(uint64_t)) { // head_dim is a multiple of 8
-            uint64_t k = mix((uint64_t)tokens[i] << 32 | layer << 20 | b) & 0xbfffbfffbfffbfffu;
-            uint64_t v = mix(k) & 0xbfffbfffbfffbfffu;
-            memcpy(data + i * bytes + b, &k, sizeof(k));
-            memcpy(data + w->kv_bytes + i * bytes + b, &v, sizeof(v));
-        }
+        replay_kv_fill(p, tokens[i], layer, data + i * bytes, data + w->kv_bytes + i * bytes);
     }
 }
 
@@ -176,6 +170,41 @@ static void make_tokens(struct worker *w, const struct trace_line *line) {
     }
 }
 
+// Attention of one query over all n tokens, in every layer.
+static kvpool_status check(struct worker *w, kvpool_seq seq, uint32_t n) {
+    static const uint32_t one = 1;
+    const kvpool_pool_info *p = &w->s->args->pool;
+    const size_t q = 2 * w->kv_bytes;
+    const size_t out = q + replay_kv_bytes(p);
+    uint8_t *data = kvpool_region_data(w->region);
+    kvpool_attn_args attn = KVPOOL_ATTN_ARGS_INIT;
+    bool right = true;
+    attn.pool = w->pool;
+    attn.n = 1;
+    attn.seqs = &seq;
+    attn.q_len = &one;
+    attn.qo_heads = p->kv_heads;
+    attn.q = (kvpool_tensor){w->region, q, 0, 0};
+    attn.out = (kvpool_tensor){w->region, out, 0, 0};
+    replay_kv_query(p, data + q);
+    for (uint32_t layer = 0; layer < p->layers; layer++) {
+        kvpool_status status = KVPOOL_OK;
+        uint32_t tries = 0;
+        attn.layer = layer;
+        memset(data + out, 0xFF, replay_kv_bytes(p)); // NaN
+        do {
+            status = kvpool_decode(w->client, &attn);
+        } while (again(w, status, &tries));
+        if (status != KVPOOL_OK) {
+            note_error(w);
+            return status;
+        }
+        right = right && replay_kv_check(p, w->tokens, n, layer, data + out);
+    }
+    w->mine.wrong = right ? 0 : 1;
+    return KVPOOL_OK;
+}
+
 // Once from open to free. Whatever the status, no sequence is left.
 static kvpool_status run_once(struct worker *w, const struct trace_line *line) {
     const uint32_t total = line->input + line->output;
@@ -194,6 +223,9 @@ static kvpool_status run_once(struct worker *w, const struct trace_line *line) {
         uint32_t n = end - at < chunk ? end - at : chunk;
         status = append(w, seq, w->tokens + at, n);
         at += n;
+    }
+    if (status == KVPOOL_OK && w->s->args->check && total > 0) {
+        status = check(w, seq, total);
     }
     kvpool_status freed = KVPOOL_OK;
     uint32_t tries = 0;
@@ -269,6 +301,7 @@ static void account(struct worker *w, const struct trace_line *line, kvpool_stat
         sum->looked_up += line->opened;
         sum->hit += w->mine.hit;
         sum->output += line->output;
+        sum->wrong += w->mine.wrong;
     } else {
         sum->errors++;
         if (sum->first_error[0] == 0) {
@@ -329,14 +362,14 @@ static void *work(void *arg) {
 
 static int worker_open(struct worker *w) {
     const kvpool_pool_info *p = &w->s->args->pool;
-    const size_t token = (size_t)p->kv_heads * p->head_dim * dtype_bytes(p->dtype);
+    const size_t token = replay_kv_bytes(p);
     char text[256];
     char plain[256];
     kvpool_client *none = NULL;
     w->kv_bytes = token * w->s->args->chunk;
     if (kvpool_connect(&w->s->args->connect, &w->client) != KVPOOL_OK ||
         kvpool_pool_open(w->client, p->name, &w->pool) != KVPOOL_OK ||
-        kvpool_region_create(w->client, 2 * w->kv_bytes, &w->region) != KVPOOL_OK) {
+        kvpool_region_create(w->client, 2 * w->kv_bytes + 2 * token, &w->region) != KVPOOL_OK) {
         kvpool_last_error(w->client != NULL ? w->client : none, text, sizeof(text));
         fprintf(stderr, "kvpool: a worker cannot start: %s\n",
                 format_plain(text, plain, sizeof(plain)));

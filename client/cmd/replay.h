@@ -7,7 +7,7 @@
 //
 // Token ids are made from (hash id, position in the block) and, for the output, from (line, position):
 // equal blocks have equal tokens, outputs are everybody's own. K and V are made from the token and its
-// layer, and really written.
+// layer (replay_kv.h), and really written.
 //
 // Invariants
 //  1. One worker runs the lines one after the other, in the order of the file.
@@ -30,6 +30,7 @@ struct replay_args {
     uint32_t workers;
     uint32_t chunk;           // tokens of one step, at most
     double speed;             // of the trace's clock; 0: as fast as possible
+    bool check;               // compute attention over each whole sequence, and compare it
     const volatile int *stop; // not 0: no further lines
 };
 
@@ -39,6 +40,7 @@ struct replay_result {
     uint64_t again, nospace; // times that a request was refused with AGAIN, a line begun again
     uint64_t input, looked_up, hit; // tokens: prompts, what of them was looked up, what was found
     uint64_t output;
+    uint64_t wrong; // lines, of those done, whose attention was not what it must be
     double seconds;
     double open_p50_us, open_p99_us, request_p50_us, request_p99_us;
     char first_error[256]; // "": none

@@ -50,7 +50,7 @@ struct cache {
     struct entry *entries;
     uint64_t *tags;       // [num_pages], S3-FIFO only
     struct ghosts ghosts; // S3-FIFO only
-    uint64_t looked_at; // pages that eviction has come to, evicted ones included
+    uint64_t looked_at;   // pages that eviction has come to, evicted ones included
     uint32_t cached[CACHE_NAMESPACES];
     struct list lists[CACHE_NAMESPACES][CACHE_CLASSES][KINDS];
 };

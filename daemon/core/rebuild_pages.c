@@ -328,7 +328,7 @@ int core_rebuild_pages(struct core *c, struct err *err) {
         }
     }
     uint32_t *last = calloc((size_t)end + 1, sizeof *last);
-    uint32_t *order = malloc(max_pages * sizeof *order);
+    uint32_t *order = calloc(max_pages, sizeof *order);
     if (last == NULL || order == NULL) {
         free(last);
         free(order);

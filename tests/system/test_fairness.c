@@ -1,10 +1,13 @@
 // SPDX-License-Identifier: Apache-2.0
 // test_fairness.c: one client floods the daemon with prefills of a long prompt, as many at once as
-// it may; another's decodes stay fast: their p99 rises at most three times over what it is alone.
+// it may; another's decodes stay fast: their p99 rises at most three times over what it is alone, in
+// most of the rounds.
 //
 // Both processes, the daemon's loop and its compute threads share the machine's processors; the
-// flooder only waits. Under sanitizers compute threads are many times slower and the other threads
-// are not, so the bound there only shows that the victim is served at all: MOST_RATIO.
+// flooder only waits. Where other processes take processor time during a round, every wake-up waits
+// for one of theirs, and the ratio says more about them: LOOSE_RATIO holds for such a round. Under
+// sanitizers compute threads are many times slower and the other threads are not, so the bound there
+// only shows that the victim is served at all: MOST_RATIO.
 #include "tests/system/harness.h"
 
 #include <setjmp.h>
@@ -18,6 +21,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <unistd.h>
 
 enum {
     HEAD_DIM = 64,
@@ -30,10 +34,12 @@ enum {
     FLOOD_INFLIGHT = 64,      // max_inflight's default
     FILL = 256,               // tokens of one append
     DECODES = 200 / SLOWNESS, // of a round
-    MAX_ROUNDS = 9,
-    GOOD_ROUNDS = 2,
+    MAX_ROUNDS = 5,
+    GOOD_ROUNDS = 3,
 };
-#define MOST_RATIO (SLOWNESS == 1 ? 3.0 : 20.0)
+#define LOOSE_RATIO 20.0
+#define MOST_RATIO (SLOWNESS == 1 ? 3.0 : LOOSE_RATIO)
+#define MOST_OTHERS 0.1 // of one processor
 
 struct shared { // between the processes
     _Atomic uint32_t flooding;
@@ -146,6 +152,47 @@ static double measure(struct worker *w, double *ret_p50) {
     return took[DECODES - 1 - DECODES / 100];
 }
 
+// The first line of a file of /proc (static buffer).
+static char *first_line(const char *path) {
+    static char line[1024];
+    FILE *f = fopen(path, "r");
+    check(f != NULL);
+    check(fgets(line, sizeof line, f) != NULL);
+    fclose(f);
+    return line;
+}
+
+// Processor time in clock ticks: of the whole machine, of one process.
+static uint64_t machine_ticks(void) {
+    char *at = first_line("/proc/stat") + strlen("cpu");
+    uint64_t busy = 0;
+    for (int i = 0; i < 8; i++) {
+        uint64_t ticks = strtoull(at, &at, 10);
+        busy += i == 3 || i == 4 ? 0 : ticks; // all but idle and waiting
+    }
+    return busy;
+}
+
+static uint64_t process_ticks(pid_t pid) {
+    char path[64];
+    uint64_t ticks = 0;
+    snprintf(path, sizeof path, "/proc/%d/stat", (int)pid);
+    char *at = strrchr(first_line(path), ')');
+    check(at != NULL);
+    at = at != NULL ? at + strlen(") S") : path;
+    for (int field = 4; field <= 15; field++) {
+        uint64_t value = strtoull(at, &at, 10);
+        ticks += field >= 14 ? value : 0; // utime and stime
+    }
+    return ticks;
+}
+
+static uint64_t others_ticks(pid_t flooder) {
+    uint64_t own = process_ticks(getpid()) + process_ticks(kvd.pid) + process_ticks(flooder);
+    uint64_t all = machine_ticks();
+    return all > own ? all - own : 0;
+}
+
 static pid_t start_flood(void) {
     shared->flooding = 0;
     pid_t pid = worker_start(flood, NULL);
@@ -183,20 +230,24 @@ static void a_flood_of_prefills_triples_a_decodes_p99_at_most(void **state) {
     for (int round = 0; round < MAX_ROUNDS && good < GOOD_ROUNDS; round++) {
         double p99 = measure(&victim, &p50);
         pid_t flooder = start_flood();
-        uint64_t before = shared->prefills, begin = now_ns();
+        uint64_t before = shared->prefills, others = others_ticks(flooder), begin = now_ns();
         double flooded_p99 = measure(&victim, &flooded_p50);
         double seconds = (double)(now_ns() - begin) / 1e9;
+        double taken =
+            ((double)others_ticks(flooder) - (double)others) / (double)sysconf(_SC_CLK_TCK);
+        double bound = taken / seconds > MOST_OTHERS ? LOOSE_RATIO : MOST_RATIO;
         // It is a flood, and it advances: an eighth of the device's time is its own.
         for (int i = 0; shared->prefills == before && i < 6000; i++)
             sleep_ms(10);
         assert_true(shared->prefills > before);
         double ended = end_flood(flooder, victim.client);
         double ratio = flooded_p99 / p99;
-        good += ratio <= MOST_RATIO;
+        good += ratio <= bound;
         print_message(
             "fairness: decode p50 %.0f p99 %.0f us alone, p50 %.0f p99 %.0f us beside a "
-            "flood for %.1f s: ratio %.2f of at most %.0f; its session ended in %.0f ms\n",
-            p50, p99, flooded_p50, flooded_p99, seconds, ratio, MOST_RATIO, ended);
+            "flood for %.1f s: ratio %.2f of at most %.0f (others took %.2f of a processor); "
+            "its session ended in %.0f ms\n",
+            p50, p99, flooded_p50, flooded_p99, seconds, ratio, bound, taken / seconds, ended);
     }
     assert_int_equal(good, GOOD_ROUNDS);
     kvpool_close(victim.client);

@@ -321,7 +321,10 @@ static void several_workers_share_a_pool_that_is_too_small_for_them(void **state
                             path),
                      0);
     // A request has 35 pages: two fit, six do not.
-    assert_int_equal(kvpool("trace replay %s --pages 80 --workers 6 --chunk 64", path), 0);
+    assert_int_equal(
+        kvpool("trace replay %s --pages 80 --workers 6 --chunk 64 --layers 2 --check", path), 0);
+    assert_true(number("mismatches") == 0);
+    assert_true(number("hit_tokens") > 0);
     assert_true(number("requests") == 150);
     assert_true(number("errors") == 0);
     assert_true(number("nospace") > 0);

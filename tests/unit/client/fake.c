@@ -256,7 +256,8 @@ static void *run(void *arg) {
         if (!stop && p[2].revents != 0 && p[2].fd == f->control_listener)
             accept_conn(f, f->control_listener, true);
         for (unsigned i = 0; i < FAKE_CONNS && !stop; i++)
-            if (p[3 + i].revents != 0 && f->conns[i].fd == p[3 + i].fd)
+            if (p[3 + i].revents != 0 && f->conns[i].fd == p[3 + i].fd &&
+                !(f->conns[i].control && f->hold_reading)) // set since poll began
                 read_conn(f, &f->conns[i]);
         fake_unlock(f);
         if (stop)

@@ -9,6 +9,7 @@
 #include <cmocka.h>
 
 #include "client/cmd/replay.h"
+#include "client/cmd/replay_kv.h"
 
 #include <pthread.h>
 #include <stdlib.h>
@@ -144,6 +145,16 @@ kvpool_status kvpool_step_begin(kvpool_client *client, const kvpool_step_args *a
 kvpool_status kvpool_append(kvpool_client *client, const kvpool_attn_args *args) {
     assert_int_equal(args->step, 5);
     return answer(client, APPEND);
+}
+
+// Gives zeros, in the last layer.
+kvpool_status kvpool_decode(kvpool_client *client, const kvpool_attn_args *args) {
+    assert_int_equal(args->qo_heads, 1);
+    if (args->layer == 1) {
+        memset(args->out.region->bytes + args->out.offset, 0, 16);
+    }
+    client->last = KVPOOL_OK;
+    return KVPOOL_OK;
 }
 
 static kvpool_status end_step(kvpool_status status) {
@@ -340,6 +351,46 @@ static void a_trace_can_be_stopped(void **state) {
                 0.195);
 }
 
+static void wrong_attention_is_counted(void **state) {
+    (void)state;
+    struct replay_args args = make_args(2);
+    struct replay_result r;
+    args.check = true;
+    assert_int_equal(replay_run(&args, &r), 0);
+    assert_int_equal(r.requests, 40);
+    assert_int_equal(r.errors, 0);
+    assert_int_equal(r.wrong, 40);
+    assert_int_equal(run(1).wrong, 0); // not asked for
+}
+
+// Attention over one token is its V; over two, something between.
+static void attention_is_checked_in_every_type(void **state) {
+    static const uint32_t dtypes[] = {KVPOOL_FP16, KVPOOL_BF16, KVPOOL_FP32};
+    static const uint32_t tokens[] = {77, 78};
+    (void)state;
+    for (int i = 0; i < 3; i++) {
+        kvpool_pool_info pool = {.kv_heads = 2, .head_dim = 8, .dtype = dtypes[i]};
+        uint8_t k[64], v[64], other[64];
+        const size_t bytes = replay_kv_bytes(&pool);
+        assert_int_equal(bytes, i == 2 ? 64 : 32);
+        replay_kv_fill(&pool, 77, 3, k, v);
+        assert_true(replay_kv_check(&pool, tokens, 1, 3, v));
+        assert_false(replay_kv_check(&pool, tokens, 1, 2, v)); // another layer's
+        assert_false(replay_kv_check(&pool, tokens + 1, 1, 3, v));
+        assert_false(replay_kv_check(&pool, tokens, 2, 3, v));
+        replay_kv_fill(&pool, 77, 3, other, k);
+        assert_memory_equal(v, k, bytes);
+        assert_memory_not_equal(v, other, bytes);
+        v[bytes - 1] ^= 0x80; // a sign
+        assert_false(replay_kv_check(&pool, tokens, 1, 3, v));
+        memset(v, 0xFF, bytes); // NaN
+        assert_false(replay_kv_check(&pool, tokens, 1, 3, v));
+        replay_kv_query(&pool, v);
+        assert_memory_equal(v, v + bytes / 16, bytes - bytes / 16); // all the same
+        assert_int_equal(v[bytes - 1], 0x3C + 3 * (i > 0));         // 1 begins with 0x3C or 0x3F80
+    }
+}
+
 static void a_worker_that_cannot_start_is_told(void **state) {
     (void)state;
     struct replay_args args = make_args(2);
@@ -361,6 +412,8 @@ int main(void) {
         TEST(out_of_pages_beside_others_is_begun_again),
         TEST(two_that_block_each_other_both_get_through),
         TEST(a_trace_can_be_stopped),
+        TEST(wrong_attention_is_counted),
+        TEST(attention_is_checked_in_every_type),
         TEST(a_worker_that_cannot_start_is_told),
     };
     return cmocka_run_group_tests_name("cmd/replay", tests, NULL, NULL);

@@ -111,8 +111,8 @@ static struct core_ns_info ns_of(struct fixture *f, uint32_t ns) {
 static uint32_t set_ns(struct fixture *f, const char *name, const char *group, uint32_t reserve,
                        uint32_t limit) {
     struct core_ns_config config = {.reserve = reserve, .limit = limit, .weight = 1};
-    strcpy(config.name, name);
-    strcpy(config.group, group);
+    snprintf(config.name, sizeof config.name, "%s", name);
+    snprintf(config.group, sizeof config.group, "%s", group);
     uint32_t ns = 0;
     assert_ok(f, core_ns_set(f->core, f->pool, &config, &ns, &f->err));
     assert_ok(f, core_check(f->core, &f->err));
@@ -518,7 +518,7 @@ static void a_match_takes_no_more_than_there_is_room_for(void **state) {
     uint64_t seq = make(f, a, 2, 2 * PAGE); // evicts two
     assert_int_equal(probe(f, a, 1, 32), 16);
     release(f, seq, CORE_KEEP);
-    seq = make(f, a, 3, 3 * PAGE);
+    make(f, a, 3, 3 * PAGE);
     uint32_t matched = 0;
     uint32_t found = probe(f, a, 2, 16);
     open_on(f, a, 2, 16, &matched);
@@ -546,13 +546,13 @@ static void bad_namespaces_are_refused(void **state) {
     config.name[0] = 'a';
     config.group[0] = ' ';
     assert_fails(f, KVPOOL_E_INVAL, "name", core_ns_set(f->core, f->pool, &config, &ns, &f->err));
-    strcpy(config.name, "big");
-    strcpy(config.group, "h");
+    snprintf(config.name, sizeof config.name, "big");
+    snprintf(config.group, sizeof config.group, "h");
     assert_fails(f, KVPOOL_E_EXISTS, "group", core_ns_set(f->core, f->pool, &config, &ns, &f->err));
     assert_fails(f, KVPOOL_E_STALE, "pool",
                  core_ns_set(f->core, f->pool + 1, &config, &ns, &f->err));
     make(f, 0, 1, 6 * PAGE);
-    strcpy(config.name, "default");
+    snprintf(config.name, sizeof config.name, "default");
     config.group[0] = '\0';
     config.limit = 5;
     assert_fails(f, KVPOOL_E_NOSPACE, "in use",
@@ -563,7 +563,7 @@ static void bad_namespaces_are_refused(void **state) {
         set_ns(f, name, "", 0, 0);
     }
     config.limit = 0;
-    strcpy(config.name, "more");
+    snprintf(config.name, sizeof config.name, "more");
     assert_fails(f, KVPOOL_E_LIMIT, "namespaces",
                  core_ns_set(f->core, f->pool, &config, &ns, &f->err));
 }

@@ -235,14 +235,17 @@ static void big_memory_is_zeroed_and_refuses_what_cannot_be(void **state) {
     assert_null(bigmem_open(0, 8));
     assert_null(bigmem_open(((size_t)1 << 61) + 1, 8)); // 8 bytes, but for the overflow
     assert_null(bigmem_open(SIZE_MAX / 8, 4));          // more than there are addresses
-    uint8_t *memory = bigmem_open(3, (size_t)1 << 20);
-    assert_non_null(memory);
-    assert_int_equal((uintptr_t)memory % 64, 0);
-    for (size_t i = 0; i < (size_t)3 << 20; i++) {
-        assert_int_equal(memory[i], 0);
-        memory[i] = 1;
+    static const size_t sizes[] = {1, 63, 64, 21845, 21846, (size_t)1 << 20}; // of three elements
+    for (size_t s = 0; s < sizeof sizes / sizeof *sizes; s++) {
+        uint8_t *memory = bigmem_open(3, sizes[s]);
+        assert_non_null(memory);
+        assert_int_equal((uintptr_t)memory % 64, 0);
+        for (size_t i = 0; i < 3 * sizes[s]; i++) {
+            assert_int_equal(memory[i], 0);
+            memory[i] = 1;
+        }
+        bigmem_close(memory, 3, sizes[s]);
     }
-    bigmem_close(memory, 3, (size_t)1 << 20);
     bigmem_close(NULL, 3, 1);
 }
 

@@ -153,16 +153,17 @@ static void a_decode_behind_a_finished_prefill_goes_first(void **state) {
     rig_job(0, 0, 1, SCHED_BULK, 1000);
     rig_job(1, 0, 1, SCHED_BULK, 5000000);
     rig_job(2, 0, 1, SCHED_LATENCY, 1000);
-    rig_job(3, 1, RIG_SLICES, SCHED_BULK, 600000);
+    for (int i = 3; i < 100; i++) // more than the first job's debt lasts for
+        rig_job(i, 1, RIG_SLICES, SCHED_BULK, 600000);
     rig_submit(0, 1);
     wait_submitted(1);
-    rig_submit(1, 4);
+    rig_submit(1, 100);
     while (next_client() != 0) { // until job 1
     }
     assert_int_equal(next_client(), 0);
     assert_int_equal(next_client(), 1);
     rig_release(SIZE_MAX);
-    rig_run_until(4);
+    rig_run_until(100);
     rig_close();
 }
 

@@ -408,6 +408,10 @@ static void it_streams_events_on_private_sockets(void **state) {
     client = connect_client(10000);
     assert_int_equal(0, nng_send(client, "e", 1, 0));
     assert_int_equal(0, nng_recv(sub, &line, &len, NNG_FLAG_ALLOC));
+    if (strncmp(line, "{\"seq\":1,", 9) == 0) { // sent after we came, on a busy machine
+        nng_free(line, len);
+        assert_int_equal(0, nng_recv(sub, &line, &len, NNG_FLAG_ALLOC));
+    }
     assert_memory_equal("{\"seq\":2,", line, 9);
     assert_true(len > sizeof end);
     assert_memory_equal(end, line + len - (sizeof end - 1), sizeof end - 1);

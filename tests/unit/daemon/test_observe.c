@@ -202,7 +202,14 @@ static void the_figures_are_those_of_the_work(void **state) {
     assert_int_equal(prom_count(t.text), series);
 }
 
-static void steps_of_clients_that_went_take_no_room_from_others(void **state) {
+static bool no_steps(void *arg) {
+    struct core_totals totals;
+    (void)arg;
+    core_totals(fx.d->core, &totals);
+    return totals.steps == 0;
+}
+
+static void steps_that_ended_otherwise_take_no_room_from_others(void **state) {
     (void)state;
     for (uint32_t i = 0; i < 5; i++) { // more than can be timed at once
         struct client other = {0};
@@ -211,10 +218,15 @@ static void steps_of_clients_that_went_take_no_room_from_others(void **state) {
         make_seqs(&fx, &other, pool, 1, &seq);
         assert_int_equal(begin(&fx, &other, 77, pool, 1, &seq, 1, NULL), 0);
         client_bye(&fx, &other);
+        pump_until(&fx, no_steps, NULL);
     }
     scrape();
     assert_true(value("kvpool_open_steps") == 0);
     assert_true(value("kvpool_step_seconds_count") == 0);
+    for (uint64_t step = 100; step < 105; step++) { // nor do those that are aborted
+        assert_int_equal(begin_one(step, seqs[0], 1), 0);
+        assert_int_equal(by_handle(&fx, &me, PROTO_STEP_ABORT, step, NULL), 0);
+    }
     seal(77, seqs[0], PAGE, 1);
     scrape();
     assert_true(value("kvpool_step_seconds_count") == 1);
@@ -299,7 +311,7 @@ int main(void) {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
         TEST(the_figures_are_those_of_the_work),
-        cmocka_unit_test_setup_teardown(steps_of_clients_that_went_take_no_room_from_others,
+        cmocka_unit_test_setup_teardown(steps_that_ended_otherwise_take_no_room_from_others,
                                         setup_few_steps, teardown),
         TEST(a_device_that_stands_still_is_red),
         TEST(pages_that_come_and_go_are_events),

@@ -165,6 +165,59 @@ static void slowdown_says_what_others_leave(void **state) {
     assert_true(sched_slowdown(&s, &c[2]) == 1);
 }
 
+static void bulk_is_held_back_after_latency_work_for_a_moment(void **state) {
+    (void)state;
+    bool contended;
+    assert_int_equal(sched_held(&s, 1000), 0); // nothing to wait for
+    sched_hold(&s, 1000);
+    assert_int_equal(sched_held(&s, 1000), 0); // and nobody to hold back
+    sched_wait(&s, &c[0], SCHED_BULK, 1000);
+    assert_int_equal(sched_held(&s, 1000), SCHED_HOLD_NS);
+    assert_int_equal(sched_held(&s, 101000), SCHED_HOLD_NS - 100000);
+    assert_int_equal(sched_held(&s, 1000 + SCHED_HOLD_NS), 0);
+    assert_int_equal(sched_held(&s, 1001), 0); // it is over for good
+    assert_ptr_equal(sched_pick(&s, &contended), &c[0]);
+    sched_hold(&s, 1000000);
+    assert_int_not_equal(sched_held(&s, 1000000), 0);
+    sched_wait(&s, &c[1], SCHED_LATENCY, 1050000);
+    assert_int_equal(sched_held(&s, 1050000), 0);
+    assert_ptr_equal(sched_pick(&s, &contended), &c[1]);
+    assert_true(contended);
+}
+
+// A client that sends the next short piece of LATENCY work 100 us after the last was done: BULK's
+// pieces are in its way for an eighth of the time and no more.
+static void an_eighth_is_bulks_beside_short_work_that_comes_back(void **state) {
+    (void)state;
+    const uint64_t total = 2000000000, gap = 100000, short_ns = 20000, long_ns = 700000;
+    uint64_t now = 0, next = 0, bulk = 0, served = 0;
+    sched_wait(&s, &c[0], SCHED_BULK, 0);
+    while (now < total) {
+        if (now >= next)
+            sched_wait(&s, &c[1], SCHED_LATENCY, now);
+        uint64_t wait = sched_held(&s, now);
+        if (wait > 0) {
+            now += next - now < wait ? next - now : wait;
+            continue;
+        }
+        bool contended;
+        if (sched_pick(&s, &contended) == &c[0]) {
+            sched_charge(&s, &c[0], SCHED_BULK, contended, (int64_t)long_ns);
+            now += long_ns;
+            bulk += long_ns;
+        } else {
+            sched_charge(&s, &c[1], SCHED_LATENCY, contended, (int64_t)short_ns);
+            now += short_ns;
+            served++;
+            sched_leave(&s, &c[1], now);
+            sched_hold(&s, now);
+            next = now + gap;
+        }
+    }
+    about(total / 8, bulk);
+    about((total - total / 8) / (gap + short_ns), served);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(time_is_shared_by_weight_whatever_the_pieces, setup),
@@ -173,6 +226,8 @@ int main(void) {
         cmocka_unit_test_setup(bulk_has_all_that_latency_leaves, setup),
         cmocka_unit_test_setup(an_idle_client_keeps_no_credit_and_its_debt_fades, setup),
         cmocka_unit_test_setup(a_client_changes_its_class, setup),
+        cmocka_unit_test_setup(bulk_is_held_back_after_latency_work_for_a_moment, setup),
+        cmocka_unit_test_setup(an_eighth_is_bulks_beside_short_work_that_comes_back, setup),
         cmocka_unit_test_setup(slowdown_says_what_others_leave, setup),
     };
     return cmocka_run_group_tests_name("sched", tests, NULL, NULL);
