@@ -180,7 +180,7 @@ static void start_ready(struct dispatch *d, uint32_t pipe) {
         if (item == NULL)
             return;
         d->waiting--;
-        request_run(d, (struct request *)item);
+        request_start(d, (struct request *)item);
     }
 }
 
@@ -209,7 +209,7 @@ static void run_in_order(struct dispatch *d, struct pipe *p, struct request *r) 
     struct err err;
     switch (order_arrive(&p->order, &r->order, seq, uv_hrtime())) {
     case ORDER_START:
-        request_run(d, r);
+        request_start(d, r);
         start_ready(d, id);
         return;
     case ORDER_PARKED:
@@ -260,7 +260,7 @@ void dispatch_request(void *arg_dispatch, struct server_req *req) {
     if (s != NULL && !s->dying && r->header_ok && r->msg.header.seq != 0)
         run_in_order(d, p, r);
     else
-        request_run(d, r);
+        request_start(d, r);
 }
 
 void dispatch_pipe(void *arg_dispatch, uint32_t pipe, uint32_t pid, bool gone) {
@@ -314,6 +314,13 @@ static void on_job_done(struct engine_job *engine_job, int status) {
     }
     if (!session_reap(s) && s->parked_head != NULL)
         session_retry_parked(s);
+}
+
+int job_get_effects(const struct session *s, struct job **ret, struct err *err) {
+    if (s->jobs > jobs_left(s->d->jobs, JOB_EFFECTS))
+        return err_set(err, KVPOOL_E_AGAIN, "this client has %u jobs in flight, more than are left",
+                       s->jobs);
+    return job_get(s->d->jobs, JOB_EFFECTS, ret, err);
 }
 
 struct slicer dispatch_slicer(struct dispatch *d, const struct pool *pool) {
@@ -450,7 +457,8 @@ int dispatch_open_with(uv_loop_t *loop, const struct config *config,
     uv_timer_init(loop, &d->tick);
     uv_timer_init(loop, &d->order_timer);
     uv_timer_init(loop, &d->grace_timer);
-    d->timers = 3;
+    turns_init(d);
+    d->handles_open = 4;
     d->tick.data = d;
     d->grace_timer.data = d;
     d->order_timer.data = d;
@@ -531,9 +539,9 @@ bool dispatch_idle(const struct dispatch *d) {
     return d->outstanding == 0 && engine_inflight(d->engine) == 0;
 }
 
-static void on_timer_closed(uv_handle_t *handle) {
+static void on_handle_closed(uv_handle_t *handle) {
     struct dispatch *d = handle->data;
-    if (--d->timers == 0)
+    if (--d->handles_open == 0)
         free(d);
 }
 
@@ -562,7 +570,8 @@ void dispatch_close(struct dispatch *d) {
     free(d->sessions.slots);
     free(d->requests);
     credentials_free(d->credentials);
-    uv_close((uv_handle_t *)&d->tick, on_timer_closed);
-    uv_close((uv_handle_t *)&d->grace_timer, on_timer_closed);
-    uv_close((uv_handle_t *)&d->order_timer, on_timer_closed);
+    uv_close((uv_handle_t *)&d->tick, on_handle_closed);
+    uv_close((uv_handle_t *)&d->grace_timer, on_handle_closed);
+    uv_close((uv_handle_t *)&d->order_timer, on_handle_closed);
+    uv_close((uv_handle_t *)&d->turns.idle, on_handle_closed);
 }

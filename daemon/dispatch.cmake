@@ -32,6 +32,7 @@ set(KVPOOL_DISPATCH_SOURCES
     tensor.c
     trace.c
     trace_pipe.c
+    turns.c
 )
 # What they link beside the packages of kvpool_daemon: sqrtf.
 set(KVPOOL_DISPATCH_LIBS m)

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // dispatch_impl.h: what dispatch.c and the operations (ops_*.c, session.c) share.
 //
-//   dispatch_request -> parse -> order -> start -> ops table -> op(d, r, err)
+//   dispatch_request -> parse -> order -> turns -> ops table -> op(d, r, err)
 //                                                        |-- request_reply      at once
 //                                                        |-- job -> ... -> request_reply
 //                                                        |-- session_park -> ... -> op again
@@ -48,6 +48,14 @@ struct request {
     uint64_t traced_ns;      // when it came; 0: nobody traced then
 };
 
+#define TURN_TOKENS 65536u // ids in requests that run in one iteration of the loop: under 1 ms
+
+struct turns { // see turns.c
+    uv_idle_t idle;
+    struct session *last; // of the ring; NULL: nobody has late requests
+    uint32_t used;        // of TURN_TOKENS, in this iteration of the loop
+};
+
 // An operation of the control socket.
 typedef int (*op_fn)(struct dispatch *d, struct request *r, struct err *err);
 
@@ -77,7 +85,8 @@ struct dispatch {
     uv_timer_t tick;                             // every second: leaks
     uv_timer_t order_timer;                      // while requests wait for an earlier seq
     uv_timer_t grace_timer;                      // while sessions are detached
-    int timers;                                  // not closed yet
+    struct turns turns;
+    int handles_open; // timers and turns'
     bool draining, closing;
     uint32_t max_batch; // of one request: core's limit and the protocol's
     char describe[128];
@@ -99,7 +108,15 @@ void request_reply(struct dispatch *d, struct request *r, const void *body, size
 void request_fail(struct dispatch *d, struct request *r, const struct err *err);
 // Runs the op of a started request, and answers if it fails.
 void request_run(struct dispatch *d, struct request *r);
+// turns.c. The same now or, when it or one before it costs much, later / before turns_init's handle
+// is closed / answers those of a session that wait for their turn.
+void request_start(struct dispatch *d, struct request *r);
+void turns_init(struct dispatch *d);
+void turns_drop(struct session *s, const struct err *err);
 
+// A job for effects, which nobody waits for: many may be in the engine for one session, but not so
+// many that others find none. Errors: as job_get.
+int job_get_effects(const struct session *s, struct job **ret, struct err *err);
 // Gives the job to the engine on its session's stream; it holds session and pool from here on.
 void job_submit(struct job *job);
 // The same for an effects job, which may turn out to have nothing to do.

@@ -12,6 +12,7 @@
 
 struct jobs {
     struct job *free[JOB_KINDS];
+    uint32_t num_free[JOB_KINDS];
     uint32_t made, max, max_batch;
 };
 
@@ -98,6 +99,7 @@ int job_get(struct jobs *js, enum job_kind kind, struct job **ret, struct err *e
         js->made++;
     } else {
         js->free[kind] = job->next_free;
+        js->num_free[kind]--;
     }
     struct job blank = {.kind = kind,
                         .items = job->items,
@@ -112,6 +114,10 @@ int job_get(struct jobs *js, enum job_kind kind, struct job **ret, struct err *e
     *job = blank;
     *ret = job;
     return 0;
+}
+
+uint32_t jobs_left(const struct jobs *js, enum job_kind kind) {
+    return js->num_free[kind] + (js->max - js->made);
 }
 
 void job_put(struct jobs *js, struct job *job) {
@@ -129,6 +135,7 @@ void job_put(struct jobs *js, struct job *job) {
     }
     job->next_free = js->free[job->kind];
     js->free[job->kind] = job;
+    js->num_free[job->kind]++;
 }
 
 void job_set_batch(struct job *job, const struct core_batch *batch, struct backend_batch *ret) {

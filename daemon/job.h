@@ -66,6 +66,7 @@ void jobs_close(struct jobs *js); // NULL is ignored; all jobs are back
 // A blank job of the kind, with its buffers. Errors: AGAIN (all in use), NOMEM.
 int job_get(struct jobs *js, enum job_kind kind, struct job **ret, struct err *err);
 void job_put(struct jobs *js, struct job *job);
+uint32_t jobs_left(const struct jobs *js, enum job_kind kind); // that job_get could give
 
 // Copies a batch of core's and points `ret` at the copy. batch->n <= max_batch.
 void job_set_batch(struct job *job, const struct core_batch *batch, struct backend_batch *ret);

@@ -47,7 +47,7 @@ int op_seq_open(struct dispatch *d, struct request *r, struct err *err) {
             reply_open(d, r, 0, matched);
         return status;
     }
-    status = job_get(d->jobs, JOB_EFFECTS, &job, err);
+    status = job_get_effects(r->session, &job, err);
     if (status != 0)
         return status;
     struct core_effects effects = {0};

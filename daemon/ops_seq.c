@@ -40,7 +40,7 @@ int op_seq_fork(struct dispatch *d, struct request *r, struct err *err) {
     struct core_effects effects = {0};
     int status = check_n(d, f->n, err);
     if (status == 0)
-        status = job_get(d->jobs, JOB_EFFECTS, &job, err);
+        status = job_get_effects(s, &job, err);
     if (status != 0)
         return status;
     status = core_seq_fork(d->core, s->handle, f->seq, f->n, d->handles, &effects, err);

@@ -30,6 +30,16 @@ static struct begin read_begin(struct dispatch *d, const struct request *r) {
                           d->tokens};
 }
 
+// What begin may take at most, so that nothing can fail once core has begun.
+static size_t most_pages(const struct dispatch *d, uint32_t n, uint64_t pool) {
+    const struct pool *p = pools_find(d->pools, pool);
+    uint64_t tokens = 0;
+    for (uint32_t i = 0; i < n; i++)
+        tokens += d->items[i].tokens;
+    uint64_t pages = 2 * (uint64_t)n + tokens / KVPOOL_MIN_PAGE_SIZE; // a copied one, a rest
+    return p != NULL && p->num_pages < pages ? p->num_pages : pages;
+}
+
 int op_step_begin(struct dispatch *d, struct request *r, struct err *err) {
     struct session *s = r->session;
     const struct begin b = read_begin(d, r);
@@ -47,47 +57,42 @@ int op_step_begin(struct dispatch *d, struct request *r, struct err *err) {
     uint32_t ns;
     int status = session_pool_ns(s, b.pool, &ns, err);
     if (status == 0)
-        status = job_get(d->jobs, JOB_EFFECTS, &job, err);
+        status = job_get_effects(s, &job, err);
     if (status != 0)
         return status;
     struct core_step_info info;
     struct core_effects effects = {0};
-    status = core_step_begin(d->core, s->handle, b.step, b.pool, r->msg.count, d->items, b.ids,
-                             &info, &effects, err);
-    if (status != 0)
-        goto put_job;
-    if (info.repeated) {
+    status = job_reserve(job, r->msg.count, most_pages(d, r->msg.count, b.pool), err);
+    if (status == 0)
+        status = core_step_begin(d->core, s->handle, b.step, b.pool, r->msg.count, d->items, b.ids,
+                                 &info, &effects, err);
+    if (status != 0 || info.repeated)
         job_put(d->jobs, job);
+    if (status != 0)
+        return status;
+    if (info.repeated) {
         reply_step(d, r, &info);
         return 0;
     }
     uint64_t pool = effects.pool;
     status = job_set_effects(job, d->core, &effects, err);
-    if (status != 0)
-        goto abort_step;
-    if (job->engine.program.n > 0) {
+    if (status == 0 && job->engine.program.n > 0) {
         status = core_step_hold(d->core, s->handle, b.step, err);
-        if (status != 0)
-            goto abort_step;
         job->step = b.step;
     }
+    assert(status == 0); // reserved, and the step is open
     dispatch_verify(d);
     step_clock_begin(d->step_clock, s->handle, b.step, uv_hrtime());
     job_submit_effects(job, d, s, pool);
     reply_step(d, r, &info);
     return 0;
-abort_step: // the backend has heard nothing of the step: its effects need no undoing there
-    core_step_abort(d->core, s->handle, b.step, &effects, NULL);
-put_job:
-    job_put(d->jobs, job);
-    return status;
 }
 
 int op_step_commit(struct dispatch *d, struct request *r, struct err *err) {
     uint64_t step = r->msg.body.handle.handle;
     struct session *s = r->session;
     struct job *job;
-    int status = job_get(d->jobs, JOB_EFFECTS, &job, err);
+    int status = job_get_effects(s, &job, err);
     if (status != 0)
         return status;
     // What deduplication may need at most, so that nothing can fail once core has committed.
@@ -125,7 +130,7 @@ int op_step_abort(struct dispatch *d, struct request *r, struct err *err) {
     uint64_t step = r->msg.body.handle.handle;
     struct session *s = r->session;
     struct job *job;
-    int status = job_get(d->jobs, JOB_EFFECTS, &job, err);
+    int status = job_get_effects(s, &job, err);
     if (status != 0)
         return status;
     // What undoing may need at most, so that nothing can fail once core has aborted: one page id

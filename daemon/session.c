@@ -177,6 +177,7 @@ void session_end(struct session *s, enum session_end_reason reason, uint64_t sin
         next = r->next;
         request_fail(d, r, &err);
     }
+    turns_drop(s, &err);
     if (s->pipe != NULL)
         answer_waiting(d, s->pipe, &err);
     if (reason == SESSION_PROCESS || reason == SESSION_HANGUP)

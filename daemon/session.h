@@ -75,6 +75,8 @@ struct session {
     uint32_t row_writes;                       // of those, see invariant 3
     uint64_t requests;                         // received
     struct request *parked_head, *parked_tail; // waiting for jobs
+    struct request *late_head, *late_tail;     // waiting for their turn, see turns.c
+    struct session *late_next;                 // in the ring of those who have some
     uint64_t heard_ns;                         // last request, or when it lost its connection
     bool detached, dying;
     enum session_end_reason reason;

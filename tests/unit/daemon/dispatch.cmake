@@ -14,7 +14,7 @@ kvpool_test(test_tracer unit SOURCES test_tracer.c LIBS kvpool_daemon)
 # What counts allocations on the loop thread, see fixture.c.
 set(dispatch_wrap LINKER:--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=reallocarray)
 foreach(name test_grace test_session test_tenants test_requests test_dispatch test_layers test_observe
-        test_trace_ops)
+        test_trace_ops test_turns)
     kvpool_test(${name} unit SOURCES ${name}.c fixture.c LIBS kvpool_daemon)
     target_link_options(${name} PRIVATE ${dispatch_wrap})
 endforeach()

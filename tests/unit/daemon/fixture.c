@@ -27,6 +27,7 @@
 // volatile: the compiler takes it that malloc does not look at them.
 static _Thread_local volatile bool counting;
 static _Thread_local volatile uint32_t counted;
+static _Thread_local volatile uint32_t failing; // allocations until the one that fails
 
 void *__real_malloc(size_t size);
 void *__real_calloc(size_t n, size_t size);
@@ -37,24 +38,30 @@ void *__wrap_calloc(size_t n, size_t size);
 void *__wrap_realloc(void *old, size_t size);
 void *__wrap_reallocarray(void *old, size_t n, size_t size);
 
-void *__wrap_malloc(size_t size) {
+// Is this the allocation that fails?
+static bool fails(void) {
     counted += counting;
-    return __real_malloc(size);
+    return counting && failing > 0 && --failing == 0;
+}
+
+void *__wrap_malloc(size_t size) {
+    return fails() ? NULL : __real_malloc(size);
 }
 
 void *__wrap_calloc(size_t n, size_t size) {
-    counted += counting;
-    return __real_calloc(n, size);
+    return fails() ? NULL : __real_calloc(n, size);
 }
 
 void *__wrap_realloc(void *old, size_t size) {
-    counted += counting;
-    return __real_realloc(old, size);
+    return fails() ? NULL : __real_realloc(old, size);
 }
 
 void *__wrap_reallocarray(void *old, size_t n, size_t size) {
-    counted += counting;
-    return __real_reallocarray(old, n, size);
+    return fails() ? NULL : __real_reallocarray(old, n, size);
+}
+
+void allocation_fails(uint32_t nth) {
+    failing = nth;
 }
 
 uint32_t allocations(void) {

@@ -55,6 +55,8 @@ extern const struct backend_ops held; // for dispatch_open_with
 // Allocations that this program's own code (not libuv, not the doubles) made on the loop thread
 // since the last call.
 uint32_t allocations(void);
+// The nth of them from now on fails; 0: none does.
+void allocation_fails(uint32_t nth);
 
 // --- the fd socket ------------------------------------------------------------------------------
 int fd_connect(struct fixture *f);
