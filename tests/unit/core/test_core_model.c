@@ -5,12 +5,14 @@
 //
 //   KVPOOL_SEED       seed of the random numbers (printed; default: fixed)
 //   KVPOOL_MODEL_OPS  operations in the small configuration (default 1,000,000, with a sanitizer
-//                     200,000); the others have a half and a fifth of them
+//                     fewer); the others have a half and a fifth of them
 #include "model_run.h"
 
 #include <stdlib.h>
 
-#if defined(__SANITIZE_ADDRESS__) || defined(__SANITIZE_THREAD__)
+#if defined(__SANITIZE_THREAD__) // there is one thread
+#define DEFAULT_OPS 50000
+#elif defined(__SANITIZE_ADDRESS__)
 #define DEFAULT_OPS 200000
 #else
 #define DEFAULT_OPS 1000000
