@@ -127,12 +127,14 @@ int op_seq_list(struct dispatch *d, struct request *r, struct err *err) {
     uint32_t cursor = r->msg.body.list.cursor, max = r->msg.body.list.max, n = 0;
     if (max == 0 || max > PROTO_MAX_LIST)
         return err_set(err, KVPOOL_E_INVAL, "max: 1..%u records", PROTO_MAX_LIST);
-    struct core_seq_info info;
-    while (n < max && core_seq_next(d->core, &cursor, &info)) {
+    uint64_t seq, session;
+    while (n < max && core_seq_next_owner(d->core, &cursor, &seq, &session)) {
+        struct core_seq_info info;
         struct proto_seq_info record;
-        const struct session *owner = session_find(d, info.session);
-        if (!session_is_admin(r->session) &&
-            (owner == NULL || !session_same_tenant(r->session, owner)))
+        const struct session *owner = session_find(d, session);
+        if ((!session_is_admin(r->session) &&
+             (owner == NULL || !session_same_tenant(r->session, owner))) ||
+            core_seq_stat(d->core, session, seq, &info, NULL) != 0)
             continue;
         fill(&info, &record);
         memcpy(d->records + n++ * sizeof record, &record, sizeof record);

@@ -287,6 +287,9 @@ struct core_seq_info {
 int core_seq_stat(const struct core *c, uint64_t session, uint64_t seq, struct core_seq_info *ret,
                   struct err *err);
 bool core_seq_next(const struct core *c, uint32_t *cursor, struct core_seq_info *ret);
+// The same, but only whose it is: in O(1), while the above looks at every page.
+bool core_seq_next_owner(const struct core *c, uint32_t *cursor, uint64_t *ret_seq,
+                         uint64_t *ret_session);
 
 // --- the cache --------------------------------------------------------------------------------
 //

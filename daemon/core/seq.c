@@ -325,13 +325,25 @@ int core_seq_stat(const struct core *c, uint64_t session_handle, uint64_t seq_ha
     return rc;
 }
 
-bool core_seq_next(const struct core *c, uint32_t *cursor, struct core_seq_info *ret) {
+bool core_seq_next_owner(const struct core *c, uint32_t *cursor, uint64_t *ret_seq,
+                         uint64_t *ret_session) {
     for (uint32_t i = *cursor; i < c->seq_ids.fresh; i++) {
         if (c->t.seqs[i].state == RECORD_LIVE) {
-            fill_info(c, i, ret);
+            *ret_seq = core_seq_handle(c, i);
+            *ret_session = core_session_handle(c, c->t.seqs[i].session);
             *cursor = i + 1;
             return true;
         }
     }
     return false;
+}
+
+bool core_seq_next(const struct core *c, uint32_t *cursor, struct core_seq_info *ret) {
+    uint64_t seq = 0;
+    uint64_t session = 0;
+    bool found = core_seq_next_owner(c, cursor, &seq, &session);
+    if (found) {
+        fill_info(c, handle_index(seq), ret);
+    }
+    return found;
 }

@@ -107,7 +107,7 @@ static void a_client_is_not_behind_the_long_prompts_of_another(void **state) {
 
 static void requests_of_a_client_keep_their_order(void **state) {
     struct call *calls[] = {ask(&a, LONG), ask(&a, LONG), ping(&a), ask(&a, 8), ping(&a)};
-    const uint32_t n = sizeof calls / sizeof *calls;
+    const uint32_t n = 5;
     (void)state;
     assert_int_equal(answered(calls, n), 1);
     uv_run(&fx.loop, UV_RUN_NOWAIT); // the second, and with it what costs nothing
