@@ -183,7 +183,8 @@ static void survivors_are_right_and_the_dead_leave_nothing(void **state) {
     assert_int_equal(stats.clients, 1);
     // NNG before 1.10 loses some removals of connections whose client died, and with them a
     // descriptor each: those are counted as leaked.
-    printf("soak: the daemon's own longest reclaim %.1f ms\n", (double)stats.reclaim_max_ns / 1e6);
+    printf("soak: the daemon's own longest reclaim %.1f ms; relistens %llu\n",
+           (double)stats.reclaim_max_ns / 1e6, (unsigned long long)stats.relistens);
     printf("soak: daemon has %u descriptors, had %u; leaked pipes %llu\n", count_fds(kvd.pid), fds,
            (unsigned long long)stats.leaked_pipes);
     assert_true(count_fds(kvd.pid) <= fds + stats.leaked_pipes);
