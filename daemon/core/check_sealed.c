@@ -7,8 +7,9 @@ static int compare_page(const struct pool_live *a, const struct pool_live *b, ui
                         uint32_t page, struct err *err) {
     const struct page_rec *rec = &a->recs[page];
     bool sealed = rec->state == RECORD_LIVE;
-    if (cache_is_sealed(a->cache, page) != sealed) {
-        return core_violated(err, "page %u of pool %u: cache and record differ", page, pool);
+    if (cache_is_sealed(a->cache, page) != sealed || pages_is_sealed(&a->pages, page) != sealed) {
+        return core_violated(err, "page %u of pool %u: what is derived and its record differ", page,
+                             pool);
     }
     if (!sealed) {
         return 0;

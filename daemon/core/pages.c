@@ -7,12 +7,9 @@
 bool pages_init(struct pages *p, uint32_t num_pages) {
     *p = (struct pages){0};
     p->refs = calloc(num_pages, sizeof *p->refs);
-    if (p->refs == NULL) {
-        return false;
-    }
-    if (!ids_init(&p->free, num_pages)) {
-        free(p->refs);
-        p->refs = NULL;
+    p->sealed = calloc((size_t)num_pages / 64 + 1, sizeof *p->sealed);
+    if (p->refs == NULL || p->sealed == NULL || !ids_init(&p->free, num_pages)) {
+        pages_fini(p);
         return false;
     }
     return true;
@@ -20,6 +17,7 @@ bool pages_init(struct pages *p, uint32_t num_pages) {
 
 void pages_fini(struct pages *p) {
     free(p->refs);
+    free(p->sealed);
     ids_fini(&p->free);
     *p = (struct pages){0};
 }

@@ -14,7 +14,8 @@
 
 struct pages {
     struct ids free;
-    uint32_t *refs; // [num_pages]
+    uint32_t *refs;   // [num_pages]
+    uint64_t *sealed; // [num_pages] bits
     uint32_t shared;
 };
 
@@ -26,6 +27,7 @@ void pages_fini(struct pages *p);                     // a zeroed struct is fine
 void pages_count(struct pages *p, uint32_t page);
 static inline void pages_keep(struct pages *p, uint32_t page) {
     ids_seen(&p->free, page);
+    p->sealed[page / 64] |= UINT64_C(1) << (page % 64);
 }
 static inline void pages_fill(struct pages *p, ids_used_fn used, const void *arg) {
     ids_fill(&p->free, used, arg);
@@ -35,12 +37,18 @@ static inline uint32_t pages_free(const struct pages *p) {
     return ids_free(&p->free);
 }
 
-// A free page, of which there must be one, with one reference.
-static inline uint32_t pages_take(struct pages *p) {
-    uint32_t page = ids_take(&p->free);
-    assert(p->refs[page] == 0);
-    p->refs[page] = 1;
-    return page;
+// What the page's record in the block says too, in memory that fits the processor's caches: it is
+// asked whenever a reference goes.
+static inline bool pages_is_sealed(const struct pages *p, uint32_t page) {
+    return (p->sealed[page / 64] >> (page % 64) & 1) != 0;
+}
+static inline void pages_seal(struct pages *p, uint32_t page) {
+    assert(!pages_is_sealed(p, page));
+    p->sealed[page / 64] |= UINT64_C(1) << (page % 64);
+}
+static inline void pages_unseal(struct pages *p, uint32_t page) {
+    assert(pages_is_sealed(p, page));
+    p->sealed[page / 64] &= ~(UINT64_C(1) << (page % 64));
 }
 
 static inline void pages_ref(struct pages *p, uint32_t page) {
@@ -64,9 +72,9 @@ static inline uint32_t pages_unref(struct pages *p, uint32_t page) {
     return refs;
 }
 
-// A page without references is free.
+// A page without references that is not sealed is free.
 static inline void pages_give(struct pages *p, uint32_t page) {
-    assert(p->refs[page] == 0);
+    assert(p->refs[page] == 0 && !pages_is_sealed(p, page));
     ids_give(&p->free, page);
 }
 

@@ -175,6 +175,7 @@ static void seal_page(struct core *c, uint32_t pool, uint32_t ns, uint32_t page,
         pool_rec->end_page = page + 1;
     }
     rec->state = RECORD_LIVE;
+    pages_seal(&live->pages, page);
     index_insert(&live->index, page);
     cache_seal(live->cache, page, parent, ns, prefix_key_of(value).b);
     live->ns[ns].counters.sealed++;

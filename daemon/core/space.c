@@ -43,6 +43,7 @@ static void unseal(struct core *c, uint32_t pool, uint32_t page) {
     core_emit(c, CORE_REMOVED, pool, page);
     index_remove(&live->index, page);
     live->recs[page].state = RECORD_FREE;
+    pages_unseal(&live->pages, page);
     pages_give(&live->pages, page);
 }
 
@@ -193,7 +194,7 @@ void core_ref_sealed(struct core *c, uint32_t pool, uint32_t ns, uint32_t page) 
 void core_unref(struct core *c, const struct release *by, uint32_t page) {
     struct pool_live *live = &c->pools[by->pool];
     uint32_t left = pages_unref(&live->pages, page);
-    if (live->recs[page].state != RECORD_LIVE) {
+    if (!pages_is_sealed(&live->pages, page)) {
         if (left == 0) {
             ns_active_add(live, by->ns, -1);
             pages_give(&live->pages, page);

@@ -15,7 +15,8 @@
 //  2. The arrays are allocated when core is opened, those of a pool when it is created: no
 //     operation on sequences or steps allocates.
 //  3. Chains are indices, LAYOUT_NONE ends them.
-//  4. A page is known to the cache and the index exactly while its record says sealed.
+//  4. A page is known to the cache and the index, and marked sealed in `pages`, exactly while its
+//     record says sealed.
 //  5. active of a namespace counts the referenced pages that are its own: sealed ones by their
 //     record's ns, others by the namespace of the sequence that took them; `promised` is the sum
 //     over all namespaces of max(active, reserve).

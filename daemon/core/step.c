@@ -100,19 +100,26 @@ static void free_slot(struct core *c, uint32_t step) {
 
 // --- begin ------------------------------------------------------------------------------------
 
-// Where the id of the token at `position` of item i stands.
-static uint32_t *id_at(const struct core *c, uint32_t step, uint32_t i, uint32_t position) {
+// Where the id of the token at `position` of item i stands, and (of n tokens from there) those in
+// the same page behind it.
+static uint32_t *ids_at(const struct core *c, uint32_t step, uint32_t i, uint32_t position,
+                        uint32_t n, uint32_t *ret_run) {
     const struct pool_live *live = &c->pools[c->t.steps[step].pool];
     const uint32_t *row = pool_row(live, tables_items(&c->t, step).rows[i]);
-    return pool_tokens(live, row[position >> live->page_shift]) + (position & live->page_mask);
+    uint32_t in_page = position & live->page_mask;
+    uint32_t room = live->page_mask + 1 - in_page;
+    *ret_run = n < room ? n : room;
+    return pool_tokens(live, row[position >> live->page_shift]) + in_page;
 }
 
 // Are these the ids that the begin of item i brought?
 static bool same_ids(const struct core *c, uint32_t step, uint32_t i, const uint32_t *ids) {
     const struct step_items items = tables_items(&c->t, step);
     uint32_t q_len = items.qo_indptr[i + 1] - items.qo_indptr[i];
-    for (uint32_t k = 0; k < q_len; k++) {
-        if (*id_at(c, step, i, items.kv_len[i] - q_len + k) != ids[k]) {
+    uint32_t run = 0;
+    for (uint32_t k = 0; k < q_len; k += run) {
+        const uint32_t *have = ids_at(c, step, i, items.kv_len[i] - q_len + k, q_len - k, &run);
+        if (memcmp(have, ids + k, run * sizeof *ids) != 0) {
             return false;
         }
     }
@@ -204,7 +211,7 @@ static int plan(struct core *c, uint32_t session, uint32_t pool, uint32_t n,
         uint32_t old_page = LAYOUT_NONE;
         if (q_len > 0 && (rec->length & live->page_mask) != 0) {
             uint32_t last = pool_row(live, rec->row)[pages - 1];
-            if (live->pages.refs[last] > 1 || live->recs[last].state == RECORD_LIVE) {
+            if (live->pages.refs[last] > 1 || pages_is_sealed(&live->pages, last)) {
                 old_page = last;
                 copied++;
             }
@@ -245,14 +252,16 @@ static void put_ids(struct core *c, uint32_t step, uint32_t i, const uint32_t *i
     const struct step_items items = tables_items(&c->t, step);
     uint32_t q_len = items.qo_indptr[i + 1] - items.qo_indptr[i];
     uint32_t length = items.kv_len[i] - q_len;
+    uint32_t run = 0;
     if (items.old_pages[i] != LAYOUT_NONE) {
         const struct pool_live *live = &c->pools[c->t.steps[step].pool];
         uint32_t kept = length & live->page_mask;
-        memcpy(id_at(c, step, i, length - kept), pool_tokens(live, items.old_pages[i]),
+        memcpy(ids_at(c, step, i, length - kept, kept, &run), pool_tokens(live, items.old_pages[i]),
                kept * sizeof *ids);
     }
-    for (uint32_t k = 0; ids != NULL && k < q_len; k++) {
-        *id_at(c, step, i, length + k) = ids[k];
+    for (uint32_t k = 0; ids != NULL && k < q_len; k += run) {
+        uint32_t *at = ids_at(c, step, i, length + k, q_len - k, &run);
+        memcpy(at, ids + k, run * sizeof *ids);
     }
 }
 
