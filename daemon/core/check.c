@@ -1,46 +1,9 @@
 // SPDX-License-Identifier: Apache-2.0
 // check.c: is a live core sound? A second core is attached to the same block: its rebuilding
 // checks the block, and what it derived must be what the live one has.
-#include "daemon/core/state.h"
-
-#include <stdarg.h>
-#include <stdio.h>
-
-int core_violated(struct err *err, const char *fmt, ...) {
-    char text[128];
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(text, sizeof text, fmt, ap);
-    va_end(ap);
-    return err_set(err, KVPOOL_E_INTERNAL, "core: %s", text);
-}
+#include "daemon/core/soundness.h"
 
 // --- pages and other ids ----------------------------------------------------------------------
-
-static bool page_used(const void *arg, uint32_t id) {
-    const struct pool_live *pool = arg;
-    return pool->pages.refs[id] > 0 || pool->recs[id].state == RECORD_LIVE;
-}
-static bool row_used(const void *arg, uint32_t id) {
-    const struct pool_live *pool = arg;
-    return pool->row_seqs[id] != 0;
-}
-static bool session_used(const void *arg, uint32_t id) {
-    const struct core *c = arg;
-    return c->t.sessions[id].state == RECORD_LIVE;
-}
-static bool seq_used(const void *arg, uint32_t id) {
-    const struct core *c = arg;
-    return c->t.seqs[id].state == RECORD_LIVE;
-}
-static bool pin_used(const void *arg, uint32_t id) {
-    const struct core *c = arg;
-    return c->t.pins[id].state == RECORD_LIVE;
-}
-static bool step_used(const void *arg, uint32_t id) {
-    const struct core *c = arg;
-    return c->t.steps[id].state == RECORD_LIVE;
-}
 
 static int check_ids(const struct ids *ids, ids_used_fn used, const void *arg, const char *what,
                      struct err *err) {
@@ -74,21 +37,21 @@ static int compare_pages(const struct core *live, const struct core *want, struc
             return core_violated(err, "pool %u counts %u shared pages, has %u", i, a->shared,
                                  b->shared);
         }
-        rc = check_ids(&a->free, page_used, &want->pools[i], "pages", err);
+        rc = check_ids(&a->free, core_page_used, &want->pools[i], "pages", err);
     }
     return rc;
 }
 
 static int compare_slots(const struct core *live, const struct core *want, struct err *err) {
-    int rc = check_ids(&live->session_ids, session_used, live, "sessions", err);
+    int rc = check_ids(&live->session_ids, core_session_used, live, "sessions", err);
     if (rc == 0) {
-        rc = check_ids(&live->seq_ids, seq_used, live, "sequences", err);
+        rc = check_ids(&live->seq_ids, core_seq_used, live, "sequences", err);
     }
     if (rc == 0) {
-        rc = check_ids(&live->step_ids, step_used, live, "steps", err);
+        rc = check_ids(&live->step_ids, core_step_used, live, "steps", err);
     }
     if (rc == 0) {
-        rc = check_ids(&live->pin_ids, pin_used, live, "pins", err);
+        rc = check_ids(&live->pin_ids, core_pin_used, live, "pins", err);
     }
     if (rc == 0 && live->num_pools != want->num_pools) {
         rc = core_violated(err, "%u pools counted, %u exist", live->num_pools, want->num_pools);
@@ -107,7 +70,7 @@ static int compare_slots(const struct core *live, const struct core *want, struc
                 return core_violated(err, "row %u of pool %u has another owner", r, i);
             }
         }
-        rc = check_ids(&a->rows, row_used, b, "rows", err);
+        rc = check_ids(&a->rows, core_row_used, b, "rows", err);
     }
     return rc;
 }

@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // check_sealed.c: the part of core_check that is about sealed pages: cache, index and accounts of a
 // live core against those of one that was rebuilt from the same block.
-#include "daemon/core/state.h"
+#include "daemon/core/soundness.h"
 
 static int compare_page(const struct pool_live *a, const struct pool_live *b, uint32_t pool,
                         uint32_t page, struct err *err) {

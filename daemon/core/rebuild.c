@@ -6,20 +6,10 @@
 // Order: pools with their namespaces, sessions, sequences (rows), steps (items), then pages and the
 // page-table rows, which need all of them (rebuild_pages.c).
 #include "daemon/core/geometry.h"
+#include "daemon/core/soundness.h"
 
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-__attribute__((format(printf, 2, 3))) static int damaged(struct err *err, const char *fmt, ...) {
-    char text[128];
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(text, sizeof text, fmt, ap);
-    va_end(ap);
-    return err_set(err, KVPOOL_E_INVAL, "block damaged: %s", text);
-}
 
 // --- pools ------------------------------------------------------------------------------------
 
@@ -34,7 +24,7 @@ static bool overlap(uint64_t a, uint64_t a_count, uint64_t b, uint64_t b_count) 
 static int check_pool(const struct core *c, uint32_t pool, struct err *err) {
     const struct pool_rec *rec = &c->t.pools[pool];
     if (rec->checksum != layout_pool_checksum(rec) || rec->generation == 0) {
-        return damaged(err, "pool %u", pool);
+        return core_damaged(err, "pool %u", pool);
     }
     struct core_pool_config g = {
         .layers = rec->layers,
@@ -50,17 +40,17 @@ static int check_pool(const struct core *c, uint32_t pool, struct err *err) {
     memcpy(g.name, rec->name, sizeof g.name);
     if (rec->max_seqs == 0 || rec->max_seq_len == 0 || core_pool_config_check(&g, NULL) != 0 ||
         rec->row_entries != ((uint64_t)rec->max_seq_len + rec->page_size - 1) / rec->page_size) {
-        return damaged(err, "configuration of pool %u", pool);
+        return core_damaged(err, "configuration of pool %u", pool);
     }
     const struct core_limits *l = &c->limits;
     uint64_t span = (uint64_t)rec->max_seqs * rec->row_entries;
     uint64_t tokens = (uint64_t)rec->num_pages * rec->page_size;
     if (!fits(rec->first_entry, span, l->max_table_entries)) {
-        return damaged(err, "page table of pool %u leaves the block", pool);
+        return core_damaged(err, "page table of pool %u leaves the block", pool);
     }
     if (!fits(rec->first_page, rec->num_pages, l->max_pages) ||
         !fits(rec->first_token, tokens, l->max_page_tokens) || rec->end_page > rec->num_pages) {
-        return damaged(err, "pages of pool %u leave the block", pool);
+        return core_damaged(err, "pages of pool %u leave the block", pool);
     }
     for (uint32_t i = 0; i < pool; i++) {
         const struct pool_rec *other = &c->t.pools[i];
@@ -69,15 +59,15 @@ static int check_pool(const struct core *c, uint32_t pool, struct err *err) {
         }
         uint64_t other_span = (uint64_t)other->max_seqs * other->row_entries;
         if (overlap(rec->first_entry, span, other->first_entry, other_span)) {
-            return damaged(err, "page tables of pools %u and %u overlap", i, pool);
+            return core_damaged(err, "page tables of pools %u and %u overlap", i, pool);
         }
         if (overlap(rec->first_page, rec->num_pages, other->first_page, other->num_pages) ||
             overlap(rec->first_token, tokens, other->first_token,
                     (uint64_t)other->num_pages * other->page_size)) {
-            return damaged(err, "pages of pools %u and %u overlap", i, pool);
+            return core_damaged(err, "pages of pools %u and %u overlap", i, pool);
         }
         if (strncmp(other->name, rec->name, sizeof rec->name) == 0) {
-            return damaged(err, "pools %u and %u have one name", i, pool);
+            return core_damaged(err, "pools %u and %u have one name", i, pool);
         }
     }
     return 0;
@@ -103,7 +93,7 @@ static int rebuild_namespaces(struct core *c, uint32_t pool, struct err *err) {
             sound = strncmp(live->ns_recs[k].name, rec->name, sizeof rec->name) != 0;
         }
         if (!sound || live->promised + rec->reserve > num_pages) {
-            return damaged(err, "namespace %u of pool %u", i, pool);
+            return core_damaged(err, "namespace %u of pool %u", i, pool);
         }
         core_ns_derive(c, pool, i);
     }
@@ -117,7 +107,7 @@ static int rebuild_pools(struct core *c, struct err *err) {
             continue;
         }
         if (state != RECORD_LIVE) {
-            return damaged(err, "pool %u has state %u", i, state);
+            return core_damaged(err, "pool %u has state %u", i, state);
         }
         int rc = check_pool(c, i, err);
         if (rc != 0) {
@@ -142,21 +132,17 @@ static int check_session(const struct core *c, uint32_t session, struct err *err
     const struct session_rec *rec = &c->t.sessions[session];
     if (rec->generation == 0 || rec->next_finished >= CORE_FINISHED ||
         memchr(rec->name, 0, sizeof rec->name) == NULL) {
-        return damaged(err, "session %u", session);
+        return core_damaged(err, "session %u", session);
     }
     for (uint32_t i = 0; i < CORE_FINISHED; i++) {
         uint32_t outcome = rec->finished[i].outcome;
         if (rec->finished_ids[i] != 0 && outcome != OUTCOME_COMMITTED &&
             outcome != OUTCOME_ABORTED) {
-            return damaged(err, "session %u has a finished step of outcome %u", session, outcome);
+            return core_damaged(err, "session %u has a finished step of outcome %u", session,
+                                outcome);
         }
     }
     return 0;
-}
-
-static bool session_used(const void *arg, uint32_t id) {
-    const struct core *c = arg;
-    return c->t.sessions[id].state == RECORD_LIVE;
 }
 
 static int rebuild_sessions(struct core *c, struct err *err) {
@@ -166,7 +152,7 @@ static int rebuild_sessions(struct core *c, struct err *err) {
             continue;
         }
         if (state != RECORD_LIVE) {
-            return damaged(err, "session %u has state %u", i, state);
+            return core_damaged(err, "session %u has state %u", i, state);
         }
         int rc = check_session(c, i, err);
         if (rc != 0) {
@@ -174,7 +160,7 @@ static int rebuild_sessions(struct core *c, struct err *err) {
         }
         ids_seen(&c->session_ids, i);
     }
-    ids_fill(&c->session_ids, session_used, c);
+    ids_fill(&c->session_ids, core_session_used, c);
     return 0;
 }
 
@@ -185,35 +171,25 @@ static int check_seq(const struct core *c, uint32_t seq, struct err *err) {
     if (rec->generation == 0 || rec->pool >= c->limits.max_pools ||
         c->t.pools[rec->pool].state != RECORD_LIVE || rec->session >= c->limits.max_sessions ||
         c->t.sessions[rec->session].state != RECORD_LIVE) {
-        return damaged(err, "sequence %u", seq);
+        return core_damaged(err, "sequence %u", seq);
     }
     const struct pool_rec *pool = &c->t.pools[rec->pool];
     if (rec->length > pool->max_seq_len) {
-        return damaged(err, "sequence %u has %u tokens, more than its pool's %u", seq, rec->length,
-                       pool->max_seq_len);
+        return core_damaged(err, "sequence %u has %u tokens, more than its pool's %u", seq,
+                            rec->length, pool->max_seq_len);
     }
     if (rec->ns >= c->pools[rec->pool].num_ns || rec->priority >= CORE_PRIORITIES ||
         rec->tracked > rec->length) {
-        return damaged(err, "namespace, priority or known tokens of sequence %u", seq);
+        return core_damaged(err, "namespace, priority or known tokens of sequence %u", seq);
     }
     if (rec->row >= pool->max_seqs || c->pools[rec->pool].row_seqs[rec->row] != 0) {
-        return damaged(err, "row %u of sequence %u", rec->row, seq);
+        return core_damaged(err, "row %u of sequence %u", rec->row, seq);
     }
     if (rec->step != LAYOUT_NONE &&
         (rec->step >= c->limits.max_steps || c->t.steps[rec->step].state != RECORD_LIVE)) {
-        return damaged(err, "step %u of sequence %u", rec->step, seq);
+        return core_damaged(err, "step %u of sequence %u", rec->step, seq);
     }
     return 0;
-}
-
-static bool seq_used(const void *arg, uint32_t id) {
-    const struct core *c = arg;
-    return c->t.seqs[id].state == RECORD_LIVE;
-}
-
-static bool row_used(const void *arg, uint32_t id) {
-    const struct pool_live *pool = arg;
-    return pool->row_seqs[id] != 0;
 }
 
 static int rebuild_seqs(struct core *c, struct err *err) {
@@ -223,7 +199,7 @@ static int rebuild_seqs(struct core *c, struct err *err) {
             continue;
         }
         if (rec->state != RECORD_LIVE) {
-            return damaged(err, "sequence %u has state %u", i, rec->state);
+            return core_damaged(err, "sequence %u has state %u", i, rec->state);
         }
         int rc = check_seq(c, i, err);
         if (rc != 0) {
@@ -237,10 +213,10 @@ static int rebuild_seqs(struct core *c, struct err *err) {
         ids_seen(&c->seq_ids, i);
         core_link_seq(c, i);
     }
-    ids_fill(&c->seq_ids, seq_used, c);
+    ids_fill(&c->seq_ids, core_seq_used, c);
     for (uint32_t i = 0; i < c->limits.max_pools; i++) {
         if (c->t.pools[i].state == RECORD_LIVE) {
-            ids_fill(&c->pools[i].rows, row_used, &c->pools[i]);
+            ids_fill(&c->pools[i].rows, core_row_used, &c->pools[i]);
         }
     }
     return 0;
@@ -280,7 +256,7 @@ static int check_step(const struct core *c, uint32_t step, struct err *err) {
         c->sessions[rec->session].steps >= c->limits.max_session_steps ||
         core_open_step(c, rec->session, rec->id) != LAYOUT_NONE ||
         core_finished_step(c, rec->session, rec->id) != LAYOUT_NONE) {
-        return damaged(err, "step %u", step);
+        return core_damaged(err, "step %u", step);
     }
     const struct step_items items = tables_items(&c->t, step);
     const struct pool_live *pool = &c->pools[rec->pool];
@@ -290,7 +266,7 @@ static int check_step(const struct core *c, uint32_t step, struct err *err) {
     uint32_t max_q_len = 0;
     for (uint32_t i = 0; i < rec->n; i++) {
         if (items.qo_indptr[i] != tokens || !item_is_sound(c, step, &items, i)) {
-            return damaged(err, "item %u of step %u", i, step);
+            return core_damaged(err, "item %u of step %u", i, step);
         }
         uint32_t length = c->t.seqs[items.seqs[i]].length;
         uint32_t q_len = items.kv_len[i] - length;
@@ -300,7 +276,7 @@ static int check_step(const struct core *c, uint32_t step, struct err *err) {
         copied += items.old_pages[i] != LAYOUT_NONE;
     }
     if (rec->ids_known > 1) {
-        return damaged(err, "step %u", step);
+        return core_damaged(err, "step %u", step);
     }
     uint32_t layers = c->t.pools[rec->pool].layers;
     bool beyond = false; // layers that the pool does not have
@@ -309,14 +285,9 @@ static int check_step(const struct core *c, uint32_t step, struct err *err) {
     }
     if (beyond || rec->tokens != tokens || rec->max_q_len != max_q_len ||
         rec->added_pages != added || rec->reserved_pages != added + copied) {
-        return damaged(err, "sums of step %u", step);
+        return core_damaged(err, "sums of step %u", step);
     }
     return 0;
-}
-
-static bool step_used(const void *arg, uint32_t id) {
-    const struct core *c = arg;
-    return c->t.steps[id].state == RECORD_LIVE;
 }
 
 static int rebuild_steps(struct core *c, struct err *err) {
@@ -327,7 +298,7 @@ static int rebuild_steps(struct core *c, struct err *err) {
             continue;
         }
         if (state != RECORD_LIVE) {
-            return damaged(err, "step %u has state %u", i, state);
+            return core_damaged(err, "step %u has state %u", i, state);
         }
         int rc = check_step(c, i, err);
         if (rc != 0) {
@@ -336,11 +307,12 @@ static int rebuild_steps(struct core *c, struct err *err) {
         ids_seen(&c->step_ids, i);
         core_link_step(c, i);
     }
-    ids_fill(&c->step_ids, step_used, c);
+    ids_fill(&c->step_ids, core_step_used, c);
     for (uint32_t i = 0; i < c->seq_ids.fresh; i++) {
         const struct seq_rec *rec = &c->t.seqs[i];
         if (rec->state == RECORD_LIVE && rec->step != LAYOUT_NONE && c->seen[i] != c->stamp) {
-            return damaged(err, "sequence %u is in step %u, which does not have it", i, rec->step);
+            return core_damaged(err, "sequence %u is in step %u, which does not have it", i,
+                                rec->step);
         }
     }
     return 0;

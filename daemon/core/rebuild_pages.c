@@ -5,21 +5,10 @@
 //
 // What a restart forgets: classes, hits and the order in which pages were last used. Cached pages are
 // put in order of their depth, so that chains still go from their ends.
-#include "daemon/core/state.h"
+#include "daemon/core/soundness.h"
 
-#include <stdarg.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-
-__attribute__((format(printf, 2, 3))) static int damaged(struct err *err, const char *fmt, ...) {
-    char text[128];
-    va_list ap;
-    va_start(ap, fmt);
-    vsnprintf(text, sizeof text, fmt, ap);
-    va_end(ap);
-    return err_set(err, KVPOOL_E_INVAL, "block damaged: %s", text);
-}
 
 static bool is_sealed(const struct pool_live *live, uint32_t page) {
     return live->recs[page].state == RECORD_LIVE;
@@ -32,21 +21,21 @@ static int check_sealed(const struct core *c, uint32_t pool, uint32_t page, stru
     const struct page_rec *rec = &live->recs[page];
     uint32_t end = c->t.pools[pool].end_page;
     if (rec->state != RECORD_LIVE || rec->ns >= live->num_ns) {
-        return damaged(err, "page %u of pool %u", page, pool);
+        return core_damaged(err, "page %u of pool %u", page, pool);
     }
     if (rec->parent == LAYOUT_NONE) {
-        return rec->depth == 0 ? 0 : damaged(err, "depth of page %u of pool %u", page, pool);
+        return rec->depth == 0 ? 0 : core_damaged(err, "depth of page %u of pool %u", page, pool);
     }
     // Depths that grow by one make the parents a forest.
     if (rec->parent >= end || !is_sealed(live, rec->parent) || rec->depth == 0 ||
         live->recs[rec->parent].depth != rec->depth - 1) {
-        return damaged(err, "parent of page %u of pool %u", page, pool);
+        return core_damaged(err, "parent of page %u of pool %u", page, pool);
     }
     struct prefix_value value;
     prefix_next(&live->recs[rec->parent].value, pool_tokens(live, page), live->page_mask + 1,
                 &value);
     if (memcmp(&value, &rec->value, sizeof value) != 0) {
-        return damaged(err, "key of page %u of pool %u", page, pool);
+        return core_damaged(err, "key of page %u of pool %u", page, pool);
     }
     return 0;
 }
@@ -63,14 +52,14 @@ static int rebuild_index(struct core *c, uint32_t pool, struct err *err) {
         }
         uint32_t other = index_find(&live->index, prefix_key_of(&live->recs[page].value));
         if (other != INDEX_NONE) {
-            return damaged(err, "pages %u and %u of pool %u have one key", other, page, pool);
+            return core_damaged(err, "pages %u and %u of pool %u have one key", other, page, pool);
         }
         index_insert(&live->index, page);
         pages_keep(&live->pages, page);
     }
     for (uint32_t page = c->t.pools[pool].end_page; page < c->t.pools[pool].num_pages; page++) {
         if (live->recs[page].state != RECORD_FREE) { // nothing above would have looked at it
-            return damaged(err, "page %u of pool %u is behind its sealed pages", page, pool);
+            return core_damaged(err, "page %u of pool %u is behind its sealed pages", page, pool);
         }
     }
     return 0;
@@ -140,12 +129,13 @@ static int count_row(struct core *c, uint32_t seq, uint32_t first, uint32_t end,
         uint32_t page = row[i];
         if (page >= c->t.pools[rec->pool].num_pages || last[page] == seq + 1 ||
             !count_named(c, seq, page, last)) {
-            return damaged(err, "entry %u of sequence %u names page %u", i, seq, page);
+            return core_damaged(err, "entry %u of sequence %u names page %u", i, seq, page);
         }
         if (!is_in_place(c, seq, i, page) ||
             (i < rec->tracked >> live->page_shift && !is_tracked_page(c, seq, i))) {
-            return damaged(err, "entry %u of sequence %u names page %u, which is not its prefix", i,
-                           seq, page);
+            return core_damaged(err,
+                                "entry %u of sequence %u names page %u, which is not its prefix", i,
+                                seq, page);
         }
     }
     return 0;
@@ -179,12 +169,12 @@ static int count_reserved(struct core *c, uint32_t step, uint32_t *last, struct 
         const uint32_t *row = pool_row(pool, items.rows[i]);
         for (uint32_t p = 0; p < committed; p++) {
             if (row[p] == old_page) {
-                return damaged(err, "old page %u of item %u of step %u", old_page, i, step);
+                return core_damaged(err, "old page %u of item %u of step %u", old_page, i, step);
             }
         }
         if (!is_in_place(c, seq, committed - 1, old_page) ||
             !count_named(c, seq, old_page, of_pool(c, seq, last))) {
-            return damaged(err, "old page %u of item %u of step %u", old_page, i, step);
+            return core_damaged(err, "old page %u of item %u of step %u", old_page, i, step);
         }
     }
     return rc;
@@ -203,11 +193,11 @@ static int check_written_pages(const struct core *c, uint32_t step, struct err *
         const uint32_t *row = pool_row(pool, items.rows[i]);
         for (uint32_t p = length >> pool->page_shift; p < pool_pages(pool, items.kv_len[i]); p++) {
             if (is_sealed(pool, row[p])) {
-                return damaged(err, "page %u is written by step %u and sealed", row[p], step);
+                return core_damaged(err, "page %u is written by step %u and sealed", row[p], step);
             }
             if (pool->pages.refs[row[p]] != 1) {
-                return damaged(err, "page %u is written by step %u and has %u references", row[p],
-                               step, pool->pages.refs[row[p]]);
+                return core_damaged(err, "page %u is written by step %u and has %u references",
+                                    row[p], step, pool->pages.refs[row[p]]);
             }
         }
     }
@@ -224,7 +214,7 @@ static int count_pins(struct core *c, struct err *err) {
             c->t.pools[rec->pool].state != RECORD_LIVE || rec->ns >= c->pools[rec->pool].num_ns ||
             rec->page >= c->t.pools[rec->pool].end_page ||
             !is_sealed(&c->pools[rec->pool], rec->page)) {
-            return damaged(err, "pin %u", i);
+            return core_damaged(err, "pin %u", i);
         }
         struct pool_live *live = &c->pools[rec->pool];
         for (uint32_t page = rec->page; page != LAYOUT_NONE; page = live->recs[page].parent) {
@@ -237,27 +227,17 @@ static int count_pins(struct core *c, struct err *err) {
     return 0;
 }
 
-static bool pin_used(const void *arg, uint32_t id) {
-    const struct core *c = arg;
-    return c->t.pins[id].state == RECORD_LIVE;
-}
-
-static bool step_used(const void *arg, uint32_t id) {
-    const struct core *c = arg;
-    return c->t.steps[id].state == RECORD_LIVE;
-}
-
 static int count_all(struct core *c, uint32_t *last, struct err *err) {
     int rc = count_committed(c, last, err);
     for (uint32_t s = 0; rc == 0 && s < c->step_ids.fresh; s++) {
-        rc = step_used(c, s) ? count_reserved(c, s, last, err) : 0;
+        rc = core_step_used(c, s) ? count_reserved(c, s, last, err) : 0;
     }
     for (uint32_t s = 0; rc == 0 && s < c->step_ids.fresh; s++) {
-        rc = step_used(c, s) ? check_written_pages(c, s, err) : 0;
+        rc = core_step_used(c, s) ? check_written_pages(c, s, err) : 0;
     }
     if (rc == 0) {
         rc = count_pins(c, err);
-        ids_fill(&c->pin_ids, pin_used, c);
+        ids_fill(&c->pin_ids, core_pin_used, c);
     }
     return rc;
 }
@@ -303,18 +283,13 @@ static int rebuild_cache(struct core *c, uint32_t pool, uint32_t *heads, uint32_
     }
     for (uint32_t ns = 0; ns < live->num_ns; ns++) {
         if (ns_used(live, ns) > live->ns_recs[ns].limit) {
-            return damaged(err, "namespace %u of pool %u is over its limit", ns, pool);
+            return core_damaged(err, "namespace %u of pool %u is over its limit", ns, pool);
         }
     }
     if (live->promised > c->t.pools[pool].num_pages) {
-        return damaged(err, "pool %u promises more pages than it has", pool);
+        return core_damaged(err, "pool %u promises more pages than it has", pool);
     }
     return 0;
-}
-
-static bool page_used(const void *arg, uint32_t page) {
-    const struct pool_live *live = arg;
-    return live->pages.refs[page] > 0 || is_sealed(live, page);
 }
 
 int core_rebuild_pages(struct core *c, struct err *err) {
@@ -343,7 +318,7 @@ int core_rebuild_pages(struct core *c, struct err *err) {
     }
     for (uint32_t i = 0; rc == 0 && i < c->limits.max_pools; i++) {
         if (c->t.pools[i].state == RECORD_LIVE) {
-            pages_fill(&c->pools[i].pages, page_used, &c->pools[i]);
+            pages_fill(&c->pools[i].pages, core_page_used, &c->pools[i]);
             rc = rebuild_cache(c, i, last, order, err);
         }
     }

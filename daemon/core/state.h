@@ -245,7 +245,6 @@ int core_rebuild(struct core *c, struct err *err);
 int core_rebuild_pages(struct core *c, struct err *err); // its last part
 
 // check.c and check_sealed.c: the live tables against those of a core rebuilt from the same block.
-__attribute__((format(printf, 2, 3))) int core_violated(struct err *err, const char *fmt, ...);
 int core_compare_cache(const struct core *live, const struct core *want, struct err *err);
 
 #endif

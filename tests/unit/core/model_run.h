@@ -137,4 +137,21 @@ void run_model(const struct scale *scale, uint64_t num_ops, const struct run_hoo
     .name = name_, .layers = layers_, .kv_heads = 1, .head_dim = 8, .page_size = page_size_, \
     .dtype = KVPOOL_BF16
 
+// The limits and pools of a configuration so small that everything in it can be checked after every
+// operation.
+#define RUN_SMALL                                                                                 \
+    .limits = {.max_pools = 2,                                                                    \
+               .max_sessions = 4,                                                                 \
+               .max_seqs = 24,                                                                    \
+               .max_steps = 7,                                                                    \
+               .max_session_steps = 3,                                                            \
+               .max_batch = 6,                                                                    \
+               .max_table_entries = 512,                                                          \
+               .max_pages = 80,                                                                   \
+               .max_page_tokens = 800,                                                            \
+               .max_pins = 5},                                                                    \
+    .pools = {{RUN_GEOMETRY("small", 2, 8), .num_pages = 64, .max_seqs = 20, .max_seq_len = 100}, \
+              {RUN_GEOMETRY("other", 3, 16), .num_pages = 16, .max_seqs = 8, .max_seq_len = 90,   \
+               .policy = CORE_S3FIFO}}
+
 #endif

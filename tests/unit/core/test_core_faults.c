@@ -138,20 +138,7 @@ static int fail_each(struct run *r, run_call_fn call, void *arg, int want) {
 static void every_allocation_fails_once(void **state) {
     (void)state;
     static const struct scale scale = {
-        .limits = {.max_pools = 2,
-                   .max_sessions = 4,
-                   .max_seqs = 24,
-                   .max_steps = 7,
-                   .max_session_steps = 3,
-                   .max_batch = 6,
-                   .max_table_entries = 512,
-                   .max_pages = 80,
-                   .max_page_tokens = 800,
-                   .max_pins = 5},
-        .pools = {{RUN_GEOMETRY("small", 2, 8), .num_pages = 64, .max_seqs = 20,
-                   .max_seq_len = 100},
-                  {RUN_GEOMETRY("other", 3, 16), .num_pages = 16, .max_seqs = 8, .max_seq_len = 90,
-                   .policy = CORE_S3FIFO}},
+        RUN_SMALL,
         .check_every = 10,
         .verify_every = 1,
         .attach_every = 50,
