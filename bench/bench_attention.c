@@ -175,6 +175,7 @@ static int fill_pool(struct setup *s, uint64_t *state) {
                 .kind = BACKEND_APPEND,
                 .u.append = {l,
                              {1, &s->rows[i], &len, indptr},
+                             {0},
                              tensor(s->kv, 0, KV_HEADS),
                              tensor(s->kv, v_offset, KV_HEADS)},
             };
@@ -187,16 +188,18 @@ static int fill_pool(struct setup *s, uint64_t *state) {
 static int setup_open(struct setup *s) {
     struct err err = {0};
     struct backend_config config = {0};
-    struct kv_geometry g = {LAYERS, KV_HEADS, HEAD_DIM, PAGE_SIZE, KVPOOL_BF16};
+    struct kv_geometry g = {LAYERS, KV_HEADS, HEAD_DIM, PAGE_SIZE, KVPOOL_BF16, 0};
     uint64_t state = 88172645463325252u;
     size_t kv_elements = (size_t)2 * KV_LEN * KV_HEADS * HEAD_DIM;
     size_t q_elements = (size_t)PREFILL_LEN * QO_HEADS * HEAD_DIM;
     if (backend_find("cpu", &s->ops, &err) != 0 || s->ops->open(&config, &s->backend, &err) != 0 ||
-        s->ops->pool_open(s->backend, &g, PAGES, BATCH, ROW_PAGES, &s->pool, &err) != 0 ||
+        s->ops->pool_open(s->backend, &g, BACKEND_FD, PAGES, BATCH, ROW_PAGES, &s->pool, &err) !=
+            0 ||
         s->ops->stream_open(s->backend, &s->stream, &err) != 0 ||
-        s->ops->mem_alloc(s->backend, kv_elements * 2, &s->kv, &err) != 0 ||
+        s->ops->mem_alloc(s->backend, kv_elements * 2, BACKEND_HOST, BACKEND_FD, &s->kv, &err) !=
+            0 ||
         s->ops->mem_alloc(s->backend, q_elements * 2 * 2 + (size_t)PREFILL_LEN * QO_HEADS * 4,
-                          &s->io, &err) != 0) {
+                          BACKEND_HOST, BACKEND_FD, &s->io, &err) != 0) {
         fprintf(stderr, "bench attention: %s\n", err.text);
         return 1;
     }

@@ -157,8 +157,8 @@ static int check_pool_bytes(const struct config *c, struct err *err) {
     uint64_t total = 0;
     for (uint32_t i = 0; i < c->num_pools; i++) {
         const struct core_pool_config *p = &c->pools[i];
-        const struct kv_geometry g = {p->layers, p->kv_heads, p->head_dim, p->page_size,
-                                      (kvpool_dtype)p->dtype};
+        const struct kv_geometry g = {
+            p->layers, p->kv_heads, p->head_dim, p->page_size, (kvpool_dtype)p->dtype, 0};
         uint64_t bytes;
         if (__builtin_mul_overflow((uint64_t)p->layers * kv_page_bytes(&g), p->num_pages, &bytes) ||
             __builtin_add_overflow(total, bytes, &total)) {

@@ -91,8 +91,12 @@ __attribute__((format(printf, 3, 4))) static void fail(struct parser *p, unsigne
 
 // Turns `size` into num_pages, and both into one truth.
 static void settle_pages(struct parser *p, struct core_pool_config *pool) {
-    const struct kv_geometry g = {pool->layers, pool->kv_heads, pool->head_dim, pool->page_size,
-                                  (kvpool_dtype)pool->dtype};
+    const struct kv_geometry g = {pool->layers,
+                                  pool->kv_heads,
+                                  pool->head_dim,
+                                  pool->page_size,
+                                  (kvpool_dtype)pool->dtype,
+                                  0};
     uint64_t page, pages;
     if ((p->seen_pool & 1u << KEY_SIZE) == 0) {
         return;

@@ -114,7 +114,9 @@ static int create_region(struct dispatch *d, struct fdsock_conn *conn, const str
     if (status != 0)
         return status;
     struct proto_region_reply reply = {.region = region->handle, .bytes = region->bytes};
-    reply_packet(d, conn, msg, &reply, sizeof reply, engine_ops(d->engine)->mem_fd(region->mem));
+    struct backend_handle handle;
+    engine_ops(d->engine)->mem_handle(region->mem, &handle);
+    reply_packet(d, conn, msg, &reply, sizeof reply, handle.fd);
     return 0;
 }
 

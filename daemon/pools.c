@@ -47,8 +47,8 @@ static int open_backend_pool(struct pools *ps, const struct core_pool_info *info
                        " are in use",
                        c->name, bytes, ps->bytes, max);
     struct backend_pool *backend;
-    int status = ps->config.ops->pool_open(ps->config.backend, &g, c->num_pages, c->max_seqs,
-                                           info->row_entries, &backend, err);
+    int status = ps->config.ops->pool_open(ps->config.backend, &g, BACKEND_FD, c->num_pages,
+                                           c->max_seqs, info->row_entries, &backend, err);
     if (status != 0)
         return status;
     ps->slots[info->index] = (struct pool){

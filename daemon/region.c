@@ -75,7 +75,7 @@ int region_create(struct regions *rs, uint64_t session, struct region_quota *quo
     struct region *r = calloc(1, sizeof *r);
     if (r == NULL)
         return err_set(err, KVPOOL_E_NOMEM, "region: no memory");
-    status = rs->ops->mem_alloc(rs->backend, bytes, &r->mem, err);
+    status = rs->ops->mem_alloc(rs->backend, bytes, BACKEND_HOST, BACKEND_FD, &r->mem, err);
     if (status != 0) {
         free(r);
         return status;

@@ -30,7 +30,7 @@
 
 #include "proto/err.h"
 
-#define BACKEND_API_VERSION 2u
+#define BACKEND_API_VERSION 3u
 
 struct backend;        // one opened device
 struct backend_mem;    // exportable memory (a region)
@@ -39,20 +39,44 @@ struct backend_stream; // order of execution
 
 struct kv_geometry {
     uint32_t layers, kv_heads, head_dim, page_size;
-    kvpool_dtype dtype;
+    kvpool_dtype dtype;    // of q, k, v and out
+    kvpool_dtype kv_dtype; // of the planes: 0 = dtype, or KVPOOL_FP8_E4M3
 };
+
+static inline kvpool_dtype kv_plane_dtype(const struct kv_geometry *g) {
+    return g->kv_dtype != 0 ? g->kv_dtype : g->dtype;
+}
 
 // Bytes of one element, of one page in one layer (K and V, all heads), of one plane.
 static inline size_t kv_dtype_size(kvpool_dtype dtype) {
-    return dtype == KVPOOL_FP32 ? 4 : 2;
+    return dtype == KVPOOL_FP32 ? 4 : dtype == KVPOOL_FP8_E4M3 ? 1 : 2;
 }
 static inline size_t kv_page_bytes(const struct kv_geometry *g) {
-    return (size_t)2 * g->kv_heads * g->page_size * g->head_dim * kv_dtype_size(g->dtype);
+    return (size_t)2 * g->kv_heads * g->page_size * g->head_dim * kv_dtype_size(kv_plane_dtype(g));
 }
 
 struct backend_config {
     uint32_t threads; // cpu: compute threads, 0 = one per available core
     int device;       // cuda: ordinal
+};
+
+// Where memory is, and how another process gets it.
+enum backend_place {
+    BACKEND_HOST,   // the CPU and the device reach it; a memfd
+    BACKEND_DEVICE, // the device's memory; cpu: as BACKEND_HOST
+};
+enum backend_export {
+    BACKEND_FD,  // a file descriptor; outlives the process
+    BACKEND_IPC, // a CUDA IPC handle; dies with the process. cpu: refused
+};
+// What another process opens memory with. fd: borrowed (dup it to keep it), -1 with BACKEND_IPC.
+struct backend_handle {
+    enum backend_place place;
+    enum backend_export how;
+    int fd;
+    unsigned char ipc[64]; // cudaIpcMemHandle_t
+    uint64_t offset;       // of the memory in what the handle opens, bytes
+    uint64_t bytes;        // of what the handle opens
 };
 
 // A tensor [tokens][heads][head_dim] in exportable memory; strides in elements.
@@ -86,9 +110,17 @@ struct backend_batch {
     const uint32_t *kv_len;    // [n]
     const uint32_t *qo_indptr; // [n+1], starts at 0
 };
+// How an fp8 pool stores K and V: x / scale, rounded to nearest even, at most +-448 (a NaN stays one).
+// Of a pool whose planes have the tensors' dtype: ignored.
+struct backend_scales {
+    float k, v; // > 0; 0: 1
+    struct backend_tensor
+        heads; // fp32 [2][kv_heads], dense: K's scales, then V's; mem NULL: k and v
+};
 struct backend_append_op { // token j of i goes to position kv_len[i] - q_len[i] + j
     uint32_t layer;
     struct backend_batch batch;
+    struct backend_scales scales;
     struct backend_tensor k, v; // [nnz][kv_heads][head_dim]
 };
 struct backend_attend_op { // semantics: "Attention" in include/kvpool/kvpool.h
@@ -102,6 +134,11 @@ struct backend_attend_op { // semantics: "Attention" in include/kvpool/kvpool.h
     // One sequence's queries a..b of a longer op, a a multiple of row_block's queries: their bits are
     // those that they have in the longer op.
     bool part;
+    // A sequence's bits do not depend on the others in the batch.
+    bool batch_invariant;
+    struct backend_scales scales;
+    struct backend_tensor sinks;  // fp32 [qo_heads], dense: a logit more in every row of the head,
+                                  // with no value; mem NULL: none
     struct backend_tensor q, out; // [nnz][qo_heads][head_dim]
     struct backend_tensor lse;    // fp32 [nnz][qo_heads], mem NULL: none
 };
@@ -144,24 +181,38 @@ struct backend_ops {
     // Blocks of rows that it works on side by side (optional: 1).
     uint32_t (*lanes)(const struct backend *b);
 
-    // Zeroed memory that another process can map. bytes > 0, rounded up. Errors: NOMEM.
-    int (*mem_alloc)(struct backend *b, uint64_t bytes, struct backend_mem **ret, struct err *err);
+    // Zeroed memory that another process can map. bytes > 0, rounded up. Errors: NOMEM,
+    // UNSUPPORTED (cpu: BACKEND_IPC; BACKEND_HOST with BACKEND_IPC).
+    int (*mem_alloc)(struct backend *b, uint64_t bytes, enum backend_place place,
+                     enum backend_export how, struct backend_mem **ret, struct err *err);
+    // Another process's device memory: bytes at `offset` of what the handle opens. Optional (cpu has
+    // none). Errors: INVAL (handle not of this device, range outside it), NOMEM.
+    int (*mem_import)(struct backend *b, const struct backend_handle *handle, uint64_t bytes,
+                      struct backend_mem **ret, struct err *err);
     void (*mem_free)(struct backend *b, struct backend_mem *mem);
     uint64_t (*mem_bytes)(const struct backend_mem *mem);
-    // The fd stays the backend's; dup it to keep it.
-    int (*mem_fd)(const struct backend_mem *mem);
-    // Address in this process, or NULL when the CPU cannot reach it (cuda).
+    void (*mem_handle)(const struct backend_mem *mem, struct backend_handle *ret);
+    // Address in this process, or NULL when the CPU cannot reach it (cuda: BACKEND_DEVICE).
     void *(*mem_host)(const struct backend_mem *mem);
 
     // Planes of num_pages pages, and a page table of rows x row_entries. Errors: NOMEM (names the
-    // bytes wanted and available).
-    int (*pool_open)(struct backend *b, const struct kv_geometry *geometry, uint32_t num_pages,
-                     uint32_t rows, uint32_t row_entries, struct backend_pool **ret,
-                     struct err *err);
+    // bytes wanted and available), UNSUPPORTED (geometry or export that the backend has not; the text
+    // names what it has).
+    int (*pool_open)(struct backend *b, const struct kv_geometry *geometry, enum backend_export how,
+                     uint32_t num_pages, uint32_t rows, uint32_t row_entries,
+                     struct backend_pool **ret, struct err *err);
     void (*pool_close)(struct backend *b, struct backend_pool *pool);
     uint64_t (*pool_bytes)(const struct backend_pool *pool); // K and V, all layers
-    // Host address of one plane (tests, tools), NULL when the CPU cannot reach it.
+    // What opens all planes: that of layer l begins at l * kv_page_bytes * num_pages of the memory.
+    void (*pool_handle)(const struct backend_pool *pool, struct backend_handle *ret);
+    // Host address of one plane, NULL when the CPU cannot reach it.
     void *(*pool_plane)(const struct backend_pool *pool, uint32_t layer);
+    // Copies bytes of one plane to or from the host, with nothing in flight on the pool (tests,
+    // tools). Errors: BACKEND.
+    int (*pool_read)(struct backend *b, const struct backend_pool *pool, uint32_t layer,
+                     uint64_t offset, void *to, uint64_t bytes, struct err *err);
+    int (*pool_write)(struct backend *b, struct backend_pool *pool, uint32_t layer, uint64_t offset,
+                      const void *from, uint64_t bytes, struct err *err);
 
     int (*stream_open)(struct backend *b, struct backend_stream **ret, struct err *err);
     void (*stream_close)(struct backend *b, struct backend_stream *s); // idle

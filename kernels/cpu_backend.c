@@ -80,8 +80,12 @@ static uint32_t cpu_lanes(const struct backend *b) {
 // ---------------------------------------------------------------------------------------------
 // Memory
 
-static int cpu_mem_alloc(struct backend *b, uint64_t bytes, struct backend_mem **ret,
-                         struct err *err) {
+static int cpu_mem_alloc(struct backend *b, uint64_t bytes, enum backend_place place,
+                         enum backend_export how, struct backend_mem **ret, struct err *err) {
+    (void)place;
+    if (how != BACKEND_FD)
+        return err_set(err, KVPOOL_E_UNSUPPORTED,
+                       "the cpu backend exports memory as file descriptors only");
     struct backend_mem *mem = malloc(sizeof *mem);
     if (mem == NULL)
         return err_set(err, KVPOOL_E_NOMEM, "no memory for a region of %" PRIu64 " bytes", bytes);
@@ -103,8 +107,9 @@ static void cpu_mem_free(struct backend *b, struct backend_mem *mem) {
 static uint64_t cpu_mem_bytes(const struct backend_mem *mem) {
     return mem->block.bytes;
 }
-static int cpu_mem_fd(const struct backend_mem *mem) {
-    return mem->block.fd;
+static void cpu_mem_handle(const struct backend_mem *mem, struct backend_handle *ret) {
+    *ret = (struct backend_handle){
+        .place = BACKEND_HOST, .how = BACKEND_FD, .fd = mem->block.fd, .bytes = mem->block.bytes};
 }
 static void *cpu_mem_host(const struct backend_mem *mem) {
     return mem->block.base;
@@ -113,10 +118,13 @@ static void *cpu_mem_host(const struct backend_mem *mem) {
 // ---------------------------------------------------------------------------------------------
 // Pools
 
-static int cpu_pool_open(struct backend *b, const struct kv_geometry *geometry, uint32_t num_pages,
-                         uint32_t rows, uint32_t row_entries, struct backend_pool **ret,
-                         struct err *err) {
+static int cpu_pool_open(struct backend *b, const struct kv_geometry *geometry,
+                         enum backend_export how, uint32_t num_pages, uint32_t rows,
+                         uint32_t row_entries, struct backend_pool **ret, struct err *err) {
     int status;
+    if (how != BACKEND_FD)
+        return err_set(err, KVPOOL_E_UNSUPPORTED,
+                       "the cpu backend exports pools as file descriptors only");
     size_t page_bytes = kv_page_bytes(geometry);
     size_t plane_bytes;
     size_t bytes;
@@ -146,7 +154,7 @@ static int cpu_pool_open(struct backend *b, const struct kv_geometry *geometry, 
         .plane_stride = plane_bytes,
         .page_bytes = page_bytes,
         .slab_bytes = page_bytes / 2 / geometry->kv_heads,
-        .row_bytes = geometry->head_dim * kv_dtype_size(geometry->dtype),
+        .row_bytes = geometry->head_dim * kv_dtype_size(kv_plane_dtype(geometry)),
         .page_shift = (uint32_t)__builtin_ctz(geometry->page_size),
         .num_pages = num_pages,
         .row_entries = row_entries,
@@ -172,8 +180,26 @@ static void cpu_pool_close(struct backend *b, struct backend_pool *pool) {
 static uint64_t cpu_pool_bytes(const struct backend_pool *pool) {
     return pool->cache.plane_stride * pool->cache.geometry.layers;
 }
+static void cpu_pool_handle(const struct backend_pool *pool, struct backend_handle *ret) {
+    *ret = (struct backend_handle){
+        .place = BACKEND_HOST, .how = BACKEND_FD, .fd = pool->block.fd, .bytes = pool->block.bytes};
+}
 static void *cpu_pool_plane(const struct backend_pool *pool, uint32_t layer) {
     return cpu_cache_plane(&pool->cache, layer);
+}
+static int cpu_pool_read(struct backend *b, const struct backend_pool *pool, uint32_t layer,
+                         uint64_t offset, void *to, uint64_t bytes, struct err *err) {
+    (void)b;
+    (void)err;
+    memcpy(to, (const char *)cpu_cache_plane(&pool->cache, layer) + offset, bytes);
+    return 0;
+}
+static int cpu_pool_write(struct backend *b, struct backend_pool *pool, uint32_t layer,
+                          uint64_t offset, const void *from, uint64_t bytes, struct err *err) {
+    (void)b;
+    (void)err;
+    memcpy((char *)cpu_cache_plane(&pool->cache, layer) + offset, from, bytes);
+    return 0;
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -241,12 +267,15 @@ const struct backend_ops backend_cpu = {
     .mem_alloc = cpu_mem_alloc,
     .mem_free = cpu_mem_free,
     .mem_bytes = cpu_mem_bytes,
-    .mem_fd = cpu_mem_fd,
+    .mem_handle = cpu_mem_handle,
     .mem_host = cpu_mem_host,
     .pool_open = cpu_pool_open,
     .pool_close = cpu_pool_close,
     .pool_bytes = cpu_pool_bytes,
+    .pool_handle = cpu_pool_handle,
     .pool_plane = cpu_pool_plane,
+    .pool_read = cpu_pool_read,
+    .pool_write = cpu_pool_write,
     .stream_open = cpu_stream_open,
     .stream_close = cpu_stream_close,
     .submit = cpu_submit,

@@ -186,6 +186,7 @@ typedef enum kvpool_dtype {
     KVPOOL_FP16 = 1,
     KVPOOL_BF16 = 2,
     KVPOOL_FP32 = 3,
+    KVPOOL_FP8_E4M3 = 4, // of a pool's pages only: see kv_dtype
 } kvpool_dtype;
 
 #define KVPOOL_MAX_LAYERS 512

@@ -146,9 +146,9 @@ static void cpu_close(struct backend *b) {
 static const char *cpu_describe(const struct backend *b) {
     return backend_cpu.describe(b);
 }
-static int cpu_mem_alloc(struct backend *b, uint64_t bytes, struct backend_mem **ret,
-                         struct err *err) {
-    return backend_cpu.mem_alloc(b, bytes, ret, err);
+static int cpu_mem_alloc(struct backend *b, uint64_t bytes, enum backend_place place,
+                         enum backend_export how, struct backend_mem **ret, struct err *err) {
+    return backend_cpu.mem_alloc(b, bytes, place, how, ret, err);
 }
 static void cpu_mem_free(struct backend *b, struct backend_mem *mem) {
     backend_cpu.mem_free(b, mem);
@@ -156,16 +156,16 @@ static void cpu_mem_free(struct backend *b, struct backend_mem *mem) {
 static uint64_t cpu_mem_bytes(const struct backend_mem *mem) {
     return backend_cpu.mem_bytes(mem);
 }
-static int cpu_mem_fd(const struct backend_mem *mem) {
-    return backend_cpu.mem_fd(mem);
+static void cpu_mem_handle(const struct backend_mem *mem, struct backend_handle *ret) {
+    backend_cpu.mem_handle(mem, ret);
 }
 static void *cpu_mem_host(const struct backend_mem *mem) {
     return backend_cpu.mem_host(mem);
 }
-static int cpu_pool_open(struct backend *b, const struct kv_geometry *g, uint32_t pages,
-                         uint32_t rows, uint32_t entries, struct backend_pool **ret,
+static int cpu_pool_open(struct backend *b, const struct kv_geometry *g, enum backend_export how,
+                         uint32_t pages, uint32_t rows, uint32_t entries, struct backend_pool **ret,
                          struct err *err) {
-    return backend_cpu.pool_open(b, g, pages, rows, entries, ret, err);
+    return backend_cpu.pool_open(b, g, how, pages, rows, entries, ret, err);
 }
 static void cpu_pool_close(struct backend *b, struct backend_pool *pool) {
     backend_cpu.pool_close(b, pool);
@@ -192,7 +192,7 @@ const struct backend_ops held = {.name = "cpu",
                                  .mem_alloc = cpu_mem_alloc,
                                  .mem_free = cpu_mem_free,
                                  .mem_bytes = cpu_mem_bytes,
-                                 .mem_fd = cpu_mem_fd,
+                                 .mem_handle = cpu_mem_handle,
                                  .mem_host = cpu_mem_host,
                                  .pool_open = cpu_pool_open,
                                  .pool_close = cpu_pool_close,

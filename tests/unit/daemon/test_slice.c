@@ -147,8 +147,12 @@ static void random_case(const char *isa) {
     size_t longest = round_up(entries * g.page_size, 1);
     size_t out_bytes = (size_t)tokens * q_stride * element, lse_bytes = tokens * lse_stride * 4;
     size_t lse_at = (out_bytes + 63) / 64 * 64;
-    assert_int_equal(backend_cpu.mem_alloc(b, 2 * longest * kv_stride * element, &kv, &err), 0);
-    assert_int_equal(backend_cpu.mem_alloc(b, (size_t)tokens * q_stride * element, &q, &err), 0);
+    assert_int_equal(backend_cpu.mem_alloc(b, 2 * longest * kv_stride * element, BACKEND_HOST,
+                                           BACKEND_FD, &kv, &err),
+                     0);
+    assert_int_equal(backend_cpu.mem_alloc(b, (size_t)tokens * q_stride * element, BACKEND_HOST,
+                                           BACKEND_FD, &q, &err),
+                     0);
     fill_random(backend_cpu.mem_host(kv), 2 * longest * kv_stride * element, g.dtype);
     fill_random(backend_cpu.mem_host(q), (size_t)tokens * q_stride * element, g.dtype);
     struct slicer slicers[2];
@@ -157,9 +161,12 @@ static void random_case(const char *isa) {
     for (uint32_t i = 0; i < pages; i++)
         ids[i] = pages - 1 - i;
     for (int way = 0; way < 2; way++) {
-        assert_int_equal(backend_cpu.pool_open(b, &g, pages, batch.n, entries, &pools[way], &err),
+        assert_int_equal(
+            backend_cpu.pool_open(b, &g, BACKEND_FD, pages, batch.n, entries, &pools[way], &err),
+            0);
+        assert_int_equal(backend_cpu.mem_alloc(b, lse_at + lse_bytes, BACKEND_HOST, BACKEND_FD,
+                                               &outs[way], &err),
                          0);
-        assert_int_equal(backend_cpu.mem_alloc(b, lse_at + lse_bytes, &outs[way], &err), 0);
         slicers[way] = slicer_for(&g, pools[way], way == 0 ? UINT64_MAX : 3000 + pick(2000000));
         for (uint32_t i = 0; i < batch.n; i++) {
             struct batch one = {.n = 1,

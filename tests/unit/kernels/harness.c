@@ -114,7 +114,7 @@ void harness_run(struct backend *b, struct backend_pool *pool, const struct back
 struct backend_mem *harness_alloc(struct backend *b, size_t bytes) {
     struct backend_mem *mem = NULL;
     struct err err = {0};
-    if (harness_ops()->mem_alloc(b, bytes, &mem, &err) != 0)
+    if (harness_ops()->mem_alloc(b, bytes, BACKEND_HOST, BACKEND_FD, &mem, &err) != 0)
         fail_msg("%s", err.text);
     return mem;
 }
@@ -266,7 +266,7 @@ static void poison_pool(struct backend *b, struct backend_pool *pool, const stru
     for (uint32_t layer = 0; layer < 2; layer++)
         ops[1 + layer] = (struct backend_op){
             .kind = BACKEND_APPEND,
-            .u.append = {layer, {1, &row, &tokens, indptr}, nan, nan},
+            .u.append = {layer, {1, &row, &tokens, indptr}, {0}, nan, nan},
         };
     harness_run(b, pool, ops, 3);
     harness_ops()->mem_free(b, mem);
@@ -278,7 +278,7 @@ unsigned char *attention_run(struct backend *b, const struct attention_data *d, 
     const struct backend_ops *vt = harness_ops();
     const struct attention_case *c = &d->c;
     size_t element = kv_dtype_size(c->dtype);
-    struct kv_geometry g = {2, c->kv_heads, c->head_dim, c->page_size, c->dtype};
+    struct kv_geometry g = {2, c->kv_heads, c->head_dim, c->page_size, c->dtype, 0};
     const uint32_t layer = 1;
     uint64_t state = page_seed;
     struct err err = {0};
@@ -307,7 +307,7 @@ unsigned char *attention_run(struct backend *b, const struct attention_data *d, 
     row_entries = num_pages > row_entries ? num_pages : row_entries;
 
     struct backend_pool *pool = NULL;
-    if (vt->pool_open(b, &g, num_pages, 2 * n + 2, row_entries, &pool, &err) != 0)
+    if (vt->pool_open(b, &g, BACKEND_FD, num_pages, 2 * n + 2, row_entries, &pool, &err) != 0)
         fail_msg("%s", err.text);
     poison_pool(b, pool, &g, 0, num_pages);
 
@@ -356,7 +356,7 @@ unsigned char *attention_run(struct backend *b, const struct attention_data *d, 
     }
     ops[n] = (struct backend_op){
         .kind = BACKEND_APPEND,
-        .u.append = {layer, {n, rows, c->kv_len + first, kv_indptr}, k.t, v.t},
+        .u.append = {layer, {n, rows, c->kv_len + first, kv_indptr}, {0}, k.t, v.t},
     };
     ops[n + 1] = (struct backend_op){
         .kind = BACKEND_ATTEND,

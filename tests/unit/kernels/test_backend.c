@@ -68,6 +68,14 @@ static void test_an_unknown_kernel_is_refused(void **state) {
     assert_null(b);
 }
 
+static int exported(const struct backend_mem *mem) {
+    struct backend_handle handle;
+    backend_cpu.mem_handle(mem, &handle);
+    assert_int_equal(handle.how, BACKEND_FD);
+    assert_int_equal(handle.bytes, backend_cpu.mem_bytes(mem));
+    return handle.fd;
+}
+
 static void test_memory_is_zeroed_shared_and_rounded_up(void **state) {
     (void)state;
     struct backend *b = harness_open(NULL, 1);
@@ -79,7 +87,7 @@ static void test_memory_is_zeroed_shared_and_rounded_up(void **state) {
     char *host = backend_cpu.mem_host(mem);
     for (uint64_t i = 0; i < bytes; i++)
         assert_int_equal(host[i], 0);
-    char *other = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, backend_cpu.mem_fd(mem), 0);
+    char *other = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED, exported(mem), 0);
     assert_ptr_not_equal(other, MAP_FAILED);
     other[4999] = 42;
     assert_int_equal(host[4999], 42);
@@ -92,7 +100,7 @@ static void test_memory_cannot_be_resized_through_its_fd(void **state) {
     (void)state;
     struct backend *b = harness_open(NULL, 1);
     struct backend_mem *mem = harness_alloc(b, 1 << 16);
-    int fd = backend_cpu.mem_fd(mem);
+    int fd = exported(mem);
     assert_int_equal(ftruncate(fd, 0), -1);
     assert_int_equal(errno, EPERM);
     assert_int_equal(ftruncate(fd, 1 << 20), -1);
@@ -111,7 +119,8 @@ static void test_an_absurd_region_is_refused_with_the_bytes(void **state) {
     struct err err = {0};
     const uint64_t sizes[] = {(uint64_t)1 << 50, UINT64_MAX};
     for (size_t i = 0; i < 2; i++) {
-        assert_int_equal(backend_cpu.mem_alloc(b, sizes[i], &mem, &err), KVPOOL_E_NOMEM);
+        assert_int_equal(backend_cpu.mem_alloc(b, sizes[i], BACKEND_HOST, BACKEND_FD, &mem, &err),
+                         KVPOOL_E_NOMEM);
         assert_non_null(strstr(err.text, "bytes"));
         assert_non_null(strstr(err.text, "available"));
         assert_null(mem);
@@ -124,13 +133,14 @@ static void test_an_absurd_pool_is_refused_with_the_bytes(void **state) {
     struct backend *b = harness_open(NULL, 1);
     struct backend_pool *pool = NULL;
     struct err err = {0};
-    struct kv_geometry g = {32, 8, 128, 16, KVPOOL_BF16};
-    assert_int_equal(backend_cpu.pool_open(b, &g, 1u << 28, 1, 1, &pool, &err), KVPOOL_E_NOMEM);
+    struct kv_geometry g = {32, 8, 128, 16, KVPOOL_BF16, 0};
+    assert_int_equal(backend_cpu.pool_open(b, &g, BACKEND_FD, 1u << 28, 1, 1, &pool, &err),
+                     KVPOOL_E_NOMEM);
     assert_non_null(strstr(err.text, "562949953421312 bytes")); // 2^28 pages x 64 KiB x 32 layers
     assert_non_null(strstr(err.text, "available"));
     assert_null(pool);
-    struct kv_geometry huge = {512, 256, 576, 256, KVPOOL_FP32};
-    assert_int_equal(backend_cpu.pool_open(b, &huge, UINT32_MAX, 1, 1, &pool, &err),
+    struct kv_geometry huge = {512, 256, 576, 256, KVPOOL_FP32, 0};
+    assert_int_equal(backend_cpu.pool_open(b, &huge, BACKEND_FD, UINT32_MAX, 1, 1, &pool, &err),
                      KVPOOL_E_NOMEM);
     assert_null(pool);
     backend_cpu.close(b);
@@ -144,22 +154,24 @@ static void test_promised_memory_is_not_promised_twice(void **state) {
     struct backend_pool *pools[16] = {0};
     struct err err = {0};
     // 1/4 of what is available, in pages of 64 KiB; other programs come and go meanwhile.
-    struct kv_geometry g = {1, 8, 128, 16, KVPOOL_BF16};
+    struct kv_geometry g = {1, 8, 128, 16, KVPOOL_BF16, 0};
     struct backend_mem *mem = NULL;
-    assert_int_equal(backend_cpu.mem_alloc(b, UINT64_MAX, &mem, &err), KVPOOL_E_NOMEM);
+    assert_int_equal(backend_cpu.mem_alloc(b, UINT64_MAX, BACKEND_HOST, BACKEND_FD, &mem, &err),
+                     KVPOOL_E_NOMEM);
     const char *comma = strchr(err.text, ',');
     assert_non_null(comma);
     uint64_t available = strtoull(comma + 1, NULL, 10);
     assert_true(available > 1 << 20);
     uint32_t pages = (uint32_t)(available / 4 / kv_page_bytes(&g));
     uint32_t opened = 0;
-    while (opened < 16 && backend_cpu.pool_open(b, &g, pages, 1, 1, &pools[opened], &err) == 0)
+    while (opened < 16 &&
+           backend_cpu.pool_open(b, &g, BACKEND_FD, pages, 1, 1, &pools[opened], &err) == 0)
         opened++;
     assert_in_range(opened, 1, 8);
     assert_int_equal(err.status, KVPOOL_E_NOMEM);
     for (uint32_t i = 0; i < opened; i++)
         backend_cpu.pool_close(b, pools[i]);
-    assert_int_equal(backend_cpu.pool_open(b, &g, pages, 1, 1, &pools[0], &err), 0);
+    assert_int_equal(backend_cpu.pool_open(b, &g, BACKEND_FD, pages, 1, 1, &pools[0], &err), 0);
     backend_cpu.pool_close(b, pools[0]);
     backend_cpu.close(b);
 }

@@ -31,10 +31,11 @@ static void open_pool(struct fixture *f, uint32_t kv_heads, uint32_t head_dim, u
     struct err err = {0};
     f->ops = harness_ops();
     f->backend = harness_open(NULL, 3);
-    f->g = (struct kv_geometry){LAYERS, kv_heads, head_dim, page_size, dtype};
+    f->g = (struct kv_geometry){LAYERS, kv_heads, head_dim, page_size, dtype, 0};
     f->num_pages = num_pages;
     f->plane_bytes = num_pages * kv_page_bytes(&f->g);
-    if (f->ops->pool_open(f->backend, &f->g, num_pages, 8, ROW_ENTRIES, &f->pool, &err) != 0)
+    if (f->ops->pool_open(f->backend, &f->g, BACKEND_FD, num_pages, 8, ROW_ENTRIES, &f->pool,
+                          &err) != 0)
         fail_msg("%s", err.text);
     assert_int_equal(f->ops->pool_bytes(f->pool), f->plane_bytes * LAYERS);
     for (uint32_t l = 0; l < LAYERS; l++) {
@@ -89,7 +90,7 @@ static void check_append(uint32_t kv_heads, uint32_t head_dim, uint32_t page_siz
     struct backend_op ops[3] = {
         table_op(rows[0], 0, ROW_ENTRIES, ids[0]),
         table_op(rows[1], 0, ROW_ENTRIES, ids[1]),
-        {.kind = BACKEND_APPEND, .u.append = {layer, {2, rows, kv_len, indptr}, k, v}},
+        {.kind = BACKEND_APPEND, .u.append = {layer, {2, rows, kv_len, indptr}, {0}, k, v}},
     };
     harness_run(f.backend, f.pool, ops, 3);
 
@@ -131,7 +132,7 @@ static void test_sequences_without_new_tokens_are_left_alone(void **state) {
     struct backend_tensor t = {mem, 0, 32, 16};
     struct backend_op ops[] = {
         table_op(1, 0, 1, ids),
-        {.kind = BACKEND_APPEND, .u.append = {2, {3, rows, kv_len, indptr}, t, t}},
+        {.kind = BACKEND_APPEND, .u.append = {2, {3, rows, kv_len, indptr}, {0}, t, t}},
     };
     harness_run(f.backend, f.pool, ops, 2);
     for (uint32_t value = 0; value < 2; value++)
@@ -183,7 +184,7 @@ static void test_table_updates_apply_in_order(void **state) {
         table_op(2, 0, 1, middle), // a neighbouring row
         table_op(3, 0, 3, first),
         table_op(3, 1, 1, middle),
-        {.kind = BACKEND_APPEND, .u.append = {0, {1, &row, &kv_len, indptr}, t, t}},
+        {.kind = BACKEND_APPEND, .u.append = {0, {1, &row, &kv_len, indptr}, {0}, t, t}},
         table_op(3, 0, 1, middle + 0),
     };
     harness_run(f.backend, f.pool, ops, 5);
