@@ -17,17 +17,28 @@ struct append_job {
     const char *k, *v, *scales;
 };
 
+static float load_fp32(const char *from, size_t i) {
+    float x;
+    memcpy(&x, from + i * sizeof x, sizeof x);
+    return x;
+}
+static float load_bf16(const char *from, size_t i) {
+    uint16_t half;
+    memcpy(&half, from + i * sizeof half, sizeof half);
+    return dtype_bf16_to_fp32(half);
+}
+
 // n elements of `dtype` over `scale`, as e4m3.
 static void narrow(kvpool_dtype dtype, const char *from, float scale, size_t n, uint8_t *to) {
     if (dtype == KVPOOL_FP32)
         for (size_t i = 0; i < n; i++)
-            to[i] = dtype_fp32_to_e4m3(dtype_load(KVPOOL_FP32, from, i) / scale);
+            to[i] = dtype_fp32_to_e4m3(load_fp32(from, i) / scale);
     else if (dtype == KVPOOL_FP16)
         for (size_t i = 0; i < n; i++)
             to[i] = dtype_fp32_to_e4m3(dtype_load(KVPOOL_FP16, from, i) / scale);
     else
         for (size_t i = 0; i < n; i++)
-            to[i] = dtype_fp32_to_e4m3(dtype_load(KVPOOL_BF16, from, i) / scale);
+            to[i] = dtype_fp32_to_e4m3(load_bf16(from, i) / scale);
 }
 
 // One head's K or V of one token.

@@ -113,8 +113,6 @@ static inline vf v_words(kvpool_dtype dtype, const void *row, size_t i, v_mask m
     (void)mask;
     if (dtype == KVPOOL_FP32)
         return _mm256_loadu_ps((const float *)row + i);
-    if (dtype == KVPOOL_FP8_E4M3)
-        return widen_e4m3(_mm_loadl_epi64((const __m128i *)((const uint8_t *)row + i)));
     __m128i half = _mm_loadu_si128((const __m128i *)((const uint16_t *)row + i));
     if (dtype == KVPOOL_FP16)
         return _mm256_cvtph_ps(half);
@@ -140,6 +138,12 @@ static inline void v_out(kvpool_dtype dtype, void *out, size_t i, v_mask mask, v
         _mm_storeu_si128((__m128i *)((uint16_t *)out + i),
                          dtype == KVPOOL_FP16 ? _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT)
                                               : narrow_bf16(x));
+}
+
+#define V_WIDEN 8
+static inline void v_widen(kvpool_dtype dtype, void *out, const void *row, size_t i, v_mask mask) {
+    __m128i x = _mm_loadl_epi64((const __m128i *)((const uint8_t *)row + i));
+    v_out(dtype, out, i, mask, widen_e4m3(x));
 }
 
 #include "kernels/cpu_attention_kernel.h"

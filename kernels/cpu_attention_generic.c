@@ -110,6 +110,13 @@ static inline void v_out(kvpool_dtype dtype, void *out, size_t i, v_mask mask, v
         dtype_store(dtype, out, i + j, x[j]);
 }
 
+#define V_WIDEN 8
+static inline void v_widen(kvpool_dtype dtype, void *out, const void *row, size_t i, v_mask mask) {
+    (void)mask;
+    for (size_t j = i; j < i + V_WIDEN; j++)
+        dtype_store(dtype, out, j, dtype_e4m3_to_fp32(((const uint8_t *)row)[j]));
+}
+
 #include "kernels/cpu_attention_kernel.h"
 
 const struct attn_isa attn_generic = {"generic", attn_run, attn_finish};

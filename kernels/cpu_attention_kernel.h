@@ -12,8 +12,9 @@
 //   v_sum4(a,b,c,d,ret)     four v_hsum
 //   v_transpose(vf r[VW])
 //   v_mask v_first_lanes(n)       the first n elements of a load (all, when there are not as many)
-//   v_words(dtype, row, i, mask)  words i.. of a row of K, V or q, zero outside of the mask; of e4m3
-//                                 widened elements
+//   v_words(dtype, row, i, mask)  words i.. of a row of K, V or q, zero outside of the mask
+//   v_widen(dtype, out, row, i, mask)  elements i..i+V_WIDEN of an e4m3 row to those of a row of
+//                                 dtype: at most 32
 //   v_out(dtype, out, i, mask, x) narrows and stores elements i.. of an output row
 //   with ISA_PAIRS: v_dot_pairs(acc, a, b), v_pair_rows(a, b, i, mask_a, mask_b, &lo, &hi),
 //                   v_narrow_pairs(a, b)
@@ -134,14 +135,14 @@ ALWAYS struct span widen_as(struct attn_work *w, const struct span *span, size_t
         const char *next_v = t < next->n ? next->at[t] + next->v : v;
         char *to = w->wide + t * row_bytes;
         w->wide_at[t] = to;
-        for (size_t i = 0; i < w->head_dim; i += VW) {
+        for (size_t i = 0; i < w->head_dim; i += V_WIDEN) {
             v_mask mask = v_first_lanes(w->head_dim - i);
             if (i % 64 == 0) {
                 prefetch(next_k + i);
                 prefetch(next_v + i);
             }
-            v_out(dtype, to, i, mask, v_words(KVPOOL_FP8_E4M3, k, i, mask));
-            v_out(dtype, to + v_offset, i, mask, v_words(KVPOOL_FP8_E4M3, v, i, mask));
+            v_widen(dtype, to, k, i, mask);
+            v_widen(dtype, to + v_offset, v, i, mask);
         }
     }
     return (struct span){w->wide_at, span->n, 0, v_offset};

@@ -4,6 +4,7 @@
 #include "kernels/dtype.h"
 
 #include <immintrin.h>
+#include <stdbool.h>
 
 #define VW 16
 #define V_EXP2_LEAST -200.0f
@@ -104,24 +105,10 @@ static inline v_mask v_first_lanes(size_t n) {
     return n >= 32 ? ~(v_mask)0 : (v_mask)((1u << n) - 1u);
 }
 
-// As fp16, whose exponents are biased by 8 more; NaN is made one first.
-static inline vf widen_e4m3(__m128i x) {
-    __m256i e = _mm256_cvtepu8_epi16(x);
-    __m256i magnitude = _mm256_and_si256(e, _mm256_set1_epi16(0x7f));
-    __mmask16 nan = _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x7f));
-    __m256i half =
-        _mm256_or_si256(_mm256_slli_epi16(magnitude, 7),
-                        _mm256_slli_epi16(_mm256_and_si256(e, _mm256_set1_epi16(0x80)), 8));
-    half = _mm256_mask_mov_epi16(half, nan, _mm256_set1_epi16(0x7e00));
-    return _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(0x1p8f));
-}
-
 static inline vf v_words(kvpool_dtype dtype, const void *row, size_t i, v_mask mask32) {
     __mmask16 mask = (__mmask16)mask32;
     if (dtype == KVPOOL_FP32 || (ISA_PAIRS && dtype == KVPOOL_BF16))
         return _mm512_maskz_loadu_ps(mask, (const float *)row + i);
-    if (dtype == KVPOOL_FP8_E4M3)
-        return widen_e4m3(_mm_maskz_loadu_epi8(mask, (const uint8_t *)row + i));
     __m256i half = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)row + i);
     if (dtype == KVPOOL_FP16)
         return _mm512_cvtph_ps(half);
@@ -145,6 +132,40 @@ static inline void v_out(kvpool_dtype dtype, void *out, size_t i, v_mask mask32,
         _mm256_mask_storeu_epi16(
             (uint16_t *)out + i, mask,
             dtype == KVPOOL_FP16 ? _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT) : narrow_bf16(x));
+}
+
+// 32 e4m3, a 16-bit lane each, as fp16 or bf16: the exponent is rebiased, the eight denormals and NaN
+// are put in.
+static inline __m512i widen_e4m3(kvpool_dtype dtype, __m512i x) {
+    static const uint16_t fp16[8] = {0, 0x1800, 0x1c00, 0x1e00, 0x2000, 0x2100, 0x2200, 0x2300};
+    static const uint16_t bf16[8] = {0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60};
+    bool half = dtype == KVPOOL_FP16;
+    __m512i denormal =
+        _mm512_broadcast_i32x4(_mm_loadu_si128((const __m128i *)(half ? fp16 : bf16)));
+    __m512i magnitude = _mm512_and_si512(x, _mm512_set1_epi16(0x7f));
+    __m512i sign = _mm512_slli_epi16(_mm512_and_si512(x, _mm512_set1_epi16(0x80)), 8);
+    __m512i y = _mm512_add_epi16(_mm512_slli_epi16(magnitude, half ? 7 : 4),
+                                 _mm512_set1_epi16((short)(half ? 8 << 10 : 120 << 7)));
+    __mmask32 small = _mm512_cmplt_epi16_mask(magnitude, _mm512_set1_epi16(8));
+    y = _mm512_mask_permutexvar_epi16(y, small, magnitude, denormal);
+    __mmask32 nan = _mm512_cmpeq_epi16_mask(magnitude, _mm512_set1_epi16(0x7f));
+    y = _mm512_mask_mov_epi16(y, nan, _mm512_set1_epi16(0x7fff));
+    return _mm512_or_si512(y, sign);
+}
+
+#define V_WIDEN 32
+static inline void v_widen(kvpool_dtype dtype, void *out, const void *row, size_t i, v_mask mask) {
+    __m256i x = _mm256_maskz_loadu_epi8(mask, (const uint8_t *)row + i);
+    __m512i y = widen_e4m3(dtype == KVPOOL_FP32 ? KVPOOL_BF16 : dtype, _mm512_cvtepu8_epi16(x));
+    if (dtype != KVPOOL_FP32) {
+        _mm512_mask_storeu_epi16((uint16_t *)out + i, mask, y);
+        return;
+    }
+    __m512i low = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(y));
+    __m512i high = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64(y, 1));
+    _mm512_mask_storeu_epi32((float *)out + i, (__mmask16)mask, _mm512_slli_epi32(low, 16));
+    _mm512_mask_storeu_epi32((float *)out + i + 16, (__mmask16)(mask >> 16),
+                             _mm512_slli_epi32(high, 16));
 }
 
 #if ISA_PAIRS

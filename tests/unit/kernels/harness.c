@@ -178,6 +178,8 @@ struct attention_data *attention_data_new(const struct attention_case *c) {
     }
     for (size_t i = 0; i < d->tokens_q * query; i++)
         d->q[i] = rounded(c->dtype, random_normal(&state));
+    for (size_t i = 0; c->codes && i < d->tokens_kv * key; i++)
+        d->v[i] = (double)dtype_e4m3_to_fp32((uint8_t)i);
     make_scales(d, &state);
     for (size_t i = 0; i < d->tokens_kv * key; i++) {
         size_t head = i / c->head_dim % c->kv_heads;

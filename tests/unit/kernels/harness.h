@@ -47,7 +47,8 @@ struct attention_case {
     uint32_t extra_heads; // unused heads between a tensor's tokens (a fused qkv tensor)
     uint32_t extra_dims;  // unused elements between heads, a multiple of 1
     bool no_lse;
-    bool ones;              // V is 1 everywhere
+    bool ones;  // V is 1 everywhere
+    bool codes; // V goes through all e4m3 values, NaN included, along each token's elements
     float k_scale, v_scale; // of fp8 planes; 0: 1
     bool head_scales;       // each key head has its own; k_scale and v_scale must then not matter
     bool sinks;             // of either sign, about as large as a logit

@@ -317,6 +317,36 @@ static void test_fp8_pages_of_every_head_dim(void **state) {
             }
 }
 
+// A token that sees itself alone has its V as output, for every value of e4m3: neighbours are 2^-4 of
+// them apart or more.
+static void test_every_fp8_value_comes_back(void **state) {
+    (void)state;
+    for (size_t j = 0; j < 3; j++)
+        for (uint32_t i = 0; i < HARNESS_MAX_ISAS; i++) {
+            if (backends[i] == NULL)
+                continue;
+            struct attention_case c = fp8("fp8 values", DTYPES[j], 0);
+            c.codes = true;
+            c.head_dim = 256;
+            c.window_left = 0;
+            c.no_lse = true;
+            add(&c, 1, 1);
+            add(&c, 40, 40); // many rows
+            struct attention_data *d = attention_data_new(&c);
+            size_t bytes;
+            unsigned char *result = attention_run(backends[i], d, 0, c.n, 5, &bytes);
+            size_t n = (size_t)d->tokens_q * c.qo_heads * c.head_dim;
+            for (size_t e = 0; e < n; e++) {
+                double x = (double)dtype_load(c.dtype, result, e);
+                double expected = (double)dtype_e4m3_to_fp32((uint8_t)e);
+                if (isnan(expected) ? !isnan(x) : !(fabs(x - expected) <= 0x1p-8 * fabs(expected)))
+                    fail_msg("%s: %zu gave %.9g, not %.9g", harness_isas[i], e % 256, x, expected);
+            }
+            free(result);
+            attention_data_free(d);
+        }
+}
+
 static void test_fp8_pages_of_every_size_and_group(void **state) {
     (void)state;
     const uint32_t groups[] = {1, 2, 3, 5, 8, 16, 17};
@@ -477,6 +507,7 @@ int main(void) {
         cmocka_unit_test(test_interleaved_tensors_and_no_lse),
         cmocka_unit_test(test_nan_of_unseen_keys_stays_away),
         cmocka_unit_test(test_fp8_pages_of_every_head_dim),
+        cmocka_unit_test(test_every_fp8_value_comes_back),
         cmocka_unit_test(test_fp8_pages_of_every_size_and_group),
         cmocka_unit_test(test_fp8_pages_of_long_sequences),
         cmocka_unit_test(test_fp8_pages_with_windows_and_soft_caps),
