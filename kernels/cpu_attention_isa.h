@@ -64,8 +64,8 @@ struct attn_work {
     float s[ATTN_ROWS * ATTN_TILE];  // logits, then probabilities
     float k[ATTN_WORDS * ATTN_TILE]; // K tile, transposed
     float v[ATTN_TILE * ATTN_WORDS];
-    const char *wide_at[ATTN_TILE];                                     // K rows in `wide`
-    _Alignas(64) char wide[2 * ATTN_TILE * ATTN_WORDS * sizeof(float)]; // K rows, then V rows
+    const char *wide_at[ATTN_TILE];                      // K rows in `wide`
+    _Alignas(64) float wide[2 * ATTN_TILE * ATTN_WORDS]; // K rows, then V rows
 };
 
 static inline size_t attn_o_stride(size_t head_dim) {

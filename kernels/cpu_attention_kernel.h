@@ -133,7 +133,7 @@ ALWAYS struct span widen_as(struct attn_work *w, const struct span *span, size_t
         const char *v = span->at[t] + span->v;
         const char *next_k = t < next->n ? next->at[t] + next->k : k;
         const char *next_v = t < next->n ? next->at[t] + next->v : v;
-        char *to = w->wide + t * row_bytes;
+        char *to = (char *)w->wide + t * row_bytes;
         w->wide_at[t] = to;
         for (size_t i = 0; i < w->head_dim; i += V_WIDEN) {
             v_mask mask = v_first_lanes(w->head_dim - i);
