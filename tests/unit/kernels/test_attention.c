@@ -301,20 +301,19 @@ static void test_fp8_pages_of_every_head_dim(void **state) {
     (void)state;
     const uint32_t dims[] = {8, 16, 24, 40, 64, 72, 80, 96, 112, 128, 192, 256, 576};
     for (size_t i = 0; i < sizeof dims / sizeof *dims; i++)
-        for (size_t j = 0; j < 3; j++)
-            for (uint32_t scaling = 0; scaling < 3; scaling++) {
-                struct attention_case c = fp8("fp8 head_dim", DTYPES[j], scaling);
-                c.head_dim = dims[i];
-                c.extra_dims = 3;
-                c.kv_heads = 3;
-                c.qo_heads = 6;
-                add(&c, 1, 1);
-                add(&c, 1, 16);
-                add(&c, 1, 65);
-                add(&c, 9, 90);
-                add(&c, 40, 90);
-                attention_check(backends, &c);
-            }
+        for (size_t j = 0; j < 3; j++) {
+            struct attention_case c = fp8("fp8 head_dim", DTYPES[j], (uint32_t)(i + j) % 3);
+            c.head_dim = dims[i];
+            c.extra_dims = 3;
+            c.kv_heads = 3;
+            c.qo_heads = 6;
+            add(&c, 1, 1);
+            add(&c, 1, 16);
+            add(&c, 1, 65);
+            add(&c, 9, 90);
+            add(&c, 40, 90);
+            attention_check(backends, &c);
+        }
 }
 
 // A token that sees itself alone has its V as output, for every value of e4m3: neighbours are 2^-4 of
