@@ -247,21 +247,6 @@ static void pages_may_be_stored_otherwise_and_shared_otherwise(void **state) {
     assert_refused("[kvpoold]\nmax_pool_bytes = 256K\n[pool a]\n" POOL, NULL, "max_pool_bytes");
 }
 
-static void another_kv_dtype_or_export_needs_a_restart(void **state) {
-    (void)state;
-    struct config c;
-    char report[512];
-    const char *changes[] = {"kv_dtype = fp8_e4m3\n", "export = ipc\n"};
-    for (int i = 0; i < 2; i++) {
-        write_conf("[pool a]\n" POOL);
-        assert_int_equal(0, load(&c, NULL, NULL, NULL, NULL));
-        char text[512];
-        snprintf(text, sizeof text, "[pool a]\n" POOL "%s", changes[i]);
-        write_conf(text);
-        RELOAD
-    }
-}
-
 static void bad_pools_are_refused_by_name_and_line(void **state) {
     char text[2048] = "";
     (void)state;
@@ -498,6 +483,13 @@ static void another_policy_of_a_pool_needs_a_restart(void **state) {
     assert_int_equal(0, reload(&c, report, sizeof report, NULL));
     assert_string_equal("pools: other [pool] sections -> needs a restart\n", report);
     assert_int_equal(CORE_LRU, c.pools[0].policy);
+    write_conf("[pool a]\n" POOL "kv_dtype = fp8_e4m3\n");
+    assert_int_equal(0, reload(&c, report, sizeof report, NULL));
+    assert_string_equal("pools: other [pool] sections -> needs a restart\n", report);
+    write_conf("[pool a]\n" POOL "export = ipc\n");
+    assert_int_equal(0, reload(&c, report, sizeof report, NULL));
+    assert_string_equal("pools: other [pool] sections -> needs a restart\n", report);
+    assert_int_equal(0, c.pools[0].kv_dtype);
 }
 
 static void a_flag_still_beats_the_file_on_reload(void **state) {
@@ -566,6 +558,7 @@ int main(void) {
         TEST(reload_applies_what_may_change_and_reports_the_rest),
         TEST(reload_without_a_change_reports_nothing),
         TEST(another_policy_of_a_pool_needs_a_restart),
+        TEST(pages_may_be_stored_otherwise_and_shared_otherwise),
         TEST(a_flag_still_beats_the_file_on_reload),
         TEST(a_reload_that_fails_changes_nothing),
         TEST(a_short_report_has_whole_lines_only),
