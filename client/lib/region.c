@@ -169,8 +169,8 @@ static int do_create(kvpool_client *c, uint64_t bytes, kvpool_region **ret, stru
         return err_set(err, KVPOOL_E_NOMEM, "no memory for a region");
     struct proto_region_create body = {.bytes = bytes};
     const struct asked asked = {PROTO_REGION_CREATE, &body, sizeof body, 0};
-    struct proto_msg msg;
-    int fd;
+    struct proto_msg msg = {0};
+    int fd = -1;
     int rc = request_region(c, &asked, &msg, &fd, &r->session, err);
     if (rc != 0) {
         destroy(r);
@@ -235,7 +235,7 @@ static int do_alloc(kvpool_client *c, const kvpool_region_args *user_args, kvpoo
     struct proto_region_alloc body = {
         .bytes = args.bytes, .place = args.place, .export = args.export_as};
     const struct asked asked = {PROTO_REGION_ALLOC, &body, sizeof body, PROTO_FEATURE_DEVICE};
-    struct proto_msg msg;
+    struct proto_msg msg = {0};
     int fd = -1;
     rc = request_region(c, &asked, &msg, &fd, &r->session, err);
     if (rc != 0) {
@@ -277,7 +277,7 @@ static int do_register(kvpool_client *c, const void *ptr, uint64_t bytes, kvpool
         .bytes = bytes, .offset = share.offset, .handle_bytes = share.bytes};
     memcpy(body.ipc, share.ipc, sizeof body.ipc);
     const struct asked asked = {PROTO_REGION_REGISTER, &body, sizeof body, PROTO_FEATURE_DEVICE};
-    struct proto_msg msg;
+    struct proto_msg msg = {0};
     rc = request_region(c, &asked, &msg, NULL, &r->session, err);
     if (rc != 0) {
         destroy(r);
