@@ -258,7 +258,7 @@ static void options_go_in_their_own_form(void **state) {
     assert_int_equal(e->kv_scales.region, 0);
     assert_int_equal(e->sinks.region, e->attn.q.region);
     assert_int_equal(e->sinks.offset, 8192);
-    expect_tensor(&e->attn.q, 0, 6 * 64, 64);
+    expect_tensor(&e->attn.q, 0, 384, 64);
     // Each of them alone needs the form.
     for (int i = 0; i < 5; i++) {
         args = good();
