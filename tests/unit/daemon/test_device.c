@@ -451,8 +451,8 @@ static void fp8_pages_round_saturate_and_are_scaled(void **state) {
     struct err err;
     float *q = floats(Q_AT), *k = floats(K_AT), *v = floats(V_AT), *out = floats(OUT_AT);
     assert_int_equal(begin_one(1, fp8_seq(), 1), 0);
-    memset(q, 0, Q_BYTES);
-    memset(k, 0, KV_BYTES);
+    memset(q, 0, 128);
+    memset(k, 0, 128);
     for (int i = 0; i < 16; i++)
         v[i] = 3.3F; // 6.6 of a scale of 0.5: stored as 6.5
     v[1] = -1e6F;    // 448 times the scale
@@ -478,8 +478,8 @@ static void a_sink_takes_its_share_and_is_in_lse(void **state) {
     struct err err;
     float *q = floats(Q_AT), *k = floats(K_AT), *v = floats(V_AT), *out = floats(OUT_AT);
     float *lse = floats(LSE_AT), *sinks = floats(SINKS_AT);
-    memset(q, 0, Q_BYTES);
-    memset(k, 0, KV_BYTES);
+    memset(q, 0, 128);
+    memset(k, 0, 128);
     for (int i = 0; i < 16; i++)
         v[i] = 8;
     for (int h = 0; h < HEADS; h++)
