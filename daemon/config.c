@@ -157,8 +157,12 @@ static int check_pool_bytes(const struct config *c, struct err *err) {
     uint64_t total = 0;
     for (uint32_t i = 0; i < c->num_pools; i++) {
         const struct core_pool_config *p = &c->pools[i];
-        const struct kv_geometry g = {
-            p->layers, p->kv_heads, p->head_dim, p->page_size, (kvpool_dtype)p->dtype, 0};
+        const struct kv_geometry g = {p->layers,
+                                      p->kv_heads,
+                                      p->head_dim,
+                                      p->page_size,
+                                      (kvpool_dtype)p->dtype,
+                                      (kvpool_dtype)p->kv_dtype};
         uint64_t bytes;
         if (__builtin_mul_overflow((uint64_t)p->layers * kv_page_bytes(&g), p->num_pages, &bytes) ||
             __builtin_add_overflow(total, bytes, &total)) {
@@ -307,7 +311,8 @@ static bool same_pools(const struct config *a, const struct config *b) {
                 p->kv_heads == q->kv_heads && p->head_dim == q->head_dim &&
                 p->page_size == q->page_size && p->dtype == q->dtype &&
                 p->num_pages == q->num_pages && p->max_seqs == q->max_seqs &&
-                p->max_seq_len == q->max_seq_len && p->policy == q->policy;
+                p->max_seq_len == q->max_seq_len && p->policy == q->policy &&
+                p->kv_dtype == q->kv_dtype && p->export == q->export;
     }
     return equal;
 }
@@ -415,7 +420,9 @@ void config_print(const struct config *config) {
         print_count("kv_heads", p->kv_heads);
         print_count("head_dim", p->head_dim);
         print_count("page_size", p->page_size);
-        print_line("dtype", config_dtype_name(p->dtype), source_names[CONFIG_FILE]);
+        print_file_line("dtype", config_dtype_name(p->dtype));
+        print_file_line("kv_dtype", config_dtype_name(p->kv_dtype != 0 ? p->kv_dtype : p->dtype));
+        print_file_line("export", config_export_name(p->export));
         print_count("num_pages", p->num_pages);
         print_count("max_seqs", p->max_seqs);
         print_count("max_seq_len", p->max_seq_len);

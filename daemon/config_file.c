@@ -4,7 +4,8 @@
 //   [kvpoold]            settings of config_table.c
 //   slots = 256          ; a comment needs a blank before it; a line may also begin with # or ;
 //   [pool NAME]          layers, kv_heads, head_dim, page_size, dtype, num_pages or size,
-//   layers = 32          max_seqs, max_seq_len, policy, allow_uids, allow_gids, allow_identities
+//   layers = 32          max_seqs, max_seq_len, policy, kv_dtype, export, allow_uids, allow_gids,
+//                        allow_identities
 //   [namespace POOL/NAME]  config_tenants.h
 //
 // Invariants
@@ -44,8 +45,18 @@ static const struct pool_key pool_keys[] = {
     {"max_seqs", offsetof(struct core_pool_config, max_seqs), false},
     {"max_seq_len", offsetof(struct core_pool_config, max_seq_len), false},
     {"policy", offsetof(struct core_pool_config, policy), false},
+    {"kv_dtype", offsetof(struct core_pool_config, kv_dtype), false},
+    {"export", offsetof(struct core_pool_config, export), false},
 };
-enum { KEY_DTYPE = 4, KEY_NUM_PAGES = 5, KEY_SIZE = 6, KEY_POLICY = 9, NUM_POOL_KEYS = 10 };
+enum {
+    KEY_DTYPE = 4,
+    KEY_NUM_PAGES = 5,
+    KEY_SIZE = 6,
+    KEY_POLICY = 9,
+    KEY_KV_DTYPE = 10,
+    KEY_EXPORT = 11,
+    NUM_POOL_KEYS = 12
+};
 _Static_assert(sizeof pool_keys / sizeof *pool_keys == NUM_POOL_KEYS, "indices above");
 
 enum section { SECTION_NONE, SECTION_SETTINGS, SECTION_POOL, SECTION_NAMESPACE };
@@ -68,12 +79,28 @@ struct parser {
 };
 _Static_assert(CONFIG_MAX_SETTINGS <= 64 && CONFIG_MAX_POOLS <= 32, "bits of a struct parser");
 
-static const char *const dtypes[] = {
-    [KVPOOL_FP16] = "fp16", [KVPOOL_BF16] = "bf16", [KVPOOL_FP32] = "fp32"};
-_Static_assert(KVPOOL_FP16 == 1 && KVPOOL_FP32 == 3, "dtypes[] starts at 1");
+static const char *const dtypes[] = {[KVPOOL_FP16] = "fp16",
+                                     [KVPOOL_BF16] = "bf16",
+                                     [KVPOOL_FP32] = "fp32",
+                                     [KVPOOL_FP8_E4M3] = "fp8_e4m3"};
+_Static_assert(KVPOOL_FP16 == 1 && KVPOOL_FP8_E4M3 == 4, "dtypes[] starts at 1");
 
 const char *config_dtype_name(uint32_t dtype) {
-    return dtype >= KVPOOL_FP16 && dtype <= KVPOOL_FP32 ? dtypes[dtype] : "?";
+    return dtype >= KVPOOL_FP16 && dtype <= KVPOOL_FP8_E4M3 ? dtypes[dtype] : "?";
+}
+
+const char *config_export_name(uint32_t how) {
+    return how == KVPOOL_EXPORT_FD ? "fd" : how == KVPOOL_EXPORT_IPC ? "ipc" : "?";
+}
+
+// The type of that name up to `last`, 0: none.
+static uint32_t dtype_parse(const char *name, uint32_t last) {
+    for (uint32_t d = KVPOOL_FP16; d <= last; d++) {
+        if (strcmp(dtypes[d], name) == 0) {
+            return d;
+        }
+    }
+    return 0;
 }
 
 __attribute__((format(printf, 3, 4))) static void fail(struct parser *p, unsigned line,
@@ -96,7 +123,7 @@ static void settle_pages(struct parser *p, struct core_pool_config *pool) {
                                   pool->head_dim,
                                   pool->page_size,
                                   (kvpool_dtype)pool->dtype,
-                                  0};
+                                  (kvpool_dtype)pool->kv_dtype};
     uint64_t page, pages;
     if ((p->seen_pool & 1u << KEY_SIZE) == 0) {
         return;
@@ -321,11 +348,23 @@ static void pool_value(struct parser *p, const char *key, const char *value) {
         return;
     }
     if (k == KEY_DTYPE) {
-        for (uint32_t d = KVPOOL_FP16; d <= KVPOOL_FP32; d++) {
-            number = strcmp(dtypes[d], value) == 0 ? d : number;
-        }
+        number = dtype_parse(value, KVPOOL_FP32);
         if (number == 0) {
             fail(p, p->number, "dtype: '%.40s' is not one of fp16, bf16, fp32", value);
+            return;
+        }
+    } else if (k == KEY_KV_DTYPE) {
+        number = dtype_parse(value, KVPOOL_FP8_E4M3);
+        if (number == 0) {
+            fail(p, p->number, "kv_dtype: '%.40s' is neither fp8_e4m3 nor the dtype", value);
+            return;
+        }
+    } else if (k == KEY_EXPORT) {
+        number = strcmp(value, "fd") == 0    ? KVPOOL_EXPORT_FD
+                 : strcmp(value, "ipc") == 0 ? KVPOOL_EXPORT_IPC
+                                             : 0;
+        if (number == 0) {
+            fail(p, p->number, "export: '%.40s' is not one of fd, ipc", value);
             return;
         }
     } else if (k == KEY_POLICY) {

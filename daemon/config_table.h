@@ -60,5 +60,6 @@ void config_bytes_format(uint64_t bytes, char *ret, size_t size);
 int config_file_read(const char *path, struct config *config, uint32_t *ret_policies,
                      struct err *err);
 const char *config_dtype_name(uint32_t dtype);
+const char *config_export_name(uint32_t how);
 
 #endif

@@ -42,8 +42,11 @@ void cost_add_queries(const struct kv_geometry *g, const struct backend_attend_o
                       uint32_t a, uint32_t b, struct cost *ret) {
     uint64_t q_len = op->batch.qo_indptr[i + 1] - op->batch.qo_indptr[i];
     enum cost_kind kind = q_len <= FEW_QUERIES && !op->part ? COST_DECODE : COST_PREFILL;
-    ret->units[kind] +=
+    uint64_t units =
         visible_keys(op, op->batch.kv_len[i], q_len, a, b) * ((uint64_t)op->qo_heads * g->head_dim);
+    if (kind == COST_DECODE) // what memory limits: of narrower pages the same keys are fewer bytes
+        units = units * kv_dtype_size(kv_plane_dtype(g)) / kv_dtype_size(g->dtype);
+    ret->units[kind] += units;
 }
 
 void cost_add_op(const struct kv_geometry *g, const struct backend_op *op, struct cost *ret) {

@@ -5,7 +5,8 @@
 //   kind      unit
 //   effects   byte of page table or of copied pages
 //   append    byte of K and V
-//   decode    query token x visible key x qo head x head_dim, of sequences with few queries:
+//   decode    query token x visible key x qo head x head_dim, of sequences with few queries, times
+//             the pages' element size / the tensors':
 //   prefill   the same of sequences with many:         limited by memory / by arithmetic
 //
 // Invariants

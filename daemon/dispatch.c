@@ -59,6 +59,8 @@ static const struct op ops[] = {
     [PROTO_PREFIX_UNPIN] = {op_prefix_unpin, true},
     [PROTO_POOL_USAGE] = {op_pool_usage, true},
     [PROTO_CACHE_CLEAR] = {op_cache_clear, true},
+    [PROTO_POOL_CREATE_AS] = {op_pool_create, true},
+    [PROTO_ATTEND] = {op_attention, true},
 };
 
 // --- answers ----------------------------------------------------------------------------------
@@ -302,7 +304,7 @@ static void on_job_done(struct engine_job *engine_job, int status) {
     job_put(d->jobs, job);
     dispatch_verify(d);
     if (r != NULL && status == 0) {
-        count_done(&d->stats, r->msg.header.op);
+        count_done(&d->stats, attention_op(&r->msg));
         request_reply(d, r, NULL, 0, NULL, 0);
     } else if (r != NULL) {
         struct err err;

@@ -183,6 +183,11 @@ void trace_freed(struct dispatch *d, uint32_t n, const uint64_t *seqs);
 void trace_closing(struct dispatch *d, uint64_t session);
 void trace_closed(struct dispatch *d, uint64_t session);
 
+// APPEND, PREFILL or DECODE of an attention request, in whichever form it came; else the op itself.
+static inline uint16_t attention_op(const struct proto_msg *msg) {
+    return msg->header.op == PROTO_ATTEND ? (uint16_t)msg->body.attend.op : msg->header.op;
+}
+
 // Agrees on a protocol version. Errors: VERSION (with both ranges).
 int negotiate(uint32_t min, uint32_t max, uint32_t *ret_version, struct err *err);
 

@@ -22,7 +22,7 @@
 #include "daemon/region.h"
 #include "daemon/slice.h"
 
-#define JOB_MAX_REGIONS 5 // q, k, v, out, lse
+#define JOB_MAX_REGIONS 7 // q, k, v, scales, sinks, out, lse
 
 struct dispatch;
 struct request;

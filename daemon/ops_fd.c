@@ -103,20 +103,77 @@ static int open_session(struct dispatch *d, struct fdsock_conn *conn, const stru
     return 0;
 }
 
-static int create_region(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg,
-                         struct err *err) {
-    struct session *s = conn->user;
+static int make_region(struct dispatch *d, struct session *s, const struct region_source *source,
+                       uint64_t bytes, struct region **ret, struct err *err) {
     struct region_limits limits = {.count = d->config->max_regions,
                                    .bytes = d->config->max_region_bytes};
+    return region_create(d->regions, s->handle, &s->quota, &limits, source, bytes, ret, err);
+}
+
+static int create_region(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg,
+                         struct err *err) {
+    const struct region_source source = {.place = BACKEND_HOST, .how = BACKEND_FD};
     struct region *region;
-    int status = region_create(d->regions, s->handle, &s->quota, &limits,
-                               msg->body.region_create.bytes, &region, err);
+    int status = make_region(d, conn->user, &source, msg->body.region_create.bytes, &region, err);
     if (status != 0)
         return status;
     struct proto_region_reply reply = {.region = region->handle, .bytes = region->bytes};
     struct backend_handle handle;
     engine_ops(d->engine)->mem_handle(region->mem, &handle);
     reply_packet(d, conn, msg, &reply, sizeof reply, handle.fd);
+    return 0;
+}
+
+static int alloc_region(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg,
+                        struct err *err) {
+    const struct proto_region_alloc *a = &msg->body.region_alloc;
+    if (a->place != KVPOOL_PLACE_HOST && a->place != KVPOOL_PLACE_DEVICE)
+        return err_set(err, KVPOOL_E_INVAL, "place %u is none of host (%d), device (%d)", a->place,
+                       KVPOOL_PLACE_HOST, KVPOOL_PLACE_DEVICE);
+    if (a->export != KVPOOL_EXPORT_FD && a->export != KVPOOL_EXPORT_IPC)
+        return err_set(err, KVPOOL_E_INVAL, "export %u is none of fd (%d), ipc (%d)", a->export,
+                       KVPOOL_EXPORT_FD, KVPOOL_EXPORT_IPC);
+    const struct region_source source = {
+        .place = a->place == KVPOOL_PLACE_HOST ? BACKEND_HOST : BACKEND_DEVICE,
+        .how = a->export == KVPOOL_EXPORT_FD ? BACKEND_FD : BACKEND_IPC};
+    const struct backend_ops *ops = engine_ops(d->engine);
+    struct region *region;
+    int status = make_region(d, conn->user, &source, a->bytes, &region, err);
+    if (status != 0)
+        return status;
+    struct backend_handle handle;
+    ops->mem_handle(region->mem, &handle);
+    struct proto_region_handle reply = {
+        .region = region->handle,
+        .bytes = region->bytes,
+        .place = ops->mem_host(region->mem) != NULL ? KVPOOL_PLACE_HOST : KVPOOL_PLACE_DEVICE,
+        .export = a->export,
+        .offset = handle.offset,
+        .handle_bytes = handle.bytes};
+    _Static_assert(sizeof reply.ipc == sizeof handle.ipc, "a CUDA IPC handle");
+    if (handle.how == BACKEND_IPC)
+        memcpy(reply.ipc, handle.ipc, sizeof reply.ipc);
+    reply_packet(d, conn, msg, &reply, sizeof reply, handle.how == BACKEND_FD ? handle.fd : -1);
+    return 0;
+}
+
+static int register_region(struct dispatch *d, struct fdsock_conn *conn,
+                           const struct proto_msg *msg, struct err *err) {
+    const struct proto_region_register *r = &msg->body.region_register;
+    struct backend_handle import = {.place = BACKEND_DEVICE,
+                                    .how = BACKEND_IPC,
+                                    .fd = -1,
+                                    .offset = r->offset,
+                                    .bytes = r->handle_bytes};
+    memcpy(import.ipc, r->ipc, sizeof import.ipc);
+    const struct region_source source = {
+        .place = BACKEND_DEVICE, .how = BACKEND_IPC, .import = &import};
+    struct region *region;
+    int status = make_region(d, conn->user, &source, r->bytes, &region, err);
+    if (status != 0)
+        return status;
+    struct proto_region_reply reply = {.region = region->handle, .bytes = region->bytes};
+    reply_packet(d, conn, msg, &reply, sizeof reply, -1);
     return 0;
 }
 
@@ -176,6 +233,10 @@ static int run(struct dispatch *d, struct fdsock_conn *conn, const struct fdsock
     switch (msg->header.op) {
     case PROTO_REGION_CREATE:
         return create_region(d, conn, msg, err);
+    case PROTO_REGION_ALLOC:
+        return alloc_region(d, conn, msg, err);
+    case PROTO_REGION_REGISTER:
+        return register_region(d, conn, msg, err);
     case PROTO_REGION_FREE:
         return free_region(d, conn, msg, err);
     case PROTO_BYE:

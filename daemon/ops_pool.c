@@ -13,7 +13,9 @@ static void reply_handle(struct dispatch *d, struct request *r, uint64_t handle)
 }
 
 int op_pool_create(struct dispatch *d, struct request *r, struct err *err) {
-    const struct proto_pool_create *c = &r->msg.body.pool_create;
+    const bool as = r->msg.header.op == PROTO_POOL_CREATE_AS;
+    const struct proto_pool_create_as *more = as ? &r->msg.body.pool_create_as : NULL;
+    const struct proto_pool_create *c = as ? &more->create : &r->msg.body.pool_create;
     struct core_pool_config config = {.layers = c->layers,
                                       .kv_heads = c->kv_heads,
                                       .head_dim = c->head_dim,
@@ -22,7 +24,9 @@ int op_pool_create(struct dispatch *d, struct request *r, struct err *err) {
                                       .num_pages = c->num_pages,
                                       .max_seqs = c->max_seqs,
                                       .max_seq_len = c->max_seq_len,
-                                      .policy = d->config->policy};
+                                      .policy = d->config->policy,
+                                      .kv_dtype = as ? more->kv_dtype : 0,
+                                      .export = as ? more->export : 0};
     memcpy(config.name, c->name, sizeof config.name);
     uint64_t pool;
     int status = session_pool_name_seen(r->session, config.name, err);
@@ -65,8 +69,9 @@ int op_pool_destroy(struct dispatch *d, struct request *r, struct err *err) {
     return 0;
 }
 
-static void fill(const struct dispatch *d, const struct core_pool_info *info,
-                 struct proto_pool_info *ret) {
+// A client that has not the feature finds 0 where it knows of nothing.
+static void fill(const struct dispatch *d, const struct session *s,
+                 const struct core_pool_info *info, struct proto_pool_info *ret) {
     const struct core_pool_config *c = &info->config;
     *ret = (struct proto_pool_info){.pool = info->pool,
                                     .layers = c->layers,
@@ -82,6 +87,10 @@ static void fill(const struct dispatch *d, const struct core_pool_info *info,
                                     .seqs = info->seqs,
                                     .bytes = pools_bytes(d->pools, info->pool)};
     memcpy(ret->name, c->name, sizeof ret->name);
+    if ((s->features & PROTO_FEATURE_DEVICE) != 0) {
+        ret->kv_dtype = (uint16_t)c->kv_dtype;
+        ret->export = (uint16_t)c->export;
+    }
 }
 
 int op_pool_stat(struct dispatch *d, struct request *r, struct err *err) {
@@ -90,7 +99,7 @@ int op_pool_stat(struct dispatch *d, struct request *r, struct err *err) {
     if (status != 0)
         return status;
     struct proto_pool_info reply;
-    fill(d, &info, &reply);
+    fill(d, r->session, &info, &reply);
     request_reply(d, r, &reply, sizeof reply, NULL, 0);
     return 0;
 }
@@ -104,7 +113,7 @@ int op_pool_list(struct dispatch *d, struct request *r, struct err *err) {
         struct proto_pool_info record;
         if (session_pool_name_seen(r->session, info.config.name, NULL) != 0)
             continue;
-        fill(d, &info, &record);
+        fill(d, r->session, &info, &record);
         memcpy(d->records + n++ * sizeof record, &record, sizeof record);
     }
     struct proto_list_reply reply = {.count = n, .cursor = cursor};

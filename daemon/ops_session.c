@@ -41,9 +41,10 @@ int op_hello(struct dispatch *d, struct request *r, struct err *err) {
     status = session_bind(s, r->req->pipe, r->msg.header.seq, err);
     if (status != 0)
         return status;
+    s->features = hello->features & PROTO_FEATURES;
     struct proto_hello_reply reply = {.version = version,
                                       .pid = (uint32_t)getpid(),
-                                      .features = hello->features & PROTO_FEATURES,
+                                      .features = s->features,
                                       .max_message = PROTO_MAX_MESSAGE,
                                       .max_batch = d->max_batch,
                                       .max_inflight = d->config->max_inflight,

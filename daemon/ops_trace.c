@@ -39,11 +39,13 @@ static uint32_t items_tokens(const struct proto_msg *msg) {
 
 static void count_attention(struct dispatch *d, const struct request *r, struct trace_request *t) {
     struct core_batch batch;
-    if (r->msg.body.attn.step == 0) {
+    const struct proto_attn *a =
+        r->msg.header.op == PROTO_ATTEND ? &r->msg.body.attend.attn : &r->msg.body.attn;
+    if (a->step == 0) {
         t->n = r->msg.count;
         t->tokens = items_tokens(&r->msg);
-    } else if (r->session != NULL && core_step_batch(d->core, r->session->handle,
-                                                     r->msg.body.attn.step, &batch, NULL) == 0) {
+    } else if (r->session != NULL &&
+               core_step_batch(d->core, r->session->handle, a->step, &batch, NULL) == 0) {
         t->n = batch.n;
         t->tokens = batch.tokens;
     }
@@ -57,7 +59,8 @@ void trace_answer(struct dispatch *d, const struct request *r, int status, const
     if (r->header_ok)
         t.op = proto_op_name(r->msg.header.op);
     if (r->status == 0) { // then the whole message is readable
-        switch (r->msg.header.op) {
+        t.op = proto_op_name(attention_op(&r->msg));
+        switch (attention_op(&r->msg)) {
         case PROTO_SEQ_CREATE:
             t.n = r->msg.body.seq_create.n;
             break;

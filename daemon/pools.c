@@ -38,7 +38,9 @@ static int open_backend_pool(struct pools *ps, const struct core_pool_info *info
                             .kv_heads = c->kv_heads,
                             .head_dim = c->head_dim,
                             .page_size = c->page_size,
-                            .dtype = (kvpool_dtype)c->dtype};
+                            .dtype = (kvpool_dtype)c->dtype,
+                            .kv_dtype = (kvpool_dtype)c->kv_dtype};
+    const enum backend_export how = c->export == KVPOOL_EXPORT_IPC ? BACKEND_IPC : BACKEND_FD;
     uint64_t bytes = wanted_bytes(c, &g);
     uint64_t max = ps->config.max_bytes;
     if (max != 0 && (ps->bytes > max || bytes > max - ps->bytes))
@@ -47,8 +49,8 @@ static int open_backend_pool(struct pools *ps, const struct core_pool_info *info
                        " are in use",
                        c->name, bytes, ps->bytes, max);
     struct backend_pool *backend;
-    int status = ps->config.ops->pool_open(ps->config.backend, &g, BACKEND_FD, c->num_pages,
-                                           c->max_seqs, info->row_entries, &backend, err);
+    int status = ps->config.ops->pool_open(ps->config.backend, &g, how, c->num_pages, c->max_seqs,
+                                           info->row_entries, &backend, err);
     if (status != 0)
         return status;
     ps->slots[info->index] = (struct pool){

@@ -58,9 +58,24 @@ static int grow(struct regions *rs, struct err *err) {
     return 0;
 }
 
+static int get_memory(struct regions *rs, const struct region_source *source, uint64_t bytes,
+                      struct backend_mem **ret, struct err *err) {
+    const struct backend_handle *import = source->import;
+    if (import == NULL)
+        return rs->ops->mem_alloc(rs->backend, bytes, source->place, source->how, ret, err);
+    if (rs->ops->mem_import == NULL)
+        return err_set(err, KVPOOL_E_UNSUPPORTED,
+                       "the %s backend cannot open a client's device memory", rs->ops->name);
+    if (import->offset > import->bytes || bytes > import->bytes - import->offset)
+        return err_set(err, KVPOOL_E_INVAL,
+                       "%" PRIu64 " bytes at offset %" PRIu64 " leave an allocation of %" PRIu64,
+                       bytes, import->offset, import->bytes);
+    return rs->ops->mem_import(rs->backend, import, bytes, ret, err);
+}
+
 int region_create(struct regions *rs, uint64_t session, struct region_quota *quota,
-                  const struct region_limits *limits, uint64_t bytes, struct region **ret,
-                  struct err *err) {
+                  const struct region_limits *limits, const struct region_source *source,
+                  uint64_t bytes, struct region **ret, struct err *err) {
     if (bytes == 0)
         return err_set(err, KVPOOL_E_INVAL, "bytes: a region has at least 1 byte");
     if (quota->count >= limits->count)
@@ -75,7 +90,7 @@ int region_create(struct regions *rs, uint64_t session, struct region_quota *quo
     struct region *r = calloc(1, sizeof *r);
     if (r == NULL)
         return err_set(err, KVPOOL_E_NOMEM, "region: no memory");
-    status = rs->ops->mem_alloc(rs->backend, bytes, BACKEND_HOST, BACKEND_FD, &r->mem, err);
+    status = get_memory(rs, source, bytes, &r->mem, err);
     if (status != 0) {
         free(r);
         return status;
@@ -86,7 +101,8 @@ int region_create(struct regions *rs, uint64_t session, struct region_quota *quo
     slot->region = r;
     r->handle = (uint64_t)slot->generation << 32 | i;
     r->session = session;
-    r->bytes = rs->ops->mem_bytes(r->mem);
+    // Of a client's own memory what it named, even if the backend had to open more.
+    r->bytes = source->import != NULL ? bytes : rs->ops->mem_bytes(r->mem);
     r->quota = quota;
     quota->count++;
     quota->bytes += r->bytes;

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// region.h: memory that the daemon allocates and shares with one client: tensors live in it.
+// region.h: memory that the daemon shares with one client, its own or the client's: tensors live in it.
 //
 //   handle = generation << 32 | slot         slot -> region { memory, owner, holds }
 //
@@ -40,10 +40,17 @@ int regions_open(struct backend *backend, const struct backend_ops *ops, uint64_
 void regions_close(struct regions *rs); // NULL is ignored; frees what is left
 uint32_t regions_count(const struct regions *rs);
 
-// Errors: INVAL (0 bytes), LIMIT, NOMEM.
+struct region_source { // where the memory comes from
+    enum backend_place place;
+    enum backend_export how;
+    const struct backend_handle *import; // not NULL: the client's own, bytes at its offset
+};
+
+// Errors: INVAL (0 bytes; a range outside the import, a handle of another device), LIMIT, NOMEM,
+// UNSUPPORTED (the backend has no such memory).
 int region_create(struct regions *rs, uint64_t session, struct region_quota *quota,
-                  const struct region_limits *limits, uint64_t bytes, struct region **ret,
-                  struct err *err);
+                  const struct region_limits *limits, const struct region_source *source,
+                  uint64_t bytes, struct region **ret, struct err *err);
 // Errors: STALE, PERM (another session's).
 int region_find(const struct regions *rs, uint64_t session, uint64_t handle, struct region **ret,
                 struct err *err);

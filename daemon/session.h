@@ -67,6 +67,7 @@ struct session {
     struct fdsock_conn *conn; // NULL: detached, or dying
     struct presence *presence;
     struct pipe *pipe; // NULL: not bound
+    uint64_t features; // PROTO_FEATURE_* of that connection
     struct backend_stream *stream;
     struct engine_client *engine; // its queue
     struct region_quota quota;

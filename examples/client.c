@@ -12,7 +12,8 @@ static void ok(kvpool_status s) { if (s != KVPOOL_OK) errx(1, "%s", kvpool_strer
 int main(void) {
     kvpool_client *client; kvpool_pool pool; kvpool_seq seq; kvpool_step step; kvpool_region *mem;
     ok(kvpool_connect(NULL, &client));              // to $KVPOOL_DIR, else /run/kvpool/0
-    kvpool_pool_config config = {sizeof config, "hello", 1, 1, 8, 16, KVPOOL_FP32, 64, 0, 0};
+    kvpool_pool_config config = {.size = sizeof config, .name = "hello", .layers = 1, .kv_heads = 1,
+        .head_dim = 8, .page_size = 16, .dtype = KVPOOL_FP32, .num_pages = 64};
     ok(kvpool_pool_create(client, &config, &pool)); // 1 layer, 1 head of 8; 64 pages of 16 tokens
     ok(kvpool_seq_create(client, pool, 1, &seq));
     ok(kvpool_region_create(client, 128, &mem));    // shared memory: q, k, v, out of 32 bytes each

@@ -21,6 +21,7 @@
     { #f, offsetof(struct proto_##s, f), 4, FIELD_FLAGS, 0, known }
 #define TENSOR(s, f) \
     HANDLE(s, f.region), UINT(s, f.offset), UINT(s, f.token_stride), UINT(s, f.head_stride)
+#define ARRAY(s, f) HANDLE(s, f.region), UINT(s, f.offset)
 
 // Defines fields_<s> and layout_<s> of struct proto_<s>.
 #define LAYOUT_AS(linkage, ident, s, bytes, ...)                  \
@@ -55,11 +56,19 @@ LAYOUT(list_reply, COUNT(list_reply, count, 0, PROTO_MAX_LIST), UINT(list_reply,
 LAYOUT(pool_create, TEXT(pool_create, name), UINT(pool_create, layers), UINT(pool_create, kv_heads),
        UINT(pool_create, head_dim), UINT(pool_create, page_size), UINT(pool_create, dtype),
        UINT(pool_create, num_pages), UINT(pool_create, max_seqs), UINT(pool_create, max_seq_len));
+LAYOUT(pool_create_as, TEXT(pool_create_as, create.name), UINT(pool_create_as, create.layers),
+       UINT(pool_create_as, create.kv_heads), UINT(pool_create_as, create.head_dim),
+       UINT(pool_create_as, create.page_size), UINT(pool_create_as, create.dtype),
+       UINT(pool_create_as, create.num_pages), UINT(pool_create_as, create.max_seqs),
+       UINT(pool_create_as, create.max_seq_len), UINT(pool_create_as, kv_dtype),
+       UINT(pool_create_as, export));
+// kv_dtype and export stand where earlier daemons write 0.
 LAYOUT(pool_info, HANDLE(pool_info, pool), TEXT(pool_info, name), UINT(pool_info, layers),
        UINT(pool_info, kv_heads), UINT(pool_info, head_dim), UINT(pool_info, page_size),
        UINT(pool_info, dtype), UINT(pool_info, num_pages), UINT(pool_info, max_seqs),
        UINT(pool_info, max_seq_len), UINT(pool_info, free_pages), UINT(pool_info, shared_pages),
-       UINT(pool_info, seqs), ZERO(pool_info, reserved), UINT(pool_info, bytes));
+       UINT(pool_info, seqs), UINT(pool_info, kv_dtype), UINT(pool_info, export),
+       UINT(pool_info, bytes));
 // n is no record count of its request, but of the reply: 0 is left to the daemon (INVAL).
 LAYOUT(seq_create, HANDLE(seq_create, pool), COUNT(seq_create, n, 0, PROTO_MAX_BATCH),
        ZERO(seq_create, reserved));
@@ -108,8 +117,26 @@ LAYOUT(attn, UINT(attn, step), HANDLE(attn, pool), COUNT(attn, count, 0, PROTO_M
        UINT(attn, layer), UINT(attn, qo_heads), FLAGS(attn, flags, KVPOOL_ATTN_CAUSAL),
        FLOAT(attn, sm_scale), FLOAT(attn, soft_cap), INT(attn, window_left), ZERO(attn, reserved),
        TENSOR(attn, q), TENSOR(attn, k), TENSOR(attn, v), TENSOR(attn, out), TENSOR(attn, lse));
+// What a scale may be is left to the daemon (INVAL).
+LAYOUT(attend, UINT(attend, attn.step), HANDLE(attend, attn.pool),
+       COUNT(attend, attn.count, 0, PROTO_MAX_BATCH), UINT(attend, attn.layer),
+       UINT(attend, attn.qo_heads),
+       FLAGS(attend, attn.flags, KVPOOL_ATTN_CAUSAL | KVPOOL_ATTN_BATCH_INVARIANT),
+       FLOAT(attend, attn.sm_scale), FLOAT(attend, attn.soft_cap), INT(attend, attn.window_left),
+       ZERO(attend, attn.reserved), TENSOR(attend, attn.q), TENSOR(attend, attn.k),
+       TENSOR(attend, attn.v), TENSOR(attend, attn.out), TENSOR(attend, attn.lse), UINT(attend, op),
+       ZERO(attend, reserved), FLOAT(attend, k_scale), FLOAT(attend, v_scale),
+       ARRAY(attend, kv_scales), ARRAY(attend, sinks));
 LAYOUT(region_create, UINT(region_create, bytes));
 LAYOUT(region_reply, HANDLE(region_reply, region), UINT(region_reply, bytes));
+// What place or export may be is left to the daemon (INVAL). Whoever has a handle has the memory.
+LAYOUT(region_alloc, UINT(region_alloc, bytes), UINT(region_alloc, place),
+       UINT(region_alloc, export));
+LAYOUT(region_handle, HANDLE(region_handle, region), UINT(region_handle, bytes),
+       UINT(region_handle, place), UINT(region_handle, export), UINT(region_handle, offset),
+       UINT(region_handle, handle_bytes), SECRET(region_handle, ipc));
+LAYOUT(region_register, UINT(region_register, bytes), UINT(region_register, offset),
+       UINT(region_register, handle_bytes), SECRET(region_register, ipc));
 LAYOUT(stats, UINT(stats, uptime_ns), UINT(stats, pid), UINT(stats, pools), UINT(stats, seqs),
        UINT(stats, steps), UINT(stats, clients), UINT(stats, regions), UINT(stats, queue_depth),
        ZERO(stats, reserved), UINT(stats, requests), UINT(stats, errors), UINT(stats, appends),
@@ -187,8 +214,7 @@ static bool float_given(float f) {
     return bits != 0;
 }
 
-static int check_append(const struct proto_msg *request, struct err *err) {
-    const struct proto_attn *a = &request->body.attn;
+static int append_fields(const struct proto_attn *a, struct err *err) {
     if (a->step == 0)
         return err_set(err, KVPOOL_E_PROTO, "append without a step");
     if (a->pool != 0 || a->count != 0)
@@ -201,14 +227,37 @@ static int check_append(const struct proto_msg *request, struct err *err) {
     return check_tensors(a, err);
 }
 
-static int check_attend(const struct proto_msg *request, struct err *err) {
-    const struct proto_attn *a = &request->body.attn;
+static int attention_fields(const struct proto_attn *a, struct err *err) {
     if (a->step != 0 && (a->pool != 0 || a->count != 0))
         return err_set(err, KVPOOL_E_PROTO, "both a step and a %s",
                        a->pool != 0 ? "pool" : "batch");
     if (a->step == 0 && a->count == 0)
         return err_set(err, KVPOOL_E_PROTO, "neither a step nor a batch");
     return check_tensors(a, err);
+}
+
+static int check_append(const struct proto_msg *request, struct err *err) {
+    return append_fields(&request->body.attn, err);
+}
+
+static int check_attention(const struct proto_msg *request, struct err *err) {
+    return attention_fields(&request->body.attn, err);
+}
+
+static int check_attend(const struct proto_msg *request, struct err *err) {
+    const struct proto_attend *e = &request->body.attend;
+    if (e->op != PROTO_APPEND && e->op != PROTO_PREFILL && e->op != PROTO_DECODE)
+        return err_set(err, KVPOOL_E_PROTO, "attend.op is %u, not APPEND, PREFILL or DECODE",
+                       e->op);
+    if (e->kv_scales.region == 0 && e->kv_scales.offset != 0)
+        return err_set(err, KVPOOL_E_PROTO, "kv_scales has no region, but an offset");
+    if (e->sinks.region == 0 && e->sinks.offset != 0)
+        return err_set(err, KVPOOL_E_PROTO, "sinks has no region, but an offset");
+    if (e->op != PROTO_APPEND)
+        return attention_fields(&e->attn, err);
+    if (e->sinks.region != 0 || (e->attn.flags & KVPOOL_ATTN_BATCH_INVARIANT) != 0)
+        return err_set(err, KVPOOL_E_PROTO, "append with options of attention");
+    return append_fields(&e->attn, err);
 }
 
 // clang-format off
@@ -234,8 +283,8 @@ static const struct proto_op_info ops[PROTO_NUM_OPS] = {
     [PROTO_STEP_COMMIT] = {"STEP_COMMIT", PROTO_ON_CONTROL, BODY(handle), BODY(step_reply), NULL},
     [PROTO_STEP_ABORT] = {"STEP_ABORT", PROTO_ON_CONTROL, BODY(handle), NONE, NULL},
     [PROTO_APPEND] = {"APPEND", PROTO_ON_CONTROL, BODY(attn), NONE, check_append},
-    [PROTO_PREFILL] = {"PREFILL", PROTO_ON_CONTROL, LIST(attn, batch_item), NONE, check_attend},
-    [PROTO_DECODE] = {"DECODE", PROTO_ON_CONTROL, LIST(attn, batch_item), NONE, check_attend},
+    [PROTO_PREFILL] = {"PREFILL", PROTO_ON_CONTROL, LIST(attn, batch_item), NONE, check_attention},
+    [PROTO_DECODE] = {"DECODE", PROTO_ON_CONTROL, LIST(attn, batch_item), NONE, check_attention},
     [PROTO_CLIENT_LIST] = {"CLIENT_LIST", PROTO_ON_CONTROL, BODY(list), LIST(list_reply, client_info), NULL},
     [PROTO_SEQ_OPEN] = {"SEQ_OPEN", PROTO_ON_CONTROL, BODY(seq_open), BODY(seq_open_reply), check_open},
     [PROTO_STEP_BEGIN_TOKENS] = {"STEP_BEGIN_TOKENS", PROTO_ON_CONTROL, LIST(step_begin_tokens, batch_item), BODY(step_reply), check_begin_tokens},
@@ -245,12 +294,16 @@ static const struct proto_op_info ops[PROTO_NUM_OPS] = {
     [PROTO_PREFIX_UNPIN] = {"PREFIX_UNPIN", PROTO_ON_CONTROL, BODY(prefix_unpin), NONE, NULL},
     [PROTO_POOL_USAGE] = {"POOL_USAGE", PROTO_ON_CONTROL, BODY(pool_usage), LIST(list_reply, ns_info), NULL},
     [PROTO_CACHE_CLEAR] = {"CACHE_CLEAR", PROTO_ON_CONTROL, BODY(handle), BODY(cleared), NULL},
+    [PROTO_POOL_CREATE_AS] = {"POOL_CREATE_AS", PROTO_ON_CONTROL, BODY(pool_create_as), BODY(handle), NULL},
+    [PROTO_ATTEND] = {"ATTEND", PROTO_ON_CONTROL, LIST(attend, batch_item), NONE, check_attend},
     [PROTO_FD_HELLO] = {"FD_HELLO", PROTO_ON_FD, BODY(fd_hello), BODY(fd_hello_reply), NULL},
     [PROTO_REGION_CREATE] = {"REGION_CREATE", PROTO_ON_FD, BODY(region_create), BODY(region_reply), NULL},
     [PROTO_REGION_FREE] = {"REGION_FREE", PROTO_ON_FD, BODY(handle), NONE, NULL},
     [PROTO_BYE] = {"BYE", PROTO_ON_FD, NONE, NONE, NULL},
     [PROTO_FD_OPEN] = {"FD_OPEN", PROTO_ON_FD, BODY(fd_open), BODY(fd_hello_reply), check_fd_open},
     [PROTO_TRACE] = {"TRACE", PROTO_ON_FD, BODY(trace), BODY(trace_reply), NULL},
+    [PROTO_REGION_ALLOC] = {"REGION_ALLOC", PROTO_ON_FD, BODY(region_alloc), BODY(region_handle), NULL},
+    [PROTO_REGION_REGISTER] = {"REGION_REGISTER", PROTO_ON_FD, BODY(region_register), BODY(region_reply), NULL},
 };
 // clang-format on
 

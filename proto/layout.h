@@ -58,6 +58,6 @@ const struct proto_op_info *proto_op(uint16_t op);
 extern const struct proto_layout proto_layout_header;
 extern const struct proto_layout proto_layout_error;
 
-#define PROTO_NUM_OPS 38u // highest number + 1
+#define PROTO_NUM_OPS 40u // highest number + 1
 
 #endif

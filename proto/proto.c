@@ -17,7 +17,7 @@ _Static_assert(PROTO_MAX_LIST * sizeof(struct proto_ns_info) + sizeof(struct pro
                        HEADER <=
                    PROTO_MAX_MESSAGE,
                "the longest list fits");
-_Static_assert(PROTO_MAX_BATCH * sizeof(struct proto_batch_item) + sizeof(struct proto_attn) +
+_Static_assert(PROTO_MAX_BATCH * sizeof(struct proto_batch_item) + sizeof(struct proto_attend) +
                        HEADER <=
                    PROTO_MAX_MESSAGE,
                "the largest batch fits");

@@ -30,7 +30,9 @@
 #define PROTO_FEATURE_PREFIX 1ull // ops 22 to 29: prefix sharing
 #define PROTO_FEATURE_RESUME 2ull // FD_OPEN: credentials, and sessions that outlive a connection
 #define PROTO_FEATURE_TRACE 4ull  // TRACE
-#define PROTO_FEATURES (PROTO_FEATURE_PREFIX | PROTO_FEATURE_RESUME | PROTO_FEATURE_TRACE)
+#define PROTO_FEATURE_DEVICE 8ull // ops 30, 31, 38, 39; pool_info: kv_dtype and export
+#define PROTO_FEATURES \
+    (PROTO_FEATURE_PREFIX | PROTO_FEATURE_RESUME | PROTO_FEATURE_TRACE | PROTO_FEATURE_DEVICE)
 #define PROTO_CONTROL_SOCKET "kvpool.sock"
 #define PROTO_FD_SOCKET "fd.sock"
 #define PROTO_TOKEN_SIZE 16
@@ -41,6 +43,7 @@
 // Bytes with header of a request with tokens: what the control socket takes at most. The daemon keeps
 // one message a slot and one on its way in for each connection: (slots + connections) x this.
 #define PROTO_MAX_REQUEST (PROTO_MAX_MESSAGE + 4u * PROTO_MAX_TOKENS)
+#define PROTO_IPC_SIZE 64        // bytes of a CUDA IPC handle
 #define PROTO_EXTRA_MAX 64u      // bytes of key material of a sequence
 #define PROTO_CREDENTIAL_SIZE 96 // on the wire, terminated and zero-padded
 #define PROTO_MAX_LIST 256u      // records in one list reply
@@ -72,20 +75,24 @@ enum proto_op {
     PROTO_CLIENT_LIST = 21,  // proto_list -> proto_list_reply + n x proto_client_info
     PROTO_SEQ_OPEN = 22,     // proto_seq_open + num_tokens x u32 -> proto_seq_open_reply
     PROTO_STEP_BEGIN_TOKENS =
-        23,                   // proto_step_begin_tokens + n x proto_batch_item + num_tokens x u32
-                              // -> proto_step_reply
-    PROTO_SEQ_RELEASE = 24,   // proto_seq_release + n x u64 -> no body     (SEQ_FREE with a hint)
-    PROTO_SEQ_PRIORITY = 25,  // proto_seq_priority -> no body
-    PROTO_PREFIX_PIN = 26,    // proto_prefix_pin -> proto_prefix_pin_reply
-    PROTO_PREFIX_UNPIN = 27,  // proto_prefix_unpin -> no body
-    PROTO_POOL_USAGE = 28,    // proto_pool_usage -> proto_list_reply + n x proto_ns_info
-    PROTO_CACHE_CLEAR = 29,   // proto_handle (pool) -> proto_cleared      (one's own namespace)
-    PROTO_FD_HELLO = 32,      // proto_fd_hello -> proto_fd_hello_reply      (fd socket)
+        23,                    // proto_step_begin_tokens + n x proto_batch_item + num_tokens x u32
+                               // -> proto_step_reply
+    PROTO_SEQ_RELEASE = 24,    // proto_seq_release + n x u64 -> no body     (SEQ_FREE with a hint)
+    PROTO_SEQ_PRIORITY = 25,   // proto_seq_priority -> no body
+    PROTO_PREFIX_PIN = 26,     // proto_prefix_pin -> proto_prefix_pin_reply
+    PROTO_PREFIX_UNPIN = 27,   // proto_prefix_unpin -> no body
+    PROTO_POOL_USAGE = 28,     // proto_pool_usage -> proto_list_reply + n x proto_ns_info
+    PROTO_CACHE_CLEAR = 29,    // proto_handle (pool) -> proto_cleared      (one's own namespace)
+    PROTO_POOL_CREATE_AS = 30, // proto_pool_create_as -> proto_handle
+    PROTO_ATTEND = 31,   // proto_attend + n x proto_batch_item -> no body  (18 to 20 with options)
+    PROTO_FD_HELLO = 32, // proto_fd_hello -> proto_fd_hello_reply      (fd socket)
     PROTO_REGION_CREATE = 33, // proto_region_create -> proto_region_reply + 1 fd (fd socket)
     PROTO_REGION_FREE = 34,   // proto_handle -> no body                    (fd socket)
     PROTO_BYE = 35,           // no body -> no body, then the daemon closes  (fd socket)
     PROTO_FD_OPEN = 36,       // proto_fd_open -> proto_fd_hello_reply       (fd socket)
     PROTO_TRACE = 37,         // proto_trace -> proto_trace_reply + 1 fd     (fd socket)
+    PROTO_REGION_ALLOC = 38, // proto_region_alloc -> proto_region_handle + at most 1 fd (fd socket)
+    PROTO_REGION_REGISTER = 39, // proto_region_register -> proto_region_reply (fd socket)
 };
 
 // 32 bytes before every body. In a request `status` is 0; in a reply it is the request's status,
@@ -185,11 +192,17 @@ struct proto_pool_create {
     char name[PROTO_NAME_SIZE];
     uint32_t layers, kv_heads, head_dim, page_size, dtype, num_pages, max_seqs, max_seq_len;
 };
+struct proto_pool_create_as { // the properties that POOL_CREATE has no field for
+    struct proto_pool_create create;
+    uint32_t kv_dtype; // kvpool_dtype of the pages; 0: as dtype
+    uint32_t export;   // kvpool_export; 0: the daemon's default, or what an existing pool has
+};
 struct proto_pool_info {
     uint64_t pool;
     char name[PROTO_NAME_SIZE];
     uint32_t layers, kv_heads, head_dim, page_size, dtype, num_pages, max_seqs, max_seq_len;
-    uint32_t free_pages, shared_pages, seqs, reserved;
+    uint32_t free_pages, shared_pages, seqs;
+    uint16_t kv_dtype, export; // of the feature DEVICE; without it 0
     uint64_t bytes;
 };
 
@@ -305,12 +318,47 @@ struct proto_attn {
     struct proto_tensor q, k, v, out, lse; // q, out and lse: none for APPEND
 };
 
+// Dense numbers (fp32) in a region.
+struct proto_array {
+    uint64_t region; // handle, 0: none (then offset is 0)
+    uint64_t offset; // bytes
+};
+// An APPEND, PREFILL or DECODE with more options.
+struct proto_attend {
+    struct proto_attn attn; // its flags: also KVPOOL_ATTN_BATCH_INVARIANT
+    uint32_t op;            // PROTO_APPEND, PROTO_PREFILL, PROTO_DECODE
+    uint32_t reserved;
+    float k_scale, v_scale;       // of an fp8 pool; 0: 1
+    struct proto_array kv_scales; // of an fp8 pool: [2][kv_heads], instead of the two above
+    struct proto_array sinks;     // [qo_heads]; none for APPEND
+};
+
 struct proto_region_create {
     uint64_t bytes;
 };
 struct proto_region_reply {
     uint64_t region; // handle
     uint64_t bytes;  // rounded up
+};
+struct proto_region_alloc {
+    uint64_t bytes;
+    uint32_t place;  // kvpool_place
+    uint32_t export; // kvpool_export
+};
+struct proto_region_handle {
+    uint64_t region;             // handle
+    uint64_t bytes;              // rounded up
+    uint32_t place;              // where it came to be: KVPOOL_PLACE_HOST when a CPU can map it
+    uint32_t export;             // KVPOOL_EXPORT_FD: a descriptor comes with the reply
+    uint64_t offset;             // of the region in what descriptor or handle open
+    uint64_t handle_bytes;       // of what they open
+    uint8_t ipc[PROTO_IPC_SIZE]; // KVPOOL_EXPORT_IPC: the handle; else 0
+};
+struct proto_region_register { // the client's own device memory
+    uint64_t bytes;
+    uint64_t offset;       // of the region in what the handle opens
+    uint64_t handle_bytes; // of what the handle opens
+    uint8_t ipc[PROTO_IPC_SIZE];
 };
 
 struct proto_stats {
@@ -341,6 +389,7 @@ PROTO_SIZE(proto_count, 8);
 PROTO_SIZE(proto_list, 8);
 PROTO_SIZE(proto_list_reply, 8);
 PROTO_SIZE(proto_pool_create, 64);
+PROTO_SIZE(proto_pool_create_as, 72);
 PROTO_SIZE(proto_pool_info, 96);
 PROTO_SIZE(proto_seq_create, 16);
 PROTO_SIZE(proto_seq_fork, 16);
@@ -365,8 +414,13 @@ PROTO_SIZE(proto_ns_info, 152);
 PROTO_SIZE(proto_cleared, 8);
 PROTO_SIZE(proto_tensor, 32);
 PROTO_SIZE(proto_attn, 208);
+PROTO_SIZE(proto_array, 16);
+PROTO_SIZE(proto_attend, 256);
 PROTO_SIZE(proto_region_create, 8);
 PROTO_SIZE(proto_region_reply, 16);
+PROTO_SIZE(proto_region_alloc, 16);
+PROTO_SIZE(proto_region_handle, 104);
+PROTO_SIZE(proto_region_register, 88);
 PROTO_SIZE(proto_stats, 152);
 PROTO_SIZE(proto_client_info, 72);
 #undef PROTO_SIZE
@@ -388,6 +442,7 @@ struct proto_msg {
         struct proto_list list;
         struct proto_list_reply list_reply;
         struct proto_pool_create pool_create;
+        struct proto_pool_create_as pool_create_as;
         struct proto_pool_info pool_info;
         struct proto_seq_create seq_create;
         struct proto_seq_fork seq_fork;
@@ -396,8 +451,12 @@ struct proto_msg {
         struct proto_step_begin step_begin;
         struct proto_step_reply step_reply;
         struct proto_attn attn;
+        struct proto_attend attend;
         struct proto_region_create region_create;
         struct proto_region_reply region_reply;
+        struct proto_region_alloc region_alloc;
+        struct proto_region_handle region_handle;
+        struct proto_region_register region_register;
         struct proto_stats stats;
         struct proto_client_info client_info;
         struct proto_fd_open fd_open;

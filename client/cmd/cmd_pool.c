@@ -15,6 +15,8 @@ enum {
     KEY_HEAD_DIM,
     KEY_PAGE_SIZE,
     KEY_DTYPE,
+    KEY_KV_DTYPE,
+    KEY_EXPORT,
     KEY_PAGES,
     KEY_MEMORY,
     KEY_MAX_SEQS,
@@ -87,8 +89,20 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
         return 0;
     case KEY_DTYPE:
         line->geometry = true;
-        if (!dtype_parse(arg, &line->config.dtype)) {
+        if (!dtype_parse(arg, &line->config.dtype) || line->config.dtype == KVPOOL_FP8_E4M3) {
             argp_error(state, "--dtype: '%s' is none of fp16, bf16, fp32", arg);
+        }
+        return 0;
+    case KEY_KV_DTYPE:
+        line->geometry = true;
+        if (!dtype_parse(arg, &line->config.kv_dtype)) {
+            argp_error(state, "--kv-dtype: '%s' is neither fp8_e4m3 nor the --dtype", arg);
+        }
+        return 0;
+    case KEY_EXPORT:
+        line->geometry = true;
+        if (!export_parse(arg, &line->config.export_as)) {
+            argp_error(state, "--export: '%s' is none of fd, ipc", arg);
         }
         return 0;
     case KEY_MEMORY:
@@ -121,6 +135,9 @@ static const struct argp_option options[] = {
     {"page-size", KEY_PAGE_SIZE, "N", 0, "Tokens of a page: a power of two, 8..256 (default 16)",
      0},
     {"dtype", KEY_DTYPE, "TYPE", 0, "fp16, bf16 (default) or fp32", 0},
+    {"kv-dtype", KEY_KV_DTYPE, "TYPE", 0, "Of the pages: fp8_e4m3 (default: as --dtype)", 0},
+    {"export", KEY_EXPORT, "HOW", 0,
+     "Of the pages to other processes: fd or ipc (default: the daemon's, fd)", 0},
     {"pages", KEY_PAGES, "N", 0, "Number of pages", 0},
     {"memory", KEY_MEMORY, "SIZE", 0, "As many pages as fit, e.g. 512M or 4G", 0},
     {"max-seqs", KEY_MAX_SEQS, "N", 0, "Sequences at once (default: the daemon's)", 0},
@@ -133,7 +150,8 @@ static int create(kvpool_client *client, struct pool_line *line) {
     kvpool_pool pool = 0;
     if (line->memory != 0) {
         // K and V of one token in every layer
-        double token = 2.0 * c->layers * c->kv_heads * c->head_dim * dtype_bytes(c->dtype);
+        uint32_t element = dtype_bytes(c->kv_dtype != 0 ? c->kv_dtype : c->dtype);
+        double token = 2.0 * c->layers * c->kv_heads * c->head_dim * element;
         double pages = (double)line->memory / (token * c->page_size);
         if (pages < 1 || pages > (double)UINT32_MAX) {
             fprintf(stderr, "kvpool: --memory: that is %.0f pages of %.0f bytes\n", pages,

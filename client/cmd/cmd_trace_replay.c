@@ -105,7 +105,7 @@ static error_t parse(int key, char *arg, struct argp_state *state) {
         line->pool = arg;
         return 0;
     case KEY_DTYPE:
-        if (!dtype_parse(arg, &line->config.dtype)) {
+        if (!dtype_parse(arg, &line->config.dtype) || line->config.dtype == KVPOOL_FP8_E4M3) {
             argp_error(state, "--dtype: '%s' is none of fp16, bf16, fp32", arg);
         }
         return 0;

@@ -322,6 +322,40 @@ static void check_health(struct doctor *d, kvpool_client *client) {
     }
 }
 
+// How tensors get from a worker to the daemon: host memory both map, or device memory by descriptor.
+static void check_regions(struct doctor *d, kvpool_client *client, const char *backend) {
+    kvpool_region_args args = KVPOOL_REGION_ARGS_INIT;
+    kvpool_region_handle handle = {.size = sizeof(handle)};
+    kvpool_region *region = NULL;
+    char message[256];
+    void *ptr = NULL;
+    args.bytes = 1;
+    kvpool_status status = kvpool_region_alloc(client, &args, &region);
+    if (status == KVPOOL_OK) {
+        status = kvpool_region_export(region, &handle);
+    }
+    if (status != KVPOOL_OK) {
+        doctor_report(d, DOCTOR_WARN, "regions", "install library and daemon of one version",
+                      "no device memory of backend %s: %s", backend,
+                      kvpool_last_error(client, message, sizeof(message)));
+    } else if (handle.place == KVPOOL_PLACE_HOST) {
+        doctor_report(d, DOCTOR_OK, "regions", NULL,
+                      "backend %s computes in host memory: regions are mapped by descriptor",
+                      backend);
+    } else if (kvpool_region_device_ptr(region, &ptr) == KVPOOL_E_UNSUPPORTED) {
+        doctor_report(d, DOCTOR_WARN, "regions",
+                      "install the CUDA driver where workers run, or use host regions",
+                      "backend %s has device memory, but here: %s", backend,
+                      kvpool_last_error(client, message, sizeof(message)));
+    } else { // without a context this process cannot map it, and need not
+        doctor_report(d, DOCTOR_OK, "regions", NULL,
+                      "backend %s: device memory by descriptor (fd) or CUDA IPC handle, a worker's "
+                      "own by IPC handle",
+                      backend);
+    }
+    kvpool_region_free(region);
+}
+
 static const char *connect_advice(kvpool_status status) {
     switch (status) {
     case KVPOOL_E_VERSION:
@@ -362,6 +396,7 @@ static bool check_session(struct doctor *d, const char *dir, uint32_t timeout_ms
                       " sequences a batch, %" PRIu32 " requests in flight",
                       info.backend, info.protocol, info.max_batch, info.max_inflight);
         doctor_versions(d, kvpool_version(), info.version);
+        check_regions(d, client, info.backend);
         check_user(d, info.pid);
         check_latency(d, client);
         check_health(d, client);

@@ -184,7 +184,10 @@ bool parse_bytes(const char *text, uint64_t *ret) {
 static const struct {
     uint32_t dtype, bytes;
     const char *name;
-} dtypes[] = {{KVPOOL_FP16, 2, "fp16"}, {KVPOOL_BF16, 2, "bf16"}, {KVPOOL_FP32, 4, "fp32"}};
+} dtypes[] = {{KVPOOL_FP16, 2, "fp16"},
+              {KVPOOL_BF16, 2, "bf16"},
+              {KVPOOL_FP32, 4, "fp32"},
+              {KVPOOL_FP8_E4M3, 1, "fp8_e4m3"}};
 
 const char *dtype_name(uint32_t dtype) {
     for (size_t i = 0; i < sizeof(dtypes) / sizeof(dtypes[0]); i++) {
@@ -199,6 +202,38 @@ bool dtype_parse(const char *text, uint32_t *ret) {
     for (size_t i = 0; i < sizeof(dtypes) / sizeof(dtypes[0]); i++) {
         if (strcmp(dtypes[i].name, text) == 0) {
             *ret = dtypes[i].dtype;
+            return true;
+        }
+    }
+    return false;
+}
+
+const char *pool_dtype_name(const kvpool_pool_info *pool, char ret[FORMAT_SIZE]) {
+    if (pool->kv_dtype == 0) {
+        return dtype_name(pool->dtype);
+    }
+    snprintf(ret, FORMAT_SIZE, "%s/%s", dtype_name(pool->dtype), dtype_name(pool->kv_dtype));
+    return ret;
+}
+
+static const struct {
+    uint32_t how;
+    const char *name;
+} exports[] = {{KVPOOL_EXPORT_FD, "fd"}, {KVPOOL_EXPORT_IPC, "ipc"}};
+
+const char *export_name(uint32_t how) {
+    for (size_t i = 0; i < sizeof(exports) / sizeof(exports[0]); i++) {
+        if (exports[i].how == how) {
+            return exports[i].name;
+        }
+    }
+    return "?";
+}
+
+bool export_parse(const char *text, uint32_t *ret) {
+    for (size_t i = 0; i < sizeof(exports) / sizeof(exports[0]); i++) {
+        if (strcmp(exports[i].name, text) == 0) {
+            *ret = exports[i].how;
             return true;
         }
     }

@@ -9,6 +9,8 @@
 #ifndef KVPOOL_CMD_FORMAT_H
 #define KVPOOL_CMD_FORMAT_H
 
+#include <kvpool/kvpool.h>
+
 #include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
@@ -35,6 +37,10 @@ bool parse_bytes(const char *text, uint64_t *ret);
 const char *dtype_name(uint32_t dtype); // "fp16" ...; "?" when unknown
 bool dtype_parse(const char *text, uint32_t *ret);
 uint32_t dtype_bytes(uint32_t dtype); // of one element, 0 when unknown
+// "bf16", or "bf16/fp8_e4m3" where the pages differ.
+const char *pool_dtype_name(const kvpool_pool_info *pool, char ret[FORMAT_SIZE]);
+const char *export_name(uint32_t how); // "fd", "ipc"; "?" when unknown
+bool export_parse(const char *text, uint32_t *ret);
 
 struct summary {
     size_t n;

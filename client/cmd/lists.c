@@ -49,14 +49,15 @@ void print_pools(const kvpool_pool_info *pools, uint32_t n, FILE *out) {
         const kvpool_pool_info *p = &pools[i];
         char geometry[64];
         char used[64];
-        char text[5][FORMAT_SIZE];
+        char text[6][FORMAT_SIZE];
         snprintf(geometry, sizeof(geometry), "%" PRIu32 "x%" PRIu32 "x%" PRIu32 "/%" PRIu32,
                  p->layers, p->kv_heads, p->head_dim, p->page_size);
         snprintf(used, sizeof(used), "%" PRIu32 " (%.0f%%)", used_pages(p),
                  p->num_pages == 0 ? 0.0 : 100.0 * used_pages(p) / p->num_pages);
-        table_row(t, p->name, geometry, dtype_name(p->dtype), format_u64(p->num_pages, text[0]),
-                  used, format_u64(p->free_pages, text[1]), format_u64(p->shared_pages, text[2]),
-                  format_u64(p->seqs, text[3]), format_bytes(p->bytes, text[4]));
+        table_row(t, p->name, geometry, pool_dtype_name(p, text[5]),
+                  format_u64(p->num_pages, text[0]), used, format_u64(p->free_pages, text[1]),
+                  format_u64(p->shared_pages, text[2]), format_u64(p->seqs, text[3]),
+                  format_bytes(p->bytes, text[4]));
     }
     if (n == 0) {
         fprintf(out, "no pools\n");
@@ -78,6 +79,8 @@ void json_pools(struct json *j, const char *key, const kvpool_pool_info *pools, 
         json_u64(j, "head_dim", p->head_dim);
         json_u64(j, "page_size", p->page_size);
         json_str(j, "dtype", dtype_name(p->dtype));
+        json_str(j, "kv_dtype", dtype_name(p->kv_dtype != 0 ? p->kv_dtype : p->dtype));
+        json_str(j, "export", export_name(p->export_as));
         json_u64(j, "num_pages", p->num_pages);
         json_u64(j, "used_pages", used_pages(p));
         json_u64(j, "free_pages", p->free_pages);

@@ -35,7 +35,18 @@ int args_read_grown(void *dst, size_t known, size_t first, const void *src, cons
     return 0;
 }
 
+int args_check_grown(size_t known, size_t first, const void *dst, const char *name,
+                     struct err *err) {
+    size_t size = 0;
+    if (dst != NULL)
+        memcpy(&size, dst, sizeof size);
+    return dst != NULL && size == first ? 0 : args_check(known, dst, name, err);
+}
+
 void args_write(void *dst, const void *src, size_t known) {
+    size_t size;
+    memcpy(&size, dst, sizeof size);
+    known = size < known ? size : known;
     memcpy((char *)dst + sizeof(size_t), (const char *)src + sizeof(size_t),
            known - sizeof(size_t));
 }

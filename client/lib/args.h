@@ -23,7 +23,11 @@ int args_read_grown(void *dst, size_t known, size_t first, const void *src, cons
 // Checks a struct to be written later. Errors: INVAL.
 int args_check(size_t known, const void *dst, const char *name, struct err *err);
 
-// Writes all but the size.
+// The same for a struct whose first version ended at `first`: one of exactly that size will do.
+int args_check_grown(size_t known, size_t first, const void *dst, const char *name,
+                     struct err *err);
+
+// Writes all but the size, and no more than the caller knows.
 void args_write(void *dst, const void *src, size_t known);
 
 // Copies a name of 1..KVPOOL_NAME_MAX bytes into a zero-padded field of KVPOOL_NAME_MAX + 1.

@@ -4,12 +4,43 @@
 #include "client/lib/region.h"
 #include "client/lib/request.h"
 
+#include <math.h>
+
+static int check_dense(const kvpool_tensor *t, const char *name, struct err *err) {
+    if (t->token_stride != 0 || t->head_stride != 0)
+        return err_set(err, KVPOOL_E_INVAL, "%s is dense: its strides must be 0", name);
+    if (t->region == NULL && t->offset != 0)
+        return err_set(err, KVPOOL_E_INVAL, "%s has an offset and no region", name);
+    return 0;
+}
+
+static int check_scale(float scale, const char *name, struct err *err) {
+    if (!isfinite(scale) || scale < 0)
+        return err_set(err, KVPOOL_E_INVAL, "%s must be finite and > 0, or 0 for 1", name);
+    return 0;
+}
+
+// Scales and sinks. Whether the pool has scales is known to the daemon.
+static int check_options(const kvpool_attn_args *args, struct err *err) {
+    int rc = check_scale(args->k_scale, "k_scale", err);
+    if (rc == 0)
+        rc = check_scale(args->v_scale, "v_scale", err);
+    if (rc == 0)
+        rc = check_dense(&args->kv_scales, "kv_scales", err);
+    if (rc == 0)
+        rc = check_dense(&args->sinks, "sinks", err);
+    if (rc == 0 && args->kv_scales.region != NULL && (args->k_scale != 0 || args->v_scale != 0))
+        rc = err_set(err, KVPOOL_E_INVAL, "kv_scales are given instead of k_scale and v_scale");
+    return rc;
+}
+
 static int read_args(uint16_t op, const kvpool_attn_args *user_args, kvpool_attn_args *ret,
                      struct err *err) {
-    int rc = args_read(ret, sizeof *ret, user_args, "args", err);
+    int rc = args_read_grown(ret, sizeof *ret, offsetof(kvpool_attn_args, k_scale), user_args,
+                             "args", err);
     if (rc != 0)
         return rc;
-    if ((ret->flags & ~KVPOOL_ATTN_CAUSAL) != 0)
+    if ((ret->flags & ~(KVPOOL_ATTN_CAUSAL | KVPOOL_ATTN_BATCH_INVARIANT)) != 0)
         return err_set(err, KVPOOL_E_INVAL, "unknown flags 0x%x", ret->flags);
     if (ret->reserved != 0)
         return err_set(err, KVPOOL_E_INVAL, "reserved is not 0");
@@ -26,14 +57,16 @@ static int read_args(uint16_t op, const kvpool_attn_args *user_args, kvpool_attn
             return err_set(err, KVPOOL_E_INVAL, "append needs k and v");
         if (q || out || lse)
             return err_set(err, KVPOOL_E_INVAL, "append takes no q, out or lse");
-        return 0;
+        if (ret->sinks.region != NULL)
+            return err_set(err, KVPOOL_E_INVAL, "append takes no sinks");
+        return check_options(ret, err);
     }
     if (!q || !out)
         return err_set(err, KVPOOL_E_INVAL, "%s is missing", q ? "out" : "q");
     if (ret->qo_heads == 0 || ret->qo_heads > KVPOOL_MAX_QO_HEADS)
         return err_set(err, KVPOOL_E_INVAL, "qo_heads is %u, not 1 to %d", ret->qo_heads,
                        KVPOOL_MAX_QO_HEADS);
-    return 0;
+    return check_options(ret, err);
 }
 
 static int check_batch(kvpool_client *c, const kvpool_attn_args *args, struct err *err) {
@@ -102,6 +135,19 @@ static int put_tensor(kvpool_client *c, const kvpool_tensor *t, const char *name
     return 0;
 }
 
+static int put_array(kvpool_client *c, const kvpool_tensor *t, const char *name,
+                     struct proto_array *ret, struct err *err) {
+    *ret = (struct proto_array){.offset = t->offset};
+    return t->region == NULL ? 0 : region_handle(c, t->region, name, &ret->region, err);
+}
+
+// Whether the request needs more than any daemon knows. -0 is a 0 too.
+static bool has_options(uint16_t op, const kvpool_attn_args *args) {
+    return args->k_scale != 0 || args->v_scale != 0 || args->kv_scales.region != NULL ||
+           args->sinks.region != NULL ||
+           (op != PROTO_APPEND && (args->flags & KVPOOL_ATTN_BATCH_INVARIANT) != 0);
+}
+
 int request_attn(kvpool_client *c, uint16_t op, const kvpool_attn_args *user_args,
                  union request_body *body, struct call *ret, struct err *err) {
     kvpool_attn_args args;
@@ -117,7 +163,9 @@ int request_attn(kvpool_client *c, uint16_t op, const kvpool_attn_args *user_arg
     if (rc != 0)
         return rc;
 
-    struct proto_attn *a = &body->attn;
+    body->attend =
+        (struct proto_attend){.op = op, .k_scale = args.k_scale, .v_scale = args.v_scale};
+    struct proto_attn *a = &body->attend.attn;
     *a = (struct proto_attn){.step = args.step, .layer = args.layer};
     if (args.step == 0) {
         a->pool = args.pool;
@@ -139,10 +187,20 @@ int request_attn(kvpool_client *c, uint16_t op, const kvpool_attn_args *user_arg
         rc = put_tensor(c, &args.out, "out", args.qo_heads, shape.head_dim, &a->out, err);
     if (rc == 0)
         rc = put_tensor(c, &args.lse, "lse", args.qo_heads, 1, &a->lse, err);
+    if (rc == 0)
+        rc = put_array(c, &args.kv_scales, "kv_scales", &body->attend.kv_scales, err);
+    if (rc == 0)
+        rc = put_array(c, &args.sinks, "sinks", &body->attend.sinks, err);
     if (rc != 0)
         return rc;
     *ret = (struct call){.message = {.op = op, .body = a, .body_len = sizeof *a},
                          .need = CLIENT_HANDLE};
+    if (has_options(op, &args)) {
+        ret->message.op = PROTO_ATTEND;
+        ret->message.body = &body->attend;
+        ret->message.body_len = sizeof body->attend;
+        ret->feature = PROTO_FEATURE_DEVICE;
+    }
     if (args.step == 0) {
         ret->message.handles = args.seqs;
         ret->message.tokens = args.q_len;

@@ -36,7 +36,9 @@ int call_start(kvpool_client *c, const struct call *call, bool nowait, int64_t d
                 transport_break(c->transport, "the session's fd socket is gone");
                 continue;
             }
-            return err_set(err, KVPOOL_E_UNSUPPORTED, "this daemon has no prefix sharing (%s)",
+            return err_set(err, KVPOOL_E_UNSUPPORTED, "this daemon has no %s (%s)",
+                           call->feature == PROTO_FEATURE_PREFIX ? "prefix sharing"
+                                                                 : "fp8 pools, scales or sinks",
                            proto_op_name(call->message.op));
         }
         if (is_begin(call->message.op)) {

@@ -19,7 +19,9 @@ void convert_pool_info(const struct proto_pool_info *in, kvpool_pool_info *ret) 
                             .free_pages = in->free_pages,
                             .shared_pages = in->shared_pages,
                             .seqs = in->seqs,
-                            .bytes = in->bytes};
+                            .bytes = in->bytes,
+                            .kv_dtype = in->kv_dtype,
+                            .export_as = in->export};
     snprintf(out.name, sizeof out.name, "%s", in->name);
     args_write(ret, &out, sizeof out);
 }

@@ -172,10 +172,13 @@ static int transmit(struct fdsock *f, uint16_t op, const void *body, size_t body
 // A reply to an earlier request, whose caller has given up: a region that it brings is nobody's.
 static void drop_late(struct fdsock *f, const struct packet *p, const struct proto_header *h) {
     struct proto_msg msg;
-    if (h->op != PROTO_REGION_CREATE || h->status != 0 ||
-        proto_parse_reply(PROTO_REGION_CREATE, p->bytes, p->len, &msg, NULL) != 0)
+    const bool region = h->op == PROTO_REGION_CREATE || h->op == PROTO_REGION_ALLOC ||
+                        h->op == PROTO_REGION_REGISTER;
+    if (!region || h->status != 0 || proto_parse_reply(h->op, p->bytes, p->len, &msg, NULL) != 0)
         return;
-    struct proto_handle handle = {.handle = msg.body.region_reply.region};
+    struct proto_handle handle = {.handle = h->op == PROTO_REGION_ALLOC
+                                                ? msg.body.region_handle.region
+                                                : msg.body.region_reply.region};
     transmit(f, PROTO_REGION_FREE, &handle, sizeof handle, 0, NULL); // reply: dropped as late too
 }
 

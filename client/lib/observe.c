@@ -36,6 +36,7 @@ struct list {
     uint16_t op;
     size_t record; // bytes on the wire
     size_t known;  // bytes of the public struct that this library knows
+    size_t first;  // bytes of it in its first version
     bool of_pool;  // asks about one pool: prefix sharing
     void (*convert)(const void *in, void *ret);
 };
@@ -53,14 +54,30 @@ static void usage_record(const void *in, void *ret) {
     convert_usage(in, ret);
 }
 
-static const struct list list_pools = {PROTO_POOL_LIST, sizeof(struct proto_pool_info),
-                                       sizeof(kvpool_pool_info), false, pool_record};
-static const struct list list_seqs = {PROTO_SEQ_LIST, sizeof(struct proto_seq_info),
-                                      sizeof(kvpool_seq_info), false, seq_record};
-static const struct list list_clients = {PROTO_CLIENT_LIST, sizeof(struct proto_client_info),
-                                         sizeof(kvpool_client_info), false, client_record};
-static const struct list list_usage = {PROTO_POOL_USAGE, sizeof(struct proto_ns_info),
-                                       sizeof(kvpool_usage), true, usage_record};
+static const struct list list_pools = {PROTO_POOL_LIST,
+                                       sizeof(struct proto_pool_info),
+                                       sizeof(kvpool_pool_info),
+                                       offsetof(kvpool_pool_info, kv_dtype),
+                                       false,
+                                       pool_record};
+static const struct list list_seqs = {PROTO_SEQ_LIST,
+                                      sizeof(struct proto_seq_info),
+                                      sizeof(kvpool_seq_info),
+                                      sizeof(kvpool_seq_info),
+                                      false,
+                                      seq_record};
+static const struct list list_clients = {PROTO_CLIENT_LIST,
+                                         sizeof(struct proto_client_info),
+                                         sizeof(kvpool_client_info),
+                                         sizeof(kvpool_client_info),
+                                         false,
+                                         client_record};
+static const struct list list_usage = {PROTO_POOL_USAGE,
+                                       sizeof(struct proto_ns_info),
+                                       sizeof(kvpool_usage),
+                                       sizeof(kvpool_usage),
+                                       true,
+                                       usage_record};
 
 static int check_list(const struct list *l, const uint32_t *cursor, uint32_t cap, const void *ret,
                       const uint32_t *ret_n, size_t *ret_stride, struct err *err) {
@@ -68,7 +85,7 @@ static int check_list(const struct list *l, const uint32_t *cursor, uint32_t cap
         return err_set(err, KVPOOL_E_INVAL, "%s is NULL", cursor == NULL ? "cursor" : "ret_n");
     if (cap == 0)
         return err_set(err, KVPOOL_E_INVAL, "cap is 0");
-    int rc = args_check(l->known, ret, "ret[0]", err);
+    int rc = args_check_grown(l->known, l->first, ret, "ret[0]", err);
     if (rc != 0)
         return rc;
     // The caller's array has structs of the caller's size.

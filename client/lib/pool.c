@@ -7,24 +7,34 @@
 static int do_create(kvpool_client *c, const kvpool_pool_config *user_config, kvpool_pool *ret,
                      struct err *err) {
     kvpool_pool_config config;
-    int rc = args_read(&config, sizeof config, user_config, "config", err);
+    int rc = args_read_grown(&config, sizeof config, offsetof(kvpool_pool_config, kv_dtype),
+                             user_config, "config", err);
     if (rc != 0)
         return rc;
     if (ret == NULL)
         return err_set(err, KVPOOL_E_INVAL, "ret_pool is NULL");
-    struct proto_pool_create body = {.layers = config.layers,
-                                     .kv_heads = config.kv_heads,
-                                     .head_dim = config.head_dim,
-                                     .page_size = config.page_size,
-                                     .dtype = config.dtype,
-                                     .num_pages = config.num_pages,
-                                     .max_seqs = config.max_seqs,
-                                     .max_seq_len = config.max_seq_len};
-    rc = args_name(body.name, config.name, "name", err);
+    struct proto_pool_create_as body = {.create = {.layers = config.layers,
+                                                   .kv_heads = config.kv_heads,
+                                                   .head_dim = config.head_dim,
+                                                   .page_size = config.page_size,
+                                                   .dtype = config.dtype,
+                                                   .num_pages = config.num_pages,
+                                                   .max_seqs = config.max_seqs,
+                                                   .max_seq_len = config.max_seq_len},
+                                        .kv_dtype = config.kv_dtype,
+                                        .export = config.export_as};
+    rc = args_name(body.create.name, config.name, "name", err);
     if (rc != 0)
         return rc;
     struct proto_msg msg;
-    rc = call_simple(c, CLIENT_ANY, PROTO_POOL_CREATE, &body, sizeof body, &msg, err);
+    struct call call = {
+        .message = {.op = PROTO_POOL_CREATE_AS, .body = &body, .body_len = sizeof body},
+        .feature = PROTO_FEATURE_DEVICE};
+    if (config.kv_dtype == 0 && config.export_as == 0) // any daemon can
+        call = (struct call){.message = {.op = PROTO_POOL_CREATE,
+                                         .body = &body.create,
+                                         .body_len = sizeof body.create}};
+    rc = call_run(c, &call, 0, &msg, err);
     if (rc != 0)
         return rc;
     *ret = msg.body.handle.handle;
@@ -77,7 +87,7 @@ kvpool_status kvpool_pool_destroy(kvpool_client *client, kvpool_pool pool) {
 }
 
 static int do_stat(kvpool_client *c, kvpool_pool pool, kvpool_pool_info *ret, struct err *err) {
-    int rc = args_check(sizeof *ret, ret, "ret", err);
+    int rc = args_check_grown(sizeof *ret, offsetof(kvpool_pool_info, kv_dtype), ret, "ret", err);
     if (rc != 0)
         return rc;
     struct proto_handle body = {.handle = pool};

@@ -2,6 +2,7 @@
 // region.c: see region.h.
 #include "client/lib/region.h"
 
+#include "client/lib/args.h"
 #include "client/lib/sock.h"
 
 #include <errno.h>
@@ -9,16 +10,6 @@
 #include <sys/mman.h>
 #include <sys/stat.h>
 #include <unistd.h>
-
-struct kvpool_region {
-    kvpool_client *client;
-    pid_t pid;
-    uint64_t session;
-    uint64_t handle;
-    void *data;
-    uint64_t size;
-    struct kvpool_region *prev, *next; // list of the client, under its lock
-};
 
 static void list_add(kvpool_client *c, struct kvpool_region *r) {
     pthread_mutex_lock(&c->lock);
@@ -41,12 +32,28 @@ static void list_remove(kvpool_client *c, struct kvpool_region *r) {
     pthread_mutex_unlock(&c->lock);
 }
 
+// Ends this process's use of the memory, which comes before the daemon's end of it.
+static void unmap(struct kvpool_region *r) {
+    cuda_unmap(&r->map);
+    if (r->data != NULL)
+        munmap(r->data, r->size);
+    if (r->shared.fd >= 0)
+        close(r->shared.fd);
+    r->data = NULL;
+    r->shared.fd = -1;
+}
+
+static void destroy(struct kvpool_region *r) {
+    unmap(r);
+    pthread_mutex_destroy(&r->lock);
+    free(r);
+}
+
 void region_unmap_all(kvpool_client *c) {
     while (c->regions != NULL) {
         struct kvpool_region *r = c->regions;
         c->regions = r->next;
-        munmap(r->data, r->size);
-        free(r);
+        destroy(r);
     }
 }
 
@@ -71,23 +78,32 @@ static void free_remote(kvpool_client *c, uint64_t session, uint64_t handle) {
     }
 }
 
-// Asks the daemon for a region of `bytes`. *ret_fd is the caller's.
-static int request_region(kvpool_client *c, uint64_t bytes, struct proto_region_reply *ret,
+struct asked { // a request for a region
+    uint16_t op;
+    const void *body;
+    size_t body_len;
+    uint64_t feature; // PROTO_FEATURE_* that the session must have, or 0
+};
+
+// Asks the daemon for a region. *ret_fd is the caller's, -1: none came.
+static int request_region(kvpool_client *c, const struct asked *asked, struct proto_msg *ret,
                           int *ret_fd, uint64_t *ret_session, struct err *err) {
     int64_t deadline = client_deadline(c);
-    struct proto_region_create body = {.bytes = bytes};
     for (bool again = true;; again = false) {
-        struct proto_msg msg;
-        bool sent;
+        bool sent = false;
         int rc = client_ensure(c, CLIENT_ANY, deadline, NULL, ret_session, err);
         if (rc != 0)
             return rc;
-        rc = fdsock_call(c->fdsock, PROTO_REGION_CREATE, &body, sizeof body, deadline, &msg, ret_fd,
-                         &sent, err);
-        if (rc == 0) {
-            *ret = msg.body.region_reply;
+        if (asked->feature == 0 || client_can(c, asked->feature))
+            rc = fdsock_call(c->fdsock, asked->op, asked->body, asked->body_len, deadline, ret,
+                             ret_fd, &sent, err);
+        else if (fdsock_alive(c->fdsock))
+            return err_set(err, KVPOOL_E_UNSUPPORTED, "this daemon has no device regions (%s)",
+                           proto_op_name(asked->op));
+        else // what another instance can is not known yet
+            rc = err_set(err, KVPOOL_E_CONN, "the fd socket is not connected");
+        if (rc == 0)
             return 0;
-        }
         // The control connection may not have noticed: a session without its fd socket is over, or
         // must be resumed.
         if (rc == KVPOOL_E_CONN || rc == KVPOOL_E_PROTO)
@@ -116,43 +132,56 @@ static int map_region(int fd, uint64_t wanted, uint64_t bytes, void **ret, struc
     return 0;
 }
 
+static struct kvpool_region *blank(kvpool_client *c) {
+    struct kvpool_region *r = calloc(1, sizeof *r);
+    if (r == NULL)
+        return NULL;
+    r->client = c;
+    r->pid = c->pid;
+    r->shared.fd = -1;
+    pthread_mutex_init(&r->lock, NULL);
+    return r;
+}
+
+// The end of making a region: it is the client's, unless the session that has it is over.
+static int settle(kvpool_client *c, struct kvpool_region *r, int rc, kvpool_region **ret,
+                  struct err *err) {
+    if (rc == 0 && client_session(c) != r->session) // another thread reconnected meanwhile
+        rc = err_set(err, KVPOOL_E_CONN, "the connection was lost while the region was made");
+    if (rc != 0) {
+        unmap(r);
+        free_remote(c, r->session, r->handle);
+        destroy(r);
+        return rc;
+    }
+    list_add(c, r);
+    *ret = r;
+    return 0;
+}
+
 static int do_create(kvpool_client *c, uint64_t bytes, kvpool_region **ret, struct err *err) {
     if (ret == NULL)
         return err_set(err, KVPOOL_E_INVAL, "ret_region is NULL");
     if (bytes == 0)
         return err_set(err, KVPOOL_E_INVAL, "a region of 0 bytes");
-    struct kvpool_region *r = calloc(1, sizeof *r);
+    struct kvpool_region *r = blank(c);
     if (r == NULL)
         return err_set(err, KVPOOL_E_NOMEM, "no memory for a region");
-    struct proto_region_reply reply;
-    int fd;
-    int rc = request_region(c, bytes, &reply, &fd, &r->session, err);
-    if (rc != 0)
-        goto free_region;
-    rc = map_region(fd, bytes, reply.bytes, &r->data, err);
+    struct proto_region_create body = {.bytes = bytes};
+    const struct asked asked = {PROTO_REGION_CREATE, &body, sizeof body, 0};
+    struct proto_msg msg = {0};
+    int fd = -1;
+    int rc = request_region(c, &asked, &msg, &fd, &r->session, err);
+    if (rc != 0) {
+        destroy(r);
+        return rc;
+    }
+    r->handle = msg.body.region_reply.region;
+    r->size = msg.body.region_reply.bytes;
+    rc = map_region(fd, bytes, r->size, &r->data, err);
     if (fd >= 0)
         close(fd);
-    if (rc != 0)
-        goto free_remote;
-    if (client_session(c) != r->session) { // another thread reconnected meanwhile
-        rc = err_set(err, KVPOOL_E_CONN, "the connection was lost while the region was made");
-        goto unmap;
-    }
-    r->client = c;
-    r->pid = c->pid;
-    r->handle = reply.region;
-    r->size = reply.bytes;
-    list_add(c, r);
-    *ret = r;
-    return 0;
-
-unmap:
-    munmap(r->data, reply.bytes);
-free_remote:
-    free_remote(c, r->session, reply.region);
-free_region:
-    free(r);
-    return rc;
+    return settle(c, r, rc, ret, err);
 }
 
 kvpool_status kvpool_region_create(kvpool_client *client, uint64_t bytes,
@@ -161,6 +190,119 @@ kvpool_status kvpool_region_create(kvpool_client *client, uint64_t bytes,
     int rc = client_enter(client, &err);
     if (rc == 0)
         rc = do_create(client, bytes, ret_region, &err);
+    return client_leave(client, rc, &err);
+}
+
+// Takes over what the daemon sent, after checking that it is what was asked for.
+static int take_handle(struct kvpool_region *r, const struct proto_region_handle *reply,
+                       const kvpool_region_args *args, struct err *err) {
+    if (reply->export != args->export_as || reply->bytes < args->bytes ||
+        reply->offset > reply->handle_bytes || reply->bytes > reply->handle_bytes - reply->offset ||
+        (reply->place != KVPOOL_PLACE_HOST && reply->place != KVPOOL_PLACE_DEVICE))
+        return err_set(err, KVPOOL_E_PROTO, "the daemon sent another region than was asked for");
+    if ((r->shared.fd >= 0) != (reply->export == KVPOOL_EXPORT_FD))
+        return err_set(err, KVPOOL_E_PROTO, "a region came %s its descriptor",
+                       r->shared.fd >= 0 ? "with a handle beside" : "without");
+    r->shared.place = reply->place;
+    r->shared.export_as = reply->export;
+    memcpy(r->shared.ipc, reply->ipc, sizeof r->shared.ipc);
+    r->shared.offset = reply->offset;
+    r->shared.bytes = reply->handle_bytes;
+    if (reply->place != KVPOOL_PLACE_HOST || reply->export != KVPOOL_EXPORT_FD)
+        return 0;
+    if (reply->offset != 0)
+        return err_set(err, KVPOOL_E_PROTO, "a region of host memory has an offset");
+    return map_region(r->shared.fd, args->bytes, r->size, &r->data, err);
+}
+
+static int do_alloc(kvpool_client *c, const kvpool_region_args *user_args, kvpool_region **ret,
+                    struct err *err) {
+    kvpool_region_args args;
+    int rc = args_read(&args, sizeof args, user_args, "args", err);
+    if (rc != 0)
+        return rc;
+    if (ret == NULL)
+        return err_set(err, KVPOOL_E_INVAL, "ret_region is NULL");
+    if (args.bytes == 0)
+        return err_set(err, KVPOOL_E_INVAL, "a region of 0 bytes");
+    if (args.place == 0)
+        args.place = KVPOOL_PLACE_DEVICE;
+    if (args.export_as == 0)
+        args.export_as = KVPOOL_EXPORT_FD;
+    struct kvpool_region *r = blank(c);
+    if (r == NULL)
+        return err_set(err, KVPOOL_E_NOMEM, "no memory for a region");
+    struct proto_region_alloc body = {
+        .bytes = args.bytes, .place = args.place, .export = args.export_as};
+    const struct asked asked = {PROTO_REGION_ALLOC, &body, sizeof body, PROTO_FEATURE_DEVICE};
+    struct proto_msg msg = {0};
+    int fd = -1;
+    rc = request_region(c, &asked, &msg, &fd, &r->session, err);
+    if (rc != 0) {
+        destroy(r);
+        return rc;
+    }
+    r->shared.fd = fd;
+    r->handle = msg.body.region_handle.region;
+    r->size = msg.body.region_handle.bytes;
+    rc = take_handle(r, &msg.body.region_handle, &args, err);
+    return settle(c, r, rc, ret, err);
+}
+
+kvpool_status kvpool_region_alloc(kvpool_client *client, const kvpool_region_args *args,
+                                  kvpool_region **ret_region) {
+    struct err err = {0};
+    int rc = client_enter(client, &err);
+    if (rc == 0)
+        rc = do_alloc(client, args, ret_region, &err);
+    return client_leave(client, rc, &err);
+}
+
+static int do_register(kvpool_client *c, const void *ptr, uint64_t bytes, kvpool_region **ret,
+                       struct err *err) {
+    if (ret == NULL)
+        return err_set(err, KVPOOL_E_INVAL, "ret_region is NULL");
+    if (ptr == NULL)
+        return err_set(err, KVPOOL_E_INVAL, "device_ptr is NULL");
+    if (bytes == 0)
+        return err_set(err, KVPOOL_E_INVAL, "a region of 0 bytes");
+    struct cuda_share share;
+    int rc = cuda_share_find(ptr, bytes, &share, err);
+    if (rc != 0)
+        return rc;
+    struct kvpool_region *r = blank(c);
+    if (r == NULL)
+        return err_set(err, KVPOOL_E_NOMEM, "no memory for a region");
+    struct proto_region_register body = {
+        .bytes = bytes, .offset = share.offset, .handle_bytes = share.bytes};
+    memcpy(body.ipc, share.ipc, sizeof body.ipc);
+    const struct asked asked = {PROTO_REGION_REGISTER, &body, sizeof body, PROTO_FEATURE_DEVICE};
+    struct proto_msg msg = {0};
+    rc = request_region(c, &asked, &msg, NULL, &r->session, err);
+    if (rc != 0) {
+        destroy(r);
+        return rc;
+    }
+    r->handle = msg.body.region_reply.region;
+    r->size = msg.body.region_reply.bytes;
+    r->own = ptr;
+    r->shared.place = KVPOOL_PLACE_DEVICE;
+    r->shared.export_as = KVPOOL_EXPORT_IPC;
+    memcpy(r->shared.ipc, share.ipc, sizeof r->shared.ipc);
+    r->shared.offset = share.offset;
+    r->shared.bytes = share.bytes;
+    if (r->size != bytes)
+        rc = err_set(err, KVPOOL_E_PROTO, "%llu bytes were registered as %llu",
+                     (unsigned long long)bytes, (unsigned long long)r->size);
+    return settle(c, r, rc, ret, err);
+}
+
+kvpool_status kvpool_region_register(kvpool_client *client, const void *device_ptr, uint64_t bytes,
+                                     kvpool_region **ret_region) {
+    struct err err = {0};
+    int rc = client_enter(client, &err);
+    if (rc == 0)
+        rc = do_register(client, device_ptr, bytes, ret_region, &err);
     return client_leave(client, rc, &err);
 }
 
@@ -177,10 +319,10 @@ void kvpool_region_free(kvpool_region *region) {
         return;
     kvpool_client *c = region->client;
     list_remove(c, region);
-    munmap(region->data, region->size);
+    unmap(region);
     if (client_session(c) == region->session)
         free_remote(c, region->session, region->handle);
-    free(region);
+    destroy(region);
 }
 
 int region_handle(kvpool_client *c, const kvpool_region *region, const char *what, uint64_t *ret,

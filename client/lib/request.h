@@ -16,7 +16,7 @@ union request_body {
     struct proto_step_begin begin;
     struct proto_step_begin_tokens begin_tokens;
     struct proto_handle handle;
-    struct proto_attn attn;
+    struct proto_attend attend;
 };
 
 // With args->step 0 a new id is taken.

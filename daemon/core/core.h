@@ -130,6 +130,8 @@ struct core_pool_config {
     uint32_t max_seqs;    // 0: core's default, 1024
     uint32_t max_seq_len; // tokens; 0: num_pages * page_size
     uint32_t policy;      // enum core_policy; of the pool's creator, not compared when it exists
+    uint32_t kv_dtype;    // of the pages: KVPOOL_FP8_E4M3; 0, or dtype itself: as dtype
+    uint32_t export;      // kvpool_export; 0: FD, or what the pool has if it exists
 };
 
 // Checks a configuration and fills in its zeros. Errors: INVAL, naming the field and the limit.

@@ -27,7 +27,8 @@ int geometry_check_name(const char name[CORE_NAME_SIZE], struct err *err) {
 
 // K and V of the whole pool must be a size that a file can have.
 static bool bytes_fit(const struct core_pool_config *g) {
-    uint64_t element = g->dtype == KVPOOL_FP32 ? 4 : 2;
+    uint32_t stored = g->kv_dtype != 0 ? g->kv_dtype : g->dtype;
+    uint64_t element = stored == KVPOOL_FP32 ? 4 : stored == KVPOOL_FP8_E4M3 ? 1 : 2;
     uint64_t page = 2 * element * g->layers * g->kv_heads * g->page_size * g->head_dim;
     return page <= (uint64_t)INT64_MAX / g->num_pages; // page < 2^38 within the limits
 }
@@ -56,6 +57,20 @@ int core_pool_config_check(struct core_pool_config *config, struct err *err) {
     if (g.dtype != KVPOOL_FP16 && g.dtype != KVPOOL_BF16 && g.dtype != KVPOOL_FP32) {
         return err_set(err, KVPOOL_E_INVAL, "dtype %u is none of fp16 (%d), bf16 (%d), fp32 (%d)",
                        g.dtype, KVPOOL_FP16, KVPOOL_BF16, KVPOOL_FP32);
+    }
+    if (g.kv_dtype == g.dtype) {
+        g.kv_dtype = 0;
+    }
+    if (g.kv_dtype != 0 && g.kv_dtype != KVPOOL_FP8_E4M3) {
+        return err_set(err, KVPOOL_E_INVAL, "kv_dtype %u is neither dtype (0) nor fp8_e4m3 (%d)",
+                       g.kv_dtype, KVPOOL_FP8_E4M3);
+    }
+    if (g.export == 0) {
+        g.export = KVPOOL_EXPORT_FD;
+    }
+    if (g.export != KVPOOL_EXPORT_FD && g.export != KVPOOL_EXPORT_IPC) {
+        return err_set(err, KVPOOL_E_INVAL, "export %u is none of fd (%d), ipc (%d)", g.export,
+                       KVPOOL_EXPORT_FD, KVPOOL_EXPORT_IPC);
     }
     if (g.num_pages < 1 || g.num_pages > GEOMETRY_MAX_PAGES) {
         return out_of_range(err, "num_pages", g.num_pages, GEOMETRY_MAX_PAGES);

@@ -53,7 +53,7 @@
 #include "daemon/core/prefix_hash.h"
 
 #define LAYOUT_MAGIC 0x3145524F4350564Bull // bytes "KVPCORE1"
-#define LAYOUT_VERSION 2u
+#define LAYOUT_VERSION 3u
 #define LAYOUT_ALIGN 4096u // of the block itself
 #define LAYOUT_NONE UINT32_MAX
 
@@ -90,8 +90,8 @@ struct pool_rec {
     uint64_t first_page;  // of its span, num_pages long
     uint64_t first_token; // of its span, num_pages * page_size long
     char name[CORE_NAME_SIZE];
-    uint8_t padding[8];
-    uint64_t checksum; // of all from layers to padding: none of it changes while the pool lives
+    uint32_t kv_dtype, export; // kv_dtype 0: as dtype
+    uint64_t checksum; // of all from layers to export: none of it changes while the pool lives
 };
 
 struct ns_rec { // of one pool [CORE_MAX_NAMESPACES]; number 0 is always live

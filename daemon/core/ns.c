@@ -28,7 +28,8 @@ void core_ns_root(const struct core *c, uint32_t pool, uint32_t ns, const void *
         .pool = rec->name,
         .group = is_group ? n->group : n->name,
         .is_group = is_group,
-        .geometry = {rec->layers, rec->kv_heads, rec->head_dim, rec->page_size, rec->dtype},
+        .geometry = {rec->layers, rec->kv_heads, rec->head_dim, rec->page_size,
+                     rec->dtype | rec->kv_dtype << 16},
     };
     prefix_root(&salt, extra, extra_size, ret);
 }

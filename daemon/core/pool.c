@@ -67,6 +67,8 @@ static struct core_pool_config config_of(const struct pool_rec *rec) {
         .max_seqs = rec->max_seqs,
         .max_seq_len = rec->max_seq_len,
         .policy = rec->policy,
+        .kv_dtype = rec->kv_dtype,
+        .export = rec->export,
     };
     memcpy(config.name, rec->name, sizeof config.name);
     return config;
@@ -177,6 +179,9 @@ int core_pool_create(struct core *c, const struct core_pool_config *config, uint
     if (known != LAYOUT_NONE) {
         struct core_pool_config other = config_of(&c->t.pools[known]);
         g.policy = other.policy;
+        if (config->export == 0) {
+            g.export = other.export;
+        }
         if (memcmp(&other, &g, sizeof g) != 0) {
             return err_set(err, KVPOOL_E_EXISTS, "pool \"%s\" exists with other properties",
                            g.name);
@@ -202,6 +207,8 @@ int core_pool_create(struct core *c, const struct core_pool_config *config, uint
         .max_seqs = g.max_seqs,
         .max_seq_len = g.max_seq_len,
         .policy = g.policy,
+        .kv_dtype = g.kv_dtype,
+        .export = g.export,
         .row_entries = (uint32_t)(((uint64_t)g.max_seq_len + g.page_size - 1) / g.page_size),
     };
     rc = place(c, &made, err);

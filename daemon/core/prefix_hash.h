@@ -39,7 +39,7 @@ struct prefix_salt {          // what the root is made of, beside extra
     const uint8_t *secret;    // [32]
     const char *pool, *group; // names, terminated: the pool's, and the share group or the namespace
     uint32_t is_group;        // 1: `group` is a share group, 0: the namespace's own name
-    uint32_t geometry[5];     // layers, kv_heads, head_dim, page_size, dtype
+    uint32_t geometry[5];     // layers, kv_heads, head_dim, page_size, dtype | kv_dtype << 16
 };
 
 // extra may be NULL with size 0; at most 64 bytes.

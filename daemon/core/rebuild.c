@@ -36,9 +36,12 @@ static int check_pool(const struct core *c, uint32_t pool, struct err *err) {
         .max_seqs = rec->max_seqs,
         .max_seq_len = rec->max_seq_len,
         .policy = rec->policy,
+        .kv_dtype = rec->kv_dtype,
+        .export = rec->export,
     };
     memcpy(g.name, rec->name, sizeof g.name);
-    if (rec->max_seqs == 0 || rec->max_seq_len == 0 || core_pool_config_check(&g, NULL) != 0 ||
+    if (rec->max_seqs == 0 || rec->max_seq_len == 0 || rec->export == 0 ||
+        core_pool_config_check(&g, NULL) != 0 ||
         rec->row_entries != ((uint64_t)rec->max_seq_len + rec->page_size - 1) / rec->page_size) {
         return core_damaged(err, "configuration of pool %u", pool);
     }

@@ -189,6 +189,12 @@ typedef enum kvpool_dtype {
     KVPOOL_FP8_E4M3 = 4, // of a pool's pages only: see kv_dtype
 } kvpool_dtype;
 
+// How another process gets the daemon's memory.
+typedef enum kvpool_export {
+    KVPOOL_EXPORT_FD = 1,  // a file descriptor; the memory outlives the daemon while one is open
+    KVPOOL_EXPORT_IPC = 2, // a CUDA IPC handle; the memory goes with the daemon
+} kvpool_export;
+
 #define KVPOOL_MAX_LAYERS 512
 #define KVPOOL_MAX_KV_HEADS 256
 #define KVPOOL_MAX_HEAD_DIM 576
@@ -208,14 +214,19 @@ typedef struct kvpool_pool_config {
     uint32_t num_pages;   // one page holds page_size tokens of K and V in every layer
     uint32_t max_seqs;    // 0: the daemon's default
     uint32_t max_seq_len; // tokens; 0: num_pages * page_size
+    uint32_t kv_dtype;    // kvpool_dtype that the pages hold K and V in: 0 (as dtype), or
+                          // KVPOOL_FP8_E4M3: see "Attention"
+    uint32_t export_as;   // kvpool_export of the pages; 0: the daemon's default (fd), and that of
+                          // the pool if it exists
 } kvpool_pool_config;
 #define KVPOOL_POOL_CONFIG_INIT \
-    { sizeof(kvpool_pool_config), NULL, 0, 0, 0, 0, 0, 0, 0, 0 }
+    { sizeof(kvpool_pool_config), NULL, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0 }
 
 // Creates a pool, or opens it if one of that name and the same geometry, pages and limits exists
 // (so that several workers can all "create"). A pool outlives its creator's connection.
 // Errors: INVAL (the message names the field and the limit), EXISTS (same name, other properties),
-// NOMEM (larger than the memory available; says how many bytes), LIMIT.
+// NOMEM (larger than the memory available; says how many bytes), LIMIT, UNSUPPORTED (a kv_dtype,
+// export or geometry that the daemon's backend has not, or a daemon that knows neither of the two).
 KVPOOL_API kvpool_status kvpool_pool_create(kvpool_client *client, const kvpool_pool_config *config,
                                             kvpool_pool *ret_pool);
 
@@ -238,6 +249,8 @@ typedef struct kvpool_pool_info {
     uint32_t shared_pages; // pages that more than one sequence refers to
     uint32_t seqs;         // live sequences
     uint64_t bytes;        // of K and V memory, all layers
+    uint32_t kv_dtype;     // kvpool_dtype of the pages; 0: as dtype
+    uint32_t export_as;    // kvpool_export of the pages; 0: the daemon does not say
 } kvpool_pool_info;
 
 // Properties and occupancy of a pool. ret->size must be set. Errors: STALE, INVAL.
@@ -248,18 +261,87 @@ KVPOOL_API kvpool_status kvpool_pool_stat(kvpool_client *client, kvpool_pool poo
 // Regions and tensors
 
 // Allocates `bytes` (rounded up to the system's page size) of memory shared with the daemon,
-// zeroed. Owned by the caller: kvpool_region_free(). Errors: INVAL (0), NOMEM, LIMIT (per-client
-// limits).
+// zeroed, which CPU and the daemon's device both reach. Owned by the caller: kvpool_region_free().
+// Errors: INVAL (0), NOMEM, LIMIT (per-client limits).
 KVPOOL_API kvpool_status kvpool_region_create(kvpool_client *client, uint64_t bytes,
                                               kvpool_region **ret_region);
 
-// Address in this process (page aligned), and size in bytes (after rounding). Valid until
-// kvpool_region_free(), also when the daemon has gone. NULL and 0 in a forked child.
+typedef enum kvpool_place {
+    KVPOOL_PLACE_HOST = 1,   // the CPU and the device reach it
+    KVPOOL_PLACE_DEVICE = 2, // memory of the daemon's device; of the backend "cpu": as HOST
+} kvpool_place;
+
+typedef struct kvpool_region_args {
+    size_t size;
+    uint64_t bytes;     // 1 or more; rounded up to what the device allocates
+    uint32_t place;     // kvpool_place; 0: DEVICE
+    uint32_t export_as; // kvpool_export, how it comes to this process; 0: FD
+} kvpool_region_args;
+#define KVPOOL_REGION_ARGS_INIT \
+    { sizeof(kvpool_region_args), 0, 0, 0 }
+
+// The same with a choice of place and export, and with a handle: kvpool_region_export(). The memory
+// is zeroed. A region that is exported by IPC shares whole blocks of 2 MiB: its bytes are rounded up
+// to them.
+// Errors: INVAL, NOMEM, LIMIT, UNSUPPORTED (what the daemon's backend has not: IPC of host memory,
+// or of "cpu"; a daemon without regions of device memory).
+KVPOOL_API kvpool_status kvpool_region_alloc(kvpool_client *client, const kvpool_region_args *args,
+                                             kvpool_region **ret_region);
+
+// Makes a region of this process's own device memory, where it is (a tensor of PyTorch, say), so
+// that nothing is copied. `device_ptr` need not be the start of its allocation: the library finds
+// that, and sends the allocation's CUDA IPC handle and the offset.
+//
+// CUDA shares whole blocks of 2 MiB by IPC: small allocations that happen to lie in the same block
+// become readable and writable for the daemon too. Allocate in multiples of 2 MiB to avoid it.
+// The memory must stay allocated until kvpool_region_free() has returned and no request that names
+// it is in flight. What the process's own streams write into it must be complete (synchronized)
+// before a request that reads it is sent.
+//
+// The process needs a CUDA driver and `device_ptr` must be of the daemon's device. Errors: INVAL
+// (no device memory, 0 bytes, more bytes than the allocation has from there; of another device),
+// LIMIT, NOMEM, UNSUPPORTED (no CUDA driver; the daemon's backend is not cuda; memory that CUDA IPC
+// cannot share: managed, of a memory pool (cudaMallocAsync), or of cuMemCreate, which is what
+// PyTorch's "expandable segments" are: set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False, or
+// use kvpool_region_alloc() and kvpool_region_device_ptr()).
+KVPOOL_API kvpool_status kvpool_region_register(kvpool_client *client, const void *device_ptr,
+                                                uint64_t bytes, kvpool_region **ret_region);
+
+// What any other user of the memory opens it with.
+typedef struct kvpool_region_handle {
+    size_t size;
+    uint32_t place;        // kvpool_place where it came to be: HOST when the CPU can map it
+    uint32_t export_as;    // kvpool_export
+    int32_t fd;            // FD: borrowed, valid until kvpool_region_free(): dup() it to keep or to
+                           // send it. HOST: to be mmap()ed, DEVICE: for
+                           // cuMemImportFromShareableHandle(). IPC: -1
+    uint32_t reserved;     // 0
+    unsigned char ipc[64]; // IPC: for cudaIpcOpenMemHandle(); else 0
+    uint64_t offset;       // of the region in what the handle opens, bytes
+    uint64_t bytes;        // of what the handle opens
+} kvpool_region_handle;
+
+// The handle of a region made by kvpool_region_alloc() or kvpool_region_register(). ret->size must
+// be set. Errors: INVAL, STATE (of kvpool_region_create(), which keeps no descriptor), FORKED.
+KVPOOL_API kvpool_status kvpool_region_export(kvpool_region *region, kvpool_region_handle *ret);
+
+// Address of the region for kernels of this process, in the CUDA context that is current in the
+// calling thread (with the CUDA runtime: call cudaFree(0) or any other call first). Mapped at the
+// first call, valid until kvpool_region_free(). Host memory is registered with CUDA; memory of
+// kvpool_region_register() is where it was.
+// Errors: INVAL, FORKED, UNSUPPORTED (no CUDA driver), STATE (no current context; or mapped already
+// in another one), BACKEND (CUDA cannot map it there: the message says which call failed and how).
+KVPOOL_API kvpool_status kvpool_region_device_ptr(kvpool_region *region, void **ret_ptr);
+
+// Address in this process (page aligned; NULL: memory that the CPU does not reach), and size in
+// bytes (after rounding). Valid until kvpool_region_free(), also when the daemon has gone. NULL and
+// 0 in a forked child.
 KVPOOL_API void *kvpool_region_data(const kvpool_region *region);
 KVPOOL_API uint64_t kvpool_region_size(const kvpool_region *region);
 
 // Unmaps and frees. Requests in flight that name it finish first in the daemon. NULL is ignored.
-// kvpool_close() frees the regions that are left: not to be called after it.
+// kvpool_close() frees the regions that are left: not to be called after it. No kernel of this
+// process may still use its device address, whose context must still exist.
 KVPOOL_API void kvpool_region_free(kvpool_region *region);
 
 // A tensor [tokens][heads][head_dim] inside a region. Element (t, h, d) is at
@@ -441,11 +523,27 @@ KVPOOL_API kvpool_status kvpool_step_abort(kvpool_client *client, kvpool_step st
 //     logit = sm_scale * (q . k);  if soft_cap > 0: logit = soft_cap * tanh(logit / soft_cap)
 //     out = sum(softmax(logit) * v);  lse = ln(sum(exp(logit)))
 // A query that sees nothing (kv_len 0, or p < 0 when causal) gives out = 0 and lse = -infinity.
+//
+// Sinks ("attention sinks"): with `sinks` the softmax of every row of query head h has one logit
+// more, sinks[h], used as it is (neither scaled nor capped), that has no value:
+//     out = sum(exp(logit) * v) / (exp(sinks[h]) + sum(exp(logit)))
+//     lse = ln(exp(sinks[h]) + sum(exp(logit)))
+// A query that sees nothing then gives out = 0 and lse = sinks[h].
+//
+// A pool with kv_dtype KVPOOL_FP8_E4M3 stores x as the e4m3 number nearest to x / scale (ties to
+// even), at most +-448 (an infinity too); a NaN stays one. What is read back is that number times
+// the scale. The scales of K and V are k_scale and v_scale, or one for each K/V head in kv_scales;
+// they must be the same in every request on the same tokens, which the daemon does not check.
+//
+// The same inputs give the same bits. With KVPOOL_ATTN_BATCH_INVARIANT a sequence's bits also do not
+// depend on which other sequences are in the batch; that may cost speed.
+//
 // Softmax is computed online (Milakov & Gimelshein, "Online normalizer calculation for softmax",
 // 2018), accumulated in fp32; the KV pages are read in place ("paged attention", Kwon et al.,
 // 2023).
 
-#define KVPOOL_ATTN_CAUSAL 1u // flag: causal mask
+#define KVPOOL_ATTN_CAUSAL 1u          // flag: causal mask
+#define KVPOOL_ATTN_BATCH_INVARIANT 2u // flag: bits do not depend on the rest of the batch
 
 typedef struct kvpool_attn_args {
     size_t size;
@@ -466,12 +564,19 @@ typedef struct kvpool_attn_args {
     kvpool_tensor v;        // in, as k; given or not given together with it
     kvpool_tensor out;      // out, as q; must overlap none of the others
     kvpool_tensor lse;      // out, fp32 [tokens][qo_heads]; region NULL: not wanted
+    float k_scale, v_scale; // of an fp8 pool, > 0 and finite; 0: 1
+    kvpool_tensor
+        kv_scales;       // of an fp8 pool, in, fp32 [2][kv_heads]: of K, then of V, each > 0 and
+                         // finite, instead of the two above; region NULL: none
+    kvpool_tensor sinks; // in, fp32 [qo_heads]; region NULL: none. The strides of this and of
+                         // kv_scales are 0: they are dense
 } kvpool_attn_args;
 #define KVPOOL_ATTN_ARGS_INIT \
     { .size = sizeof(kvpool_attn_args), .flags = KVPOOL_ATTN_CAUSAL, .window_left = -1 }
 
 // Appends K and V of one layer's new tokens of an open step, without attention. Uses step, layer,
-// k and v; q, out and lse must be absent. Repeating a layer overwrites it.
+// k and v, and the scales of an fp8 pool; q, out, lse and sinks must be absent. Repeating a layer
+// overwrites it.
 // Errors: as kvpool_prefill.
 KVPOOL_API kvpool_status kvpool_append(kvpool_client *client, const kvpool_attn_args *args);
 
@@ -479,9 +584,10 @@ KVPOOL_API kvpool_status kvpool_append(kvpool_client *client, const kvpool_attn_
 // kvpool_decode is the same for at most 8 query tokens per sequence (its kernels are made for it).
 // Errors, all decided before any work: INVAL (sm_scale NaN or negative, head counts that do not
 // divide, a layer out of range, a tensor that leaves its region, is misaligned or overlaps an
-// output, unknown flags, empty batch, duplicate sequence), STALE, PERM (another client's sequence,
+// output, unknown flags, empty batch, duplicate sequence; a scale NaN or negative, scales for a pool
+// that is not fp8), STALE, PERM (another client's sequence,
 // region), NOTFOUND (no such step), BUSY (a sequence without this step while in one), AGAIN,
-// TOOBIG, BACKEND.
+// TOOBIG, BACKEND, UNSUPPORTED (scales, sinks or BATCH_INVARIANT for a daemon that knows none).
 KVPOOL_API kvpool_status kvpool_prefill(kvpool_client *client, const kvpool_attn_args *args);
 KVPOOL_API kvpool_status kvpool_decode(kvpool_client *client, const kvpool_attn_args *args);
 

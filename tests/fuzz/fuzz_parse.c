@@ -92,10 +92,9 @@ static void check_fd_open(const struct proto_msg *msg) {
         ENSURE(o->session != 0 || o->token[i] == 0);
 }
 
-static void check_attn(const struct proto_msg *msg) {
-    const struct proto_attn *a = &msg->body.attn;
-    bool append = msg->header.op == PROTO_APPEND;
-    ENSURE((a->flags & ~KVPOOL_ATTN_CAUSAL) == 0 && a->reserved == 0);
+static void check_attn(const struct proto_msg *msg, const struct proto_attn *a, bool append,
+                       uint32_t flags) {
+    ENSURE((a->flags & ~flags) == 0 && a->reserved == 0);
     ENSURE((a->count == 0) == (a->step != 0) && a->count == msg->count);
     ENSURE(a->step == 0 || a->pool == 0);
     check_tensor(&a->q);
@@ -108,6 +107,17 @@ static void check_attn(const struct proto_msg *msg) {
                a->window_left == 0 && a->q.region == 0 && a->out.region == 0 && a->lse.region == 0);
     else
         check_items(msg);
+}
+
+static void check_attend(const struct proto_msg *msg) {
+    const struct proto_attend *e = &msg->body.attend;
+    bool append = e->op == PROTO_APPEND;
+    ENSURE(append || e->op == PROTO_PREFILL || e->op == PROTO_DECODE);
+    ENSURE(e->reserved == 0 && (e->kv_scales.region != 0 || e->kv_scales.offset == 0));
+    ENSURE(e->sinks.region != 0 || e->sinks.offset == 0);
+    ENSURE(!append || e->sinks.region == 0);
+    check_attn(msg, &e->attn, append,
+               KVPOOL_ATTN_CAUSAL | (append ? 0 : KVPOOL_ATTN_BATCH_INVARIANT));
 }
 
 static void check_request_form(const struct proto_msg *msg) {
@@ -173,7 +183,13 @@ static void check_request_form(const struct proto_msg *msg) {
     case PROTO_APPEND:
     case PROTO_PREFILL:
     case PROTO_DECODE:
-        check_attn(msg);
+        check_attn(msg, &msg->body.attn, h->op == PROTO_APPEND, KVPOOL_ATTN_CAUSAL);
+        break;
+    case PROTO_ATTEND:
+        check_attend(msg);
+        break;
+    case PROTO_POOL_CREATE_AS:
+        check_text(msg->body.pool_create_as.create.name, PROTO_NAME_SIZE);
         break;
     default:
         ENSURE(msg->count == 0);
@@ -193,7 +209,6 @@ static void check_reply_form(const struct proto_msg *msg) {
         break;
     case PROTO_POOL_STAT:
         check_text(msg->body.pool_info.name, PROTO_NAME_SIZE);
-        ENSURE(msg->body.pool_info.reserved == 0);
         break;
     case PROTO_POOL_LIST:
     case PROTO_SEQ_LIST:

@@ -111,13 +111,20 @@ static void add_pools(struct list *l) {
     struct proto_pool_create create = {"llama", 32, 8, 128, 16, KVPOOL_BF16, 4096, 512, 65536};
     struct proto_handle pool = {POOL};
     struct proto_name name = {"llama"};
-    struct proto_pool_info info = {POOL, "llama", 32,   8, 128, 16, 2,         4096,
-                                   512,  65536,   4000, 3, 2,   0,  1ull << 33};
+    struct proto_pool_info info = {POOL, "llama", 32,   8, 128, 16, 2, 4096,
+                                   512,  65536,   4000, 3, 2,   0,  0, 1ull << 33};
     struct proto_pool_info infos[2] = {info, info};
     struct proto_list list = {0, 16};
     struct proto_list_reply list_reply = {2, 2};
     REQUEST("pool_create", PROTO_POOL_CREATE, create);
     REPLY("pool_create", PROTO_POOL_CREATE, pool);
+    struct proto_pool_create_as create_as = {create, KVPOOL_FP8_E4M3, KVPOOL_EXPORT_IPC};
+    struct proto_pool_info info_as = info;
+    info_as.kv_dtype = KVPOOL_FP8_E4M3;
+    info_as.export = KVPOOL_EXPORT_IPC;
+    REQUEST("pool_create_as", PROTO_POOL_CREATE_AS, create_as);
+    REPLY("pool_create_as", PROTO_POOL_CREATE_AS, pool);
+    REPLY("pool_stat_as", PROTO_POOL_STAT, info_as);
     REQUEST("pool_open", PROTO_POOL_OPEN, name);
     REPLY("pool_open", PROTO_POOL_OPEN, pool);
     REQUEST("pool_destroy", PROTO_POOL_DESTROY, pool);
@@ -196,6 +203,17 @@ static void add_steps(struct list *l) {
     REQUEST("decode", PROTO_DECODE, prefill);
     REQUEST_N("decode_alone", PROTO_DECODE, alone, items);
     REPLY_EMPTY("decode", PROTO_DECODE);
+    struct proto_array scales = {26, 384}, sinks = {27, 448};
+    struct proto_attend append_fp8 = {
+        .attn = append, .op = PROTO_APPEND, .k_scale = 0.5f, .v_scale = 0.25f};
+    struct proto_attend decode_sinks = {
+        .attn = prefill, .op = PROTO_DECODE, .kv_scales = scales, .sinks = sinks};
+    struct proto_attend attend_alone = {.attn = alone, .op = PROTO_PREFILL, .sinks = sinks};
+    decode_sinks.attn.flags |= KVPOOL_ATTN_BATCH_INVARIANT;
+    REQUEST("attend_append", PROTO_ATTEND, append_fp8);
+    REQUEST("attend", PROTO_ATTEND, decode_sinks);
+    REQUEST_N("attend_alone", PROTO_ATTEND, attend_alone, items);
+    REPLY_EMPTY("attend", PROTO_ATTEND);
 }
 
 static void add_prefixes(struct list *l) {
@@ -260,6 +278,15 @@ static void add_fd_socket(struct list *l) {
     REPLY("fd_open", PROTO_FD_OPEN, hello_reply);
     REQUEST("trace", PROTO_TRACE, trace);
     REPLY("trace", PROTO_TRACE, trace_reply);
+    struct proto_region_alloc alloc = {8192, KVPOOL_PLACE_DEVICE, KVPOOL_EXPORT_IPC};
+    struct proto_region_handle handle = {SEQ2, 2 << 20, KVPOOL_PLACE_DEVICE, KVPOOL_EXPORT_IPC,
+                                         64,   4 << 20, "a secret handle"};
+    struct proto_region_register own = {8192, 512, 2 << 20, "another handle"};
+    struct proto_region_reply owned = {SEQ2, 8192};
+    REQUEST("region_alloc", PROTO_REGION_ALLOC, alloc);
+    REPLY("region_alloc", PROTO_REGION_ALLOC, handle);
+    REQUEST("region_register", PROTO_REGION_REGISTER, own);
+    REPLY("region_register", PROTO_REGION_REGISTER, owned);
 }
 
 size_t samples_make(struct sample *ret) {

@@ -76,7 +76,7 @@ static void every_field_is_explained(void **state) {
     size_t n = drawing_layouts(layouts);
     for (size_t i = 0; i < n; i++)
         for (uint32_t f = 0; f < layouts[i]->num_fields; f++) {
-            const char *name = layouts[i]->fields[f].name, *dot = strchr(name, '.');
+            const char *name = layouts[i]->fields[f].name, *dot = strrchr(name, '.');
             char text[64];
             snprintf(text, sizeof text, "`%s`", dot != NULL ? dot + 1 : name);
             want(text);
@@ -95,7 +95,7 @@ static void limits_are_those_of_the_header(void **state) {
         {"PROTO_MAX_LIST", PROTO_MAX_LIST},       {"PROTO_NAME_SIZE", PROTO_NAME_SIZE},
         {"PROTO_TOKEN_SIZE", PROTO_TOKEN_SIZE},   {"PROTO_DECODE_MAX_Q", PROTO_DECODE_MAX_Q},
         {"PROTO_VERSION_MIN", PROTO_VERSION_MIN}, {"PROTO_VERSION_MAX", PROTO_VERSION_MAX},
-        {"ERR_TEXT_MAX", ERR_TEXT_MAX},
+        {"ERR_TEXT_MAX", ERR_TEXT_MAX},           {"PROTO_IPC_SIZE", PROTO_IPC_SIZE},
     };
     for (size_t i = 0; i < sizeof limits / sizeof limits[0]; i++) {
         char row[96];
@@ -115,6 +115,7 @@ static void every_feature_bit_is_in_the_table(void **state) {
         {"PROTO_FEATURE_PREFIX", PROTO_FEATURE_PREFIX},
         {"PROTO_FEATURE_RESUME", PROTO_FEATURE_RESUME},
         {"PROTO_FEATURE_TRACE", PROTO_FEATURE_TRACE},
+        {"PROTO_FEATURE_DEVICE", PROTO_FEATURE_DEVICE},
     };
     uint64_t all = 0;
     for (size_t i = 0; i < sizeof features / sizeof features[0]; i++) {

@@ -50,15 +50,17 @@ static void floats_signs_and_tensors(void **state) {
 static void every_sample_is_printed_and_every_secret_is_not(void **state) {
     (void)state;
     static struct sample all[SAMPLES_MAX];
-    size_t n = samples_make(all), secrets = 0, credentials = 0;
+    size_t n = samples_make(all), secrets = 0, credentials = 0, handles = 0;
     for (size_t i = 0; i < n; i++) {
         assert_null(strstr(dump(&all[i]), "malformed"));
         assert_null(strstr(text, "a0a1"));
         assert_null(strstr(text, "hunter2"));
         credentials += strstr(text, "credential (secret)") != NULL;
         secrets += strstr(text, "token (secret)") != NULL;
+        handles += strstr(text, "ipc (secret)") != NULL;
     }
     assert_int_equal(secrets, 5);
+    assert_int_equal(handles, 2);
     assert_int_equal(credentials, 2);
 }
 

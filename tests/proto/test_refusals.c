@@ -127,7 +127,7 @@ static void message_over_the_size_limit(void **state) {
 
 static void unknown_op(void **state) {
     (void)state;
-    const uint16_t unknown[] = {0, 30, 31, 38, 256, 0x8001, 0xffff};
+    const uint16_t unknown[] = {0, 40, 63, 64, 256, 0x8001, 0xffff};
     for (size_t i = 0; i < sizeof unknown / sizeof unknown[0]; i++) {
         struct sample s = sample_get("ping.request");
         memcpy(s.bytes + offsetof(struct proto_header, op), &unknown[i], 2);
@@ -444,6 +444,31 @@ static void tensor_fields_without_a_region(void **state) {
     }
 }
 
+static void attend_refuses_contradictions(void **state) {
+    (void)state;
+    const size_t q = offsetof(struct proto_attn, q.region);
+    refused32("attend.request", AT(attend, op), PROTO_STEP_COMMIT, KVPOOL_E_PROTO, "not APPEND");
+    refused32("attend.request", AT(attend, op), 0, KVPOOL_E_PROTO, "attend.op is 0");
+    refused32("attend.request", AT(attend, op), PROTO_ATTEND, KVPOOL_E_PROTO, "attend.op is 31");
+    refused32("attend.request", AT(attend, attn.flags), 4, KVPOOL_E_PROTO, "unknown bits 0x4");
+    refused64("attend_append.request", AT(attend, kv_scales.offset), 8, "kv_scales has no region");
+    refused64("attend_append.request", AT(attend, sinks.offset), 8, "sinks has no region");
+    refused64("attend_append.request", AT(attend, sinks.region), 8, "append with options");
+    refused32("attend_append.request", AT(attend, attn.flags), KVPOOL_ATTN_BATCH_INVARIANT,
+              KVPOOL_E_PROTO, "append with options");
+    refused64("attend_append.request", HEADER + q, 8, "append with a tensor");
+    refused64("attend_alone.request", AT(attend, attn.step), 5, "both a step and a pool");
+    refused32("attend.request", AT(attend, op), PROTO_APPEND, KVPOOL_E_PROTO,
+              "append with options");
+    // The flag is ATTEND's alone.
+    refused32("decode.request", AT(attn, flags), KVPOOL_ATTN_BATCH_INVARIANT, KVPOOL_E_PROTO,
+              "unknown bits 0x2");
+    struct sample s = sample_get("attend.request"); // another of the three is as good
+    put32(&s, AT(attend, op), PROTO_PREFILL);
+    put32(&s, AT(attend, k_scale), 0x7fc00000); // NaN is the daemon's to judge
+    accepted(&s);
+}
+
 static void meaning_is_left_to_the_daemon(void **state) {
     (void)state;
     struct sample s = sample_get("prefill.request");
@@ -455,6 +480,14 @@ static void meaning_is_left_to_the_daemon(void **state) {
     s = sample_get("pool_create.request");
     put32(&s, AT(pool_create, layers), 0);
     put32(&s, AT(pool_create, dtype), 99);
+    accepted(&s);
+    s = sample_get("pool_create_as.request");
+    put32(&s, AT(pool_create_as, kv_dtype), 99);
+    put32(&s, AT(pool_create_as, export), 99);
+    accepted(&s);
+    s = sample_get("region_alloc.request");
+    put32(&s, AT(region_alloc, place), 99);
+    put32(&s, AT(region_alloc, export), 0);
     accepted(&s);
 }
 
@@ -534,6 +567,7 @@ int main(void) {
         cmocka_unit_test(attention_with_both_a_step_and_a_batch),
         cmocka_unit_test(attention_with_neither_a_step_nor_a_batch),
         cmocka_unit_test(tensor_fields_without_a_region),
+        cmocka_unit_test(attend_refuses_contradictions),
         cmocka_unit_test(meaning_is_left_to_the_daemon),
         cmocka_unit_test(reply_to_another_op),
         cmocka_unit_test(reply_with_a_status_above_zero),

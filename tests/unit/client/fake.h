@@ -48,6 +48,8 @@ struct fake {
     unsigned sessions, hellos;
     unsigned seq_errors;
     struct proto_attn last_attn;
+    struct proto_attend last_attend;
+    struct proto_pool_create_as last_pool; // of either form
     struct proto_batch_item last_items[8];
     struct proto_step_begin last_begin;
     uint64_t last_freed_region;

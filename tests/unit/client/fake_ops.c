@@ -119,6 +119,7 @@ static void list(struct fake *f, struct fake_conn *c, const struct proto_msg *m)
         if (m->header.op == PROTO_POOL_LIST) {
             record.pool.pool = at + 1;
             record.pool.bytes = 1000 + at;
+            record.pool.kv_dtype = KVPOOL_FP8_E4M3;
             snprintf(record.pool.name, sizeof record.pool.name, "pool%u", at);
         } else if (m->header.op == PROTO_SEQ_LIST) {
             record.seq.seq = at + 1;
@@ -224,7 +225,12 @@ void fake_answer(struct fake *f, struct fake_conn *c, const struct proto_msg *m)
         return;
     }
     case PROTO_POOL_CREATE:
+    case PROTO_POOL_CREATE_AS:
     case PROTO_POOL_OPEN: {
+        if (m->header.op == PROTO_POOL_CREATE)
+            f->last_pool = (struct proto_pool_create_as){.create = m->body.pool_create};
+        else if (m->header.op == PROTO_POOL_CREATE_AS)
+            f->last_pool = m->body.pool_create_as;
         struct proto_handle pool = {.handle = f->epoch << 32 | 1};
         ok(f, c, m, &pool, sizeof pool);
         return;
@@ -235,7 +241,10 @@ void fake_answer(struct fake *f, struct fake_conn *c, const struct proto_msg *m)
                                        .kv_heads = f->kv_heads,
                                        .head_dim = f->head_dim,
                                        .num_pages = 100,
-                                       .free_pages = 99};
+                                       .free_pages = 99,
+                                       .kv_dtype = KVPOOL_FP8_E4M3,
+                                       .export = KVPOOL_EXPORT_IPC,
+                                       .bytes = 12345};
         ok(f, c, m, &info, sizeof info);
         return;
     }
@@ -270,7 +279,10 @@ void fake_answer(struct fake *f, struct fake_conn *c, const struct proto_msg *m)
     case PROTO_APPEND:
     case PROTO_PREFILL:
     case PROTO_DECODE:
-        f->last_attn = m->body.attn;
+    case PROTO_ATTEND:
+        f->last_attend = m->header.op == PROTO_ATTEND ? m->body.attend
+                                                      : (struct proto_attend){.attn = m->body.attn};
+        f->last_attn = f->last_attend.attn;
         for (uint32_t i = 0; i < m->count && i < 8; i++)
             proto_record(m, i, &f->last_items[i]);
         ok(f, c, m, NULL, 0);

@@ -241,6 +241,190 @@ static void bad_arguments_never_reach_the_daemon(void **state) {
     assert_int_equal(fake_count(&kvd, PROTO_DECODE), 0);
 }
 
+static void options_go_in_their_own_form(void **state) {
+    (void)state;
+    kvpool_attn_args args = good();
+    args.k_scale = 0.5f;
+    args.v_scale = 2;
+    args.sinks = (kvpool_tensor){.region = region, .offset = 8192};
+    args.flags |= KVPOOL_ATTN_BATCH_INVARIANT;
+    expect(client, KVPOOL_OK, kvpool_decode(client, &args));
+    const struct proto_attend *e = &kvd.last_attend;
+    assert_int_equal(e->op, PROTO_DECODE);
+    assert_int_equal(e->attn.flags, KVPOOL_ATTN_CAUSAL | KVPOOL_ATTN_BATCH_INVARIANT);
+    assert_int_equal(e->attn.count, 2);
+    assert_int_equal(kvd.last_items[1].seq, 12);
+    assert_true(e->k_scale == 0.5f && e->v_scale == 2);
+    assert_int_equal(e->kv_scales.region, 0);
+    assert_int_equal(e->sinks.region, e->attn.q.region);
+    assert_int_equal(e->sinks.offset, 8192);
+    expect_tensor(&e->attn.q, 0, 384, 64);
+    // Each of them alone needs the form.
+    for (int i = 0; i < 5; i++) {
+        args = good();
+        args.k_scale = i == 0 ? 1 : 0;
+        args.v_scale = i == 1 ? 1 : 0;
+        args.flags |= i == 2 ? KVPOOL_ATTN_BATCH_INVARIANT : 0;
+        args.kv_scales.region = i == 3 ? region : NULL;
+        args.sinks.region = i == 4 ? region : NULL;
+        expect(client, KVPOOL_OK, kvpool_prefill(client, &args));
+        assert_int_equal(fake_count(&kvd, PROTO_ATTEND), 2 + (unsigned)i);
+        assert_int_equal(e->op, PROTO_PREFILL);
+        assert_int_equal(e->kv_scales.region != 0, i == 3);
+        assert_int_equal(e->sinks.region != 0, i == 4);
+    }
+    args = (kvpool_attn_args)KVPOOL_ATTN_ARGS_INIT;
+    args.step = begin();
+    args.k.region = args.v.region = args.kv_scales.region = region;
+    expect(client, KVPOOL_OK, kvpool_append(client, &args));
+    assert_int_equal(e->op, PROTO_APPEND);
+    assert_int_equal(e->attn.flags, 0);
+    assert_int_equal(fake_count(&kvd, PROTO_ATTEND), 7);
+    // Without any the request is as ever.
+    args.kv_scales.region = NULL;
+    args.flags |= KVPOOL_ATTN_BATCH_INVARIANT; // nothing to append
+    expect(client, KVPOOL_OK, kvpool_append(client, &args));
+    args = good();
+    expect(client, KVPOOL_OK, kvpool_prefill(client, &args));
+    assert_int_equal(fake_count(&kvd, PROTO_ATTEND), 7);
+    assert_int_equal(fake_count(&kvd, PROTO_APPEND), 1);
+    assert_int_equal(fake_count(&kvd, PROTO_PREFILL), 1);
+}
+
+static void options_that_cannot_be_are_refused_here(void **state) {
+    (void)state;
+#define REFUSED(why, ...)                                              \
+    do {                                                               \
+        kvpool_attn_args args = good();                                \
+        __VA_ARGS__;                                                   \
+        expect(client, KVPOOL_E_INVAL, kvpool_prefill(client, &args)); \
+        expect_message(client, why);                                   \
+    } while (0)
+    REFUSED("k_scale", args.k_scale = NAN);
+    REFUSED("k_scale", args.k_scale = -1);
+    REFUSED("v_scale", args.v_scale = INFINITY);
+    REFUSED("instead of", args.v_scale = 1; args.kv_scales.region = region);
+    REFUSED("kv_scales is dense", args.kv_scales.region = region; args.kv_scales.head_stride = 1);
+    REFUSED("sinks is dense", args.sinks.region = region; args.sinks.token_stride = 6);
+    REFUSED("kv_scales has an offset", args.kv_scales.offset = 4);
+    REFUSED("sinks has an offset", args.sinks.offset = 4);
+    REFUSED("unknown flags 0x7", args.flags = 7);
+    kvpool_attn_args append = KVPOOL_ATTN_ARGS_INIT;
+    append.step = begin();
+    append.k.region = append.v.region = append.sinks.region = region;
+    expect(client, KVPOOL_E_INVAL, kvpool_append(client, &append));
+    expect_message(client, "append takes no sinks");
+    append.sinks.region = NULL;
+    append.k_scale = NAN;
+    expect(client, KVPOOL_E_INVAL, kvpool_append(client, &append));
+    kvpool_client *other = fake_connect(&kvd, 5000);
+    kvpool_region *foreign;
+    expect(other, KVPOOL_OK, kvpool_region_create(other, 4096, &foreign));
+    kvpool_attn_args args = good();
+    args.sinks.region = foreign;
+    expect(client, KVPOOL_E_PERM, kvpool_decode(client, &args));
+    expect_message(client, "region of sinks");
+    args = good();
+    args.kv_scales.region = foreign;
+    expect(client, KVPOOL_E_PERM, kvpool_decode(client, &args));
+    expect_message(client, "region of kv_scales");
+    kvpool_close(other);
+    assert_int_equal(fake_count(&kvd, PROTO_ATTEND), 0);
+}
+
+// Programs of before the options: their structs end where those begin.
+static void older_programs_work_as_they_did(void **state) {
+    (void)state;
+    kvpool_attn_args args = good();
+    args.size = offsetof(kvpool_attn_args, k_scale);
+    args.k_scale = NAN; // not theirs
+    memset(&args.kv_scales, 0xEE, sizeof args.kv_scales);
+    memset(&args.sinks, 0xEE, sizeof args.sinks);
+    expect(client, KVPOOL_OK, kvpool_decode(client, &args));
+    assert_int_equal(fake_count(&kvd, PROTO_DECODE), 1);
+    args.size = offsetof(kvpool_attn_args, sinks); // ends inside
+    expect(client, KVPOOL_E_INVAL, kvpool_decode(client, &args));
+    kvpool_pool_config config = KVPOOL_POOL_CONFIG_INIT;
+    config.name = "old";
+    config.size = offsetof(kvpool_pool_config, kv_dtype);
+    config.kv_dtype = config.export_as = 77;
+    kvpool_pool got;
+    unsigned before = fake_count(&kvd, PROTO_POOL_CREATE);
+    expect(client, KVPOOL_OK, kvpool_pool_create(client, &config, &got));
+    assert_int_equal(fake_count(&kvd, PROTO_POOL_CREATE), before + 1);
+    kvpool_pool_info info = {.size = offsetof(kvpool_pool_info, kv_dtype), .kv_dtype = 77};
+    expect(client, KVPOOL_OK, kvpool_pool_stat(client, pool, &info));
+    assert_int_equal(info.bytes, 12345);
+    assert_int_equal(info.kv_dtype, 77); // nothing is written behind what they have
+    info.size = sizeof info;
+    expect(client, KVPOOL_OK, kvpool_pool_stat(client, pool, &info));
+    assert_int_equal(info.kv_dtype, KVPOOL_FP8_E4M3);
+    assert_int_equal(info.export_as, KVPOOL_EXPORT_IPC);
+    info.size = offsetof(kvpool_pool_info, bytes);
+    expect(client, KVPOOL_E_INVAL, kvpool_pool_stat(client, pool, &info));
+    const size_t stride = offsetof(kvpool_pool_info, kv_dtype);
+    static _Alignas(8) char records[4 * offsetof(kvpool_pool_info, kv_dtype)];
+    for (int i = 0; i < 4; i++)
+        memcpy(records + (size_t)i * stride, &stride, sizeof stride);
+    uint32_t cursor = 0, n = 0;
+    fake_set(&kvd, list_total, 3);
+    expect(client, KVPOOL_OK,
+           kvpool_list_pools(client, &cursor, 4, (kvpool_pool_info *)(void *)records, &n));
+    assert_int_equal(n, 3);
+    for (uint32_t i = 0; i < 4; i++) {
+        uint64_t bytes;
+        size_t size;
+        memcpy(&bytes, records + i * stride + offsetof(kvpool_pool_info, bytes), sizeof bytes);
+        memcpy(&size, records + i * stride, sizeof size);
+        assert_int_equal(bytes, i < 3 ? 1000 + i : 0);
+        assert_int_equal(size, stride);
+    }
+}
+
+static void a_pool_of_other_pages_is_asked_for_by_its_own_request(void **state) {
+    (void)state;
+    kvpool_pool_config config = KVPOOL_POOL_CONFIG_INIT;
+    kvpool_pool got;
+    config.name = "fp8";
+    config.layers = 3;
+    config.kv_dtype = KVPOOL_FP8_E4M3;
+    config.max_seq_len = 9;
+    expect(client, KVPOOL_OK, kvpool_pool_create(client, &config, &got));
+    assert_int_equal(fake_count(&kvd, PROTO_POOL_CREATE_AS), 1);
+    assert_string_equal(kvd.last_pool.create.name, "fp8");
+    assert_int_equal(kvd.last_pool.create.layers, 3);
+    assert_int_equal(kvd.last_pool.create.max_seq_len, 9);
+    assert_int_equal(kvd.last_pool.kv_dtype, KVPOOL_FP8_E4M3);
+    assert_int_equal(kvd.last_pool.export, 0);
+    config.kv_dtype = 0;
+    config.export_as = KVPOOL_EXPORT_IPC;
+    expect(client, KVPOOL_OK, kvpool_pool_create(client, &config, &got));
+    assert_int_equal(kvd.last_pool.export, KVPOOL_EXPORT_IPC);
+    assert_int_equal(fake_count(&kvd, PROTO_POOL_CREATE_AS), 2);
+}
+
+static void an_older_daemon_is_asked_for_no_options(void **state) {
+    (void)state;
+    fake_set(&kvd, features, PROTO_FEATURES & ~PROTO_FEATURE_DEVICE);
+    kvpool_client *old = fake_connect(&kvd, 5000);
+    kvpool_pool_config config = KVPOOL_POOL_CONFIG_INIT;
+    kvpool_pool got;
+    config.name = "p";
+    expect(old, KVPOOL_OK, kvpool_pool_create(old, &config, &got));
+    config.kv_dtype = KVPOOL_FP8_E4M3;
+    expect(old, KVPOOL_E_UNSUPPORTED, kvpool_pool_create(old, &config, &got));
+    expect_message(old, "no fp8 pools, scales or sinks (POOL_CREATE_AS)");
+    kvpool_attn_args args = good();
+    kvpool_region *mine;
+    expect(old, KVPOOL_OK, kvpool_region_create(old, 1 << 20, &mine));
+    args.q.region = args.out.region = mine;
+    expect(old, KVPOOL_OK, kvpool_decode(old, &args));
+    args.flags |= KVPOOL_ATTN_BATCH_INVARIANT;
+    expect(old, KVPOOL_E_UNSUPPORTED, kvpool_decode(old, &args));
+    expect_message(old, "(ATTEND)");
+    kvpool_close(old);
+}
+
 static void another_clients_region_is_refused(void **state) {
     (void)state;
     kvpool_client *other = fake_connect(&kvd, 5000);
@@ -264,6 +448,11 @@ int main(void) {
         T(append_sends_k_and_v_only),
         T(numbers_are_left_to_the_daemon),
         T(bad_arguments_never_reach_the_daemon),
+        T(options_go_in_their_own_form),
+        T(options_that_cannot_be_are_refused_here),
+        T(older_programs_work_as_they_did),
+        T(a_pool_of_other_pages_is_asked_for_by_its_own_request),
+        T(an_older_daemon_is_asked_for_no_options),
         T(another_clients_region_is_refused),
     };
     return cmocka_run_group_tests_name("client attention", tests, NULL, NULL);

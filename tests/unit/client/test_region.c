@@ -9,6 +9,7 @@
 
 #include <cmocka.h>
 
+#include <dlfcn.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -223,6 +224,27 @@ static void a_region_that_comes_too_late_is_freed(void **state) {
     kvpool_close(c);
 }
 
+static void without_a_cuda_driver_regions_stay_host_memory(void **state) {
+    (void)state;
+    void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+    if (driver != NULL) {
+        dlclose(driver);
+        skip(); // test_region_device.c
+    }
+    kvpool_client *c = fake_connect(&kvd, 0);
+    kvpool_region *region, *own = NULL;
+    void *ptr = NULL;
+    expect(c, KVPOOL_OK, kvpool_region_create(c, 5000, &region));
+    expect(c, KVPOOL_E_UNSUPPORTED, kvpool_region_device_ptr(region, &ptr));
+    expect_message(c, "no CUDA driver on this machine (libcuda.so.1");
+    expect(c, KVPOOL_E_UNSUPPORTED, kvpool_region_register(c, &ptr, 1, &own));
+    expect_message(c, "no CUDA driver on this machine");
+    assert_null(ptr);
+    assert_null(own);
+    kvpool_region_free(region);
+    kvpool_close(c);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
 #define T(f) cmocka_unit_test_setup_teardown(f, kvd_setup, kvd_teardown)
@@ -232,6 +254,7 @@ int main(void) {
         T(a_bad_region_is_refused_and_leaves_nothing_open),
         T(without_resuming_it_may_cost_the_session),
         T(a_region_that_comes_too_late_is_freed),
+        T(without_a_cuda_driver_regions_stay_host_memory),
     };
     return cmocka_run_group_tests_name("client regions", tests, NULL, NULL);
 }

@@ -115,6 +115,10 @@ static void pool_needs_an_action_a_name_and_a_geometry(void **state) {
            "one of --pages and --memory");
     expect("pool create x --layers one", 64, "'one' is not a number");
     expect("pool create x --dtype int8", 64, "none of fp16, bf16, fp32");
+    expect("pool create x --dtype fp8_e4m3", 64, "none of fp16, bf16, fp32");
+    expect("pool create x --kv-dtype int8", 64, "neither fp8_e4m3 nor the --dtype");
+    expect("pool create x --export tcp", 64, "none of fd, ipc");
+    expect("pool destroy x --export fd", 64, "no geometry");
     expect("pool create x --memory lots", 64, "not a size");
     expect("pool destroy x --layers 1", 64, "no geometry");
     expect("pool destroy x y", 64, "unexpected argument 'y'");
@@ -150,6 +154,7 @@ static void trace_needs_an_action_and_a_file(void **state) {
     expect("trace replay x --workers 0", 64, "not a number in 1..256");
     expect("trace replay x --speed -1", 64, "not a number of 0 or more");
     expect("trace replay x --dtype int8", 64, "none of fp16, bf16, fp32");
+    expect("trace replay x --dtype fp8_e4m3", 64, "none of fp16, bf16, fp32");
     expect("trace replay x --pool a --pages 7", 64, "--pool has its own geometry");
     expect("trace replay - </dev/null", 1, "cannot reach the daemon in /nonexistent/kvpool: ");
 }

@@ -112,6 +112,22 @@ static void dtypes_have_names_and_sizes(void **state) {
     assert_int_equal(dtype_bytes(dtype), 2);
     assert_int_equal(dtype_bytes(KVPOOL_FP32), 4);
     assert_false(dtype_parse("int8", &dtype));
+    assert_true(dtype_parse("fp8_e4m3", &dtype));
+    assert_int_equal(dtype, KVPOOL_FP8_E4M3);
+    assert_int_equal(dtype_bytes(dtype), 1);
+    char text[FORMAT_SIZE];
+    kvpool_pool_info pool = {.dtype = KVPOOL_BF16};
+    assert_string_equal(pool_dtype_name(&pool, text), "bf16");
+    pool.kv_dtype = KVPOOL_FP8_E4M3;
+    assert_string_equal(pool_dtype_name(&pool, text), "bf16/fp8_e4m3");
+    uint32_t how = 0;
+    assert_true(export_parse("ipc", &how));
+    assert_int_equal(how, KVPOOL_EXPORT_IPC);
+    assert_true(export_parse("fd", &how));
+    assert_int_equal(how, KVPOOL_EXPORT_FD);
+    assert_false(export_parse("tcp", &how));
+    assert_string_equal(export_name(KVPOOL_EXPORT_IPC), "ipc");
+    assert_string_equal(export_name(0), "?");
     assert_string_equal(dtype_name(99), "?");
     assert_int_equal(dtype_bytes(99), 0);
 }

@@ -35,6 +35,10 @@ static void geometry_limits_name_the_field_and_the_limit(void **state) {
          "page_size 512 is not a power of two (8..256)"},
         {offsetof(struct core_pool_config, dtype), 0, "dtype 0"},
         {offsetof(struct core_pool_config, dtype), 4, "dtype 4 is none of fp16 (1)"},
+        {offsetof(struct core_pool_config, kv_dtype), 5, "kv_dtype 5 is neither dtype (0)"},
+        {offsetof(struct core_pool_config, kv_dtype),
+         good.dtype == KVPOOL_FP16 ? KVPOOL_BF16 : KVPOOL_FP16, "nor fp8_e4m3 (4)"},
+        {offsetof(struct core_pool_config, export), 3, "export 3 is none of fd (1), ipc (2)"},
         {offsetof(struct core_pool_config, num_pages), 0, "num_pages 0 is outside 1..2147483647"},
         {offsetof(struct core_pool_config, num_pages), UINT32_MAX, "num_pages 4294967295"},
         {offsetof(struct core_pool_config, max_seqs), (1u << 20) + 1,
@@ -98,6 +102,12 @@ static void geometry_refuses_more_bytes_than_a_file_can_have(void **state) {
     assert_fails(f, KVPOOL_E_INVAL, "larger than 2^63 bytes", core_pool_config_check(&c, &f->err));
     c.num_pages = 1000000;
     assert_ok(f, core_pool_config_check(&c, &f->err));
+    const uint64_t page = UINT64_C(2) * 512 * 256 * 256 * 576; // elements; fp8: bytes
+    c.kv_dtype = KVPOOL_FP8_E4M3;
+    c.num_pages = (uint32_t)(INT64_MAX / page);
+    assert_ok(f, core_pool_config_check(&c, &f->err));
+    c.num_pages++;
+    assert_fails(f, KVPOOL_E_INVAL, "larger than 2^63 bytes", core_pool_config_check(&c, &f->err));
 }
 
 static void pool_names_are_checked(void **state) {
@@ -133,6 +143,35 @@ static void an_equal_pool_is_opened_another_refused(void **state) {
     assert_int_equal(pool, 0);
 }
 
+static void pages_of_another_type_are_another_pool(void **state) {
+    struct fixture *f = *state;
+    struct core_pool_config c = fixture_config("fp8");
+    struct core_pool_info info;
+    uint64_t pool = 0, other = 0;
+    bool created = false;
+    c.kv_dtype = KVPOOL_FP8_E4M3;
+    c.export = KVPOOL_EXPORT_IPC;
+    assert_ok(f, core_pool_create(f->core, &c, &pool, &created, &f->err));
+    assert_ok(f, core_pool_stat(f->core, pool, &info, &f->err));
+    assert_int_equal(info.config.kv_dtype, KVPOOL_FP8_E4M3);
+    assert_int_equal(info.config.export, KVPOOL_EXPORT_IPC);
+    c.kv_dtype = c.dtype; // the same as none
+    assert_fails(f, KVPOOL_E_EXISTS, "\"fp8\"",
+                 core_pool_create(f->core, &c, &other, &created, &f->err));
+    c.kv_dtype = KVPOOL_FP8_E4M3;
+    c.export = KVPOOL_EXPORT_FD;
+    assert_fails(f, KVPOOL_E_EXISTS, "\"fp8\"",
+                 core_pool_create(f->core, &c, &other, &created, &f->err));
+    c.export = 0; // whatever it has
+    assert_ok(f, core_pool_create(f->core, &c, &other, &created, &f->err));
+    assert_int_equal(other, pool);
+    assert_false(created);
+    c = fixture_config("p"); // the fixture's, of its dtype
+    c.kv_dtype = c.dtype;
+    assert_ok(f, core_pool_create(f->core, &c, &other, &created, &f->err));
+    assert_int_equal(other, f->pool);
+}
+
 static void pools_are_found_listed_and_described(void **state) {
     struct fixture *f = *state;
     struct core_pool_config c = fixture_config("q");
@@ -151,6 +190,8 @@ static void pools_are_found_listed_and_described(void **state) {
     assert_int_equal(info.index, 1);
     assert_int_equal(info.row_entries, 2);
     assert_int_equal(info.free_pages, 3);
+    assert_int_equal(info.config.export, KVPOOL_EXPORT_FD); // the default
+    c.export = KVPOOL_EXPORT_FD;
     assert_memory_equal(&info.config, &c, sizeof c);
     uint32_t cursor = 0;
     assert_true(core_pool_next(f->core, &cursor, &info));
@@ -374,6 +415,7 @@ int main(void) {
         T(geometry_refuses_more_bytes_than_a_file_can_have),
         T(pool_names_are_checked),
         T(an_equal_pool_is_opened_another_refused),
+        T(pages_of_another_type_are_another_pool),
         T(pools_are_found_listed_and_described),
         T(a_destroyed_pool_is_stale_also_when_its_slot_lives_again),
         T(a_pool_with_sequences_is_busy),

@@ -13,13 +13,14 @@ kvpool_test(test_fdsock unit SOURCES test_fdsock.c LIBS kvpool_daemon)
 kvpool_test(test_tracer unit SOURCES test_tracer.c LIBS kvpool_daemon)
 # What counts allocations on the loop thread, see fixture.c.
 set(dispatch_wrap LINKER:--wrap=malloc,--wrap=calloc,--wrap=realloc,--wrap=reallocarray)
-foreach(name test_grace test_session test_tenants test_requests test_dispatch test_layers test_observe
-        test_trace_ops test_turns)
+foreach(name test_grace test_session test_tenants test_requests test_device test_dispatch test_layers
+        test_observe test_trace_ops test_turns)
     kvpool_test(${name} unit SOURCES ${name}.c fixture.c LIBS kvpool_daemon)
     target_link_options(${name} PRIVATE ${dispatch_wrap})
 endforeach()
 target_sources(test_grace PRIVATE resume.c)
 target_sources(test_tenants PRIVATE resume.c)
+target_sources(test_device PRIVATE worker.c)
 target_sources(test_dispatch PRIVATE worker.c)
 target_sources(test_observe PRIVATE worker.c httpget.c promcheck.c)
 target_sources(test_layers PRIVATE worker.c)

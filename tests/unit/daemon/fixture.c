@@ -250,11 +250,15 @@ void fixture_init(struct fixture *f) {
 }
 
 void fixture_start(struct fixture *f) {
+    fixture_start_with(f, &held);
+}
+
+void fixture_start_with(struct fixture *f, const struct backend_ops *ops) {
     struct err err = {0};
     backend_hold(false);
     backend_fail(false);
     assert_int_equal(uv_loop_init(&f->loop), 0);
-    if (dispatch_open_with(&f->loop, &f->config, &held, &f->d, &err) != 0)
+    if (dispatch_open_with(&f->loop, &f->config, ops, &f->d, &err) != 0)
         fail_msg("dispatch_open: %s", err.text);
     dispatch_server(f->d, &server);
 }
@@ -408,7 +412,8 @@ void client_open(struct fixture *f, struct client *c, uint32_t pipe) {
 }
 
 int client_hello(struct fixture *f, struct client *c, struct proto_msg *ret) {
-    struct proto_hello hello = {.version_min = 1, .version_max = 1, .session = c->session};
+    struct proto_hello hello = {
+        .version_min = 1, .version_max = 1, .features = f->features, .session = c->session};
     memcpy(hello.token, c->token, sizeof hello.token);
     return call(f, c, PROTO_HELLO, &hello, sizeof hello, NULL, 0, ret, NULL);
 }

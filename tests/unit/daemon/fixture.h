@@ -35,11 +35,13 @@ struct fixture {
     struct config config;
     struct dispatch *d;
     struct call *calls;
+    uint64_t features; // that clients say they have
 };
 
 // config may be changed between init and start.
 void fixture_init(struct fixture *f);
 void fixture_start(struct fixture *f);
+void fixture_start_with(struct fixture *f, const struct backend_ops *ops); // `held`, changed
 void fixture_stop(struct fixture *f);
 
 // Lets the loop run until `*flag` or `until(arg)`; fails the test after 10 s.

@@ -221,6 +221,32 @@ static void pools_are_read_from_their_sections(void **state) {
     assert_true(c.pools[1].max_seqs > 0 && c.pools[1].max_seq_len == 16);
 }
 
+static void pages_may_be_stored_otherwise_and_shared_otherwise(void **state) {
+    struct config c;
+    (void)state;
+    write_conf("[pool a]\n" POOL "kv_dtype = fp8_e4m3\nexport = ipc\n"
+               "[pool b]\n" POOL "kv_dtype = fp16\nexport = fd\n"
+               "[pool c]\nlayers=1\nkv_heads=1\nhead_dim=8\npage_size=8\ndtype=fp32\n"
+               "kv_dtype=fp8_e4m3\nsize=1K\n");
+    assert_int_equal(0, load(&c, NULL, NULL, NULL, NULL));
+    assert_int_equal(KVPOOL_FP8_E4M3, c.pools[0].kv_dtype);
+    assert_int_equal(KVPOOL_EXPORT_IPC, c.pools[0].export);
+    assert_int_equal(0, c.pools[1].kv_dtype); // the dtype itself
+    assert_int_equal(KVPOOL_EXPORT_FD, c.pools[1].export);
+    assert_int_equal(8, c.pools[2].num_pages); // pages of 2*8*8*1 = 128 bytes
+    assert_int_equal(KVPOOL_EXPORT_FD, c.pools[2].export);
+    assert_refused("[pool a]\nkv_dtype = int8\n", NULL,
+                   "conf:2: kv_dtype: 'int8' is neither fp8_e4m3 nor the dtype");
+    assert_refused("[pool a]\n" POOL "kv_dtype = bf16\n", NULL, "conf:1: pool a: kv_dtype 2");
+    assert_refused("[pool a]\ndtype = fp8_e4m3\n", NULL, "dtype: 'fp8_e4m3' is not one of");
+    assert_refused("[pool a]\nexport = tcp\n", NULL, "export: 'tcp' is not one of fd, ipc");
+    assert_refused("[pool a]\nexport = fd\nexport = fd\n", NULL, "export: given twice");
+    // 32 pages of 2 layers of 8 KiB; of fp8 half as much.
+    write_conf("[kvpoold]\nmax_pool_bytes = 256K\n[pool a]\n" POOL "kv_dtype = fp8_e4m3\n");
+    assert_int_equal(0, load(&c, NULL, NULL, NULL, NULL));
+    assert_refused("[kvpoold]\nmax_pool_bytes = 256K\n[pool a]\n" POOL, NULL, "max_pool_bytes");
+}
+
 static void bad_pools_are_refused_by_name_and_line(void **state) {
     char text[2048] = "";
     (void)state;
@@ -457,6 +483,13 @@ static void another_policy_of_a_pool_needs_a_restart(void **state) {
     assert_int_equal(0, reload(&c, report, sizeof report, NULL));
     assert_string_equal("pools: other [pool] sections -> needs a restart\n", report);
     assert_int_equal(CORE_LRU, c.pools[0].policy);
+    write_conf("[pool a]\n" POOL "kv_dtype = fp8_e4m3\n");
+    assert_int_equal(0, reload(&c, report, sizeof report, NULL));
+    assert_string_equal("pools: other [pool] sections -> needs a restart\n", report);
+    write_conf("[pool a]\n" POOL "export = ipc\n");
+    assert_int_equal(0, reload(&c, report, sizeof report, NULL));
+    assert_string_equal("pools: other [pool] sections -> needs a restart\n", report);
+    assert_int_equal(0, c.pools[0].kv_dtype);
 }
 
 static void a_flag_still_beats_the_file_on_reload(void **state) {
@@ -525,6 +558,7 @@ int main(void) {
         TEST(reload_applies_what_may_change_and_reports_the_rest),
         TEST(reload_without_a_change_reports_nothing),
         TEST(another_policy_of_a_pool_needs_a_restart),
+        TEST(pages_may_be_stored_otherwise_and_shared_otherwise),
         TEST(a_flag_still_beats_the_file_on_reload),
         TEST(a_reload_that_fails_changes_nothing),
         TEST(a_short_report_has_whole_lines_only),

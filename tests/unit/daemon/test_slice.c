@@ -365,8 +365,39 @@ static void rates_follow_what_is_measured(void **state) {
     assert_true(cost_estimate_ns(&r, &none) > 0);
 }
 
+static void narrower_pages_cost_a_decode_and_an_append_less(void **state) {
+    (void)state;
+    const uint32_t kv_len = 1000, indptr[2] = {0, 1};
+    struct kv_geometry g = {
+        .layers = 4, .kv_heads = 8, .head_dim = 64, .page_size = 16, .dtype = KVPOOL_BF16};
+    const struct backend_batch batch = {.n = 1, .kv_len = &kv_len, .qo_indptr = indptr};
+    const struct backend_op decode = {
+        .kind = BACKEND_ATTEND,
+        .u.attend = {.qo_heads = 32, .causal = true, .window_left = -1, .batch = batch}};
+    const struct backend_op append = {.kind = BACKEND_APPEND, .u.append = {.batch = batch}};
+    struct cost wide = {0}, narrow = {0};
+    cost_add_op(&g, &decode, &wide);
+    cost_add_op(&g, &append, &wide);
+    g.kv_dtype = KVPOOL_FP8_E4M3;
+    cost_add_op(&g, &decode, &narrow);
+    cost_add_op(&g, &append, &narrow);
+    assert_int_equal(wide.units[COST_DECODE], 1000ull * 32 * 64);
+    assert_int_equal(narrow.units[COST_DECODE] * 2, wide.units[COST_DECODE]);
+    assert_int_equal(narrow.units[COST_APPEND] * 2, wide.units[COST_APPEND]);
+    // Arithmetic limits a prefill: nothing changes.
+    const uint32_t many[2] = {0, 100};
+    struct backend_op prefill = decode;
+    prefill.u.attend.batch.qo_indptr = many;
+    struct cost a = {0}, b = {0};
+    cost_add_op(&g, &prefill, &a);
+    g.kv_dtype = 0;
+    cost_add_op(&g, &prefill, &b);
+    assert_int_equal(a.units[COST_PREFILL], b.units[COST_PREFILL]);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
+        cmocka_unit_test(narrower_pages_cost_a_decode_and_an_append_less),
         cmocka_unit_test(pieces_give_the_bits_of_the_whole),
         cmocka_unit_test(a_long_prompt_is_cut_between_blocks_of_rows),
         cmocka_unit_test(what_may_not_be_cut_is_not),

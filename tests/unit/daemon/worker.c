@@ -19,8 +19,13 @@ uint8_t *data;
 
 int worker_setup(void **state) {
     (void)state;
+    return worker_setup_with(&held, 0);
+}
+
+int worker_setup_with(const struct backend_ops *ops, uint64_t features) {
     fixture_init(&fx);
-    fixture_start(&fx);
+    fx.features = features;
+    fixture_start_with(&fx, ops);
     client_open(&fx, &me, 1);
     pool = make_pool(&fx, &me, "pool", 32);
     make_seqs(&fx, &me, pool, 4, seqs);

@@ -26,6 +26,7 @@ extern uint64_t pool, region, seqs[4];
 extern uint8_t *data; // the region
 
 int worker_setup(void **state);
+int worker_setup_with(const struct backend_ops *ops, uint64_t features);
 int worker_teardown(void **state);
 float *floats(uint64_t offset);
 struct proto_tensor tensor(uint64_t offset, uint64_t heads, uint64_t dim);
