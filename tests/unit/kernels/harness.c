@@ -14,6 +14,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -75,9 +76,15 @@ const struct backend_ops *harness_ops(void) {
     return ops;
 }
 
+bool harness_is_cpu(void) {
+    return harness_ops() == &backend_cpu;
+}
+
 struct backend *harness_open(const char *isa, uint32_t threads) {
     const struct backend_ops *ops = harness_ops();
-    struct backend_config config = {.threads = threads};
+    const char *device = getenv("KVPOOL_TEST_DEVICE");
+    struct backend_config config = {.threads = threads,
+                                    .device = device != NULL ? atoi(device) : 0};
     struct backend *b = NULL;
     struct err err = {0};
     if (isa != NULL)
@@ -92,9 +99,20 @@ struct backend *harness_open(const char *isa, uint32_t threads) {
     return b;
 }
 
+// A program that somebody waits for.
+struct wait {
+    pthread_mutex_t lock;
+    pthread_cond_t over;
+    int done, status;
+};
+
 static void count_done(void *arg, int status) {
-    assert_int_equal(status, 0);
-    ++*(int *)arg;
+    struct wait *w = arg;
+    pthread_mutex_lock(&w->lock);
+    w->done++;
+    w->status = status;
+    pthread_cond_signal(&w->over);
+    pthread_mutex_unlock(&w->lock);
 }
 
 void harness_run(struct backend *b, struct backend_pool *pool, const struct backend_op *ops,
@@ -103,12 +121,33 @@ void harness_run(struct backend *b, struct backend_pool *pool, const struct back
     struct backend_stream *stream = NULL;
     struct err err = {0};
     struct backend_program program = {pool, ops, n};
-    int done = 0;
+    struct wait w = {.lock = PTHREAD_MUTEX_INITIALIZER, .over = PTHREAD_COND_INITIALIZER};
     if (vt->stream_open(b, &stream, &err) != 0 ||
-        vt->submit(b, stream, &program, count_done, &done, &err) != 0)
+        vt->submit(b, stream, &program, count_done, &w, &err) != 0)
         fail_msg("%s", err.text);
-    assert_int_equal(done, 1);
+    pthread_mutex_lock(&w.lock);
+    while (w.done == 0)
+        pthread_cond_wait(&w.over, &w.lock);
+    pthread_mutex_unlock(&w.lock);
+    const char *why = vt->failure != NULL ? vt->failure(b) : NULL;
+    if (w.status != 0)
+        fail_msg("%s", why != NULL ? why : "the program failed");
     vt->stream_close(b, stream);
+    assert_int_equal(w.done, 1);
+}
+
+void harness_pool_read(struct backend *b, const struct backend_pool *pool, uint32_t layer, void *to,
+                       size_t bytes) {
+    struct err err = {0};
+    if (harness_ops()->pool_read(b, pool, layer, 0, to, bytes, &err) != 0)
+        fail_msg("%s", err.text);
+}
+
+void harness_pool_write(struct backend *b, struct backend_pool *pool, uint32_t layer,
+                        const void *from, size_t bytes) {
+    struct err err = {0};
+    if (harness_ops()->pool_write(b, pool, layer, 0, from, bytes, &err) != 0)
+        fail_msg("%s", err.text);
 }
 
 struct backend_mem *harness_alloc(struct backend *b, size_t bytes) {
