@@ -43,6 +43,7 @@ enum { CASE_MAX_SEQUENCES = 40 };
 struct attention_case {
     const char *name;
     kvpool_dtype dtype;
+    kvpool_dtype kv_dtype; // of the planes; 0: dtype
     uint32_t qo_heads, kv_heads, head_dim, page_size;
     uint32_t n;
     uint32_t q_len[CASE_MAX_SEQUENCES], kv_len[CASE_MAX_SEQUENCES];
@@ -53,16 +54,25 @@ struct attention_case {
     uint32_t extra_heads; // unused heads between a tensor's tokens (a fused qkv tensor)
     uint32_t extra_dims;  // unused elements between heads, a multiple of 1
     bool no_lse;
-    bool ones;         // V is 1 everywhere
+    bool ones;              // V is 1 everywhere
+    float k_scale, v_scale; // of fp8 planes; 0: 1
+    bool head_scales;       // each key head has its own; k_scale and v_scale must then not matter
+    bool sinks;             // of either sign, about as large as a logit
+    bool batch_invariant;
+    uint32_t cut;      // attention of each sequence in parts of so many queries; 0: whole
     uint32_t nan_from; // K and V of positions from here on are NaN; 0: none
     uint64_t seed;
 };
 
-// The data of a case: K, V and q rounded to the dtype, what the reference makes of them.
+// The data of a case: K, V and q rounded to the dtype, what pages then stand for, what the reference
+// makes of that.
 struct attention_data {
     struct attention_case c;
     uint32_t tokens_q, tokens_kv; // sums
-    double *k, *v;                // [tokens_kv][kv_heads][head_dim]
+    double *k, *v;                // [tokens_kv][kv_heads][head_dim], as given
+    double *k_kept, *v_kept;      // the same, as kept in pages of kv_dtype
+    float *scales;                // [2][kv_heads]
+    float *sinks;                 // [qo_heads]
     double *q;                    // [tokens_q][qo_heads][head_dim]
     double *out, *lse;            // expected
 };
