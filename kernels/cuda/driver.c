@@ -30,15 +30,16 @@ static int no_devices(cudaError_t e, struct err *err) {
     if (cudaDriverGetVersion(&version) != cudaSuccess)
         version = 0;
     if (version == 0)
-        return err_set(err, KVPOOL_E_BACKEND, "this machine has no NVIDIA driver");
+        return err_set(err, KVPOOL_E_BACKEND, "no CUDA device: this machine has no NVIDIA driver");
     if (e == cudaErrorInsufficientDriver)
-        return err_set(
-            err, KVPOOL_E_BACKEND,
-            "the NVIDIA driver is too old: it supports CUDA %d.%d, this build needs %d.%d",
-            version / 1000, version % 1000 / 10, CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+        return err_set(err, KVPOOL_E_BACKEND,
+                       "no CUDA device: the NVIDIA driver is too old, it has CUDA %d.%d and this "
+                       "build needs %d.%d",
+                       version / 1000, version % 1000 / 10, CUDART_VERSION / 1000,
+                       CUDART_VERSION % 1000 / 10);
     if (e == cudaErrorNoDevice)
-        return err_set(err, KVPOOL_E_BACKEND, "the NVIDIA driver shows no GPU");
-    return cuda_error(err, KVPOOL_E_BACKEND, "the NVIDIA driver does not start", e);
+        return err_set(err, KVPOOL_E_BACKEND, "no CUDA device: the NVIDIA driver shows no GPU");
+    return cuda_error(err, KVPOOL_E_BACKEND, "no CUDA device: the NVIDIA driver does not start", e);
 }
 
 int cuda_device_find(int device, char *ret_description, size_t size, struct err *err) {
@@ -48,8 +49,8 @@ int cuda_device_find(int device, char *ret_description, size_t size, struct err 
     if (e != cudaSuccess || count == 0)
         return no_devices(e != cudaSuccess ? e : cudaErrorNoDevice, err);
     if (device < 0 || device >= count)
-        return err_set(err, KVPOOL_E_BACKEND, "there is no GPU %d: the last of this machine is %d",
-                       device, count - 1);
+        return err_set(err, KVPOOL_E_BACKEND, "no CUDA device %d: this machine has 0 to %d", device,
+                       count - 1);
     memset(&prop, 0, sizeof prop);
     e = cudaGetDeviceProperties(&prop, device);
     if (e != cudaSuccess)
