@@ -76,15 +76,29 @@ const struct backend_ops *harness_ops(void) {
     return ops;
 }
 
-bool harness_is_cpu(void) {
-    return harness_ops() == &backend_cpu;
+static struct backend_config config_of(uint32_t threads) {
+    const char *device = getenv("KVPOOL_TEST_DEVICE");
+    return (struct backend_config){.threads = threads,
+                                   .device = device != NULL ? (int)strtol(device, NULL, 10) : 0};
+}
+
+bool harness_has_device(void) {
+    struct backend_config config = config_of(1);
+    struct backend *b = NULL;
+    struct err err = {0};
+    if (harness_ops() == &backend_cpu)
+        return true;
+    if (harness_ops()->open(&config, &b, &err) != 0) {
+        print_message("skipped: %s\n", err.text);
+        return false;
+    }
+    harness_ops()->close(b);
+    return true;
 }
 
 struct backend *harness_open(const char *isa, uint32_t threads) {
     const struct backend_ops *ops = harness_ops();
-    const char *device = getenv("KVPOOL_TEST_DEVICE");
-    struct backend_config config = {.threads = threads,
-                                    .device = device != NULL ? atoi(device) : 0};
+    struct backend_config config = config_of(threads);
     struct backend *b = NULL;
     struct err err = {0};
     if (isa != NULL)
@@ -432,8 +446,8 @@ unsigned char *attention_run(struct backend *b, const struct attention_data *d, 
     struct placed v =
         place(NULL, &in_bytes, nkv, c->kv_heads, c->head_dim, element, before, eh, ed);
     struct placed q = place(NULL, &in_bytes, nq, c->qo_heads, c->head_dim, element, before, eh, ed);
-    struct placed scales = place(NULL, &in_bytes, 2, c->kv_heads, 1, sizeof(float), 0, 0);
-    struct placed sinks = place(NULL, &in_bytes, 1, c->qo_heads, 1, sizeof(float), 0, 0);
+    struct placed scales = place(NULL, &in_bytes, 2, c->kv_heads, 1, sizeof(float), 64, 0, 0);
+    struct placed sinks = place(NULL, &in_bytes, 1, c->qo_heads, 1, sizeof(float), 64, 0, 0);
     struct placed out =
         place(NULL, &out_bytes, nq, c->qo_heads, c->head_dim, element, before, eh, ed);
     struct placed lse = place(NULL, &out_bytes, nq, c->qo_heads, 1, sizeof(float), before, eh, ed);

@@ -22,7 +22,8 @@ void random_permutation(uint64_t *state, uint32_t *ret, uint32_t n);
 uint64_t seed_from_env(uint64_t otherwise); // prints it
 
 const struct backend_ops *harness_ops(void);
-bool harness_is_cpu(void);
+// Whether the backend's device is there; says so where it is not: main then returns 77 (skipped).
+bool harness_has_device(void);
 // A backend of `threads` threads with the kernel `isa` (NULL: the default); NULL when this CPU has
 // not got the kernel. Fails the test on other errors.
 struct backend *harness_open(const char *isa, uint32_t threads);
