@@ -518,6 +518,10 @@ bool dispatch_healthy(const struct dispatch *d) {
     return !p.busy || now < p.last_ns || now - p.last_ns < STUCK_NS;
 }
 
+bool dispatch_lost(const struct dispatch *d) {
+    return engine_lost(d->engine);
+}
+
 void dispatch_reload(struct dispatch *d) {
     const char *path = d->config->credentials;
     struct credentials *fresh = NULL;

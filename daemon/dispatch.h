@@ -34,6 +34,8 @@ uint64_t dispatch_epoch(const struct dispatch *d);
 // False when the device thread has work and has not advanced for 30 s: main then stops feeding
 // systemd's watchdog, and the service is restarted.
 bool dispatch_healthy(const struct dispatch *d);
+// The device is lost to this process: main ends it, to be restarted.
+bool dispatch_lost(const struct dispatch *d);
 
 // Writes all figures as Prometheus text; `events`: recorded so far.
 void dispatch_metrics(struct dispatch *d, uint64_t events, struct text *text);

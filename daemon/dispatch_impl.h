@@ -89,7 +89,7 @@ struct dispatch {
     int handles_open; // timers and turns'
     bool draining, closing;
     uint32_t max_batch; // of one request: core's limit and the protocol's
-    char describe[128];
+    char describe[320];
     // Scratch, used within one call.
     struct core_item items[PROTO_MAX_BATCH];
     uint64_t handles[PROTO_MAX_BATCH];

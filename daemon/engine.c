@@ -260,8 +260,10 @@ static void deliver_queue(struct engine *e, struct engine_job *job) {
         struct engine_job *next = job->next;
         int status = job->status;
         if (status != 0 && status != KVPOOL_E_SHUTDOWN && !e->failed) {
+            const char *why = e->ops->failure != NULL ? e->ops->failure(e->backend) : NULL;
             e->failed = true;
-            log_error("engine.failed", "backend=%s every later job fails too", e->ops->name);
+            log_error("engine.failed", "backend=%s error=\"%s\" every later job fails too",
+                      e->ops->name, why != NULL ? why : "see above");
         }
         if (e->failed)
             status = KVPOOL_E_BACKEND;
@@ -493,6 +495,10 @@ void engine_submit(struct engine *e, struct engine_job *job) {
         uv_cond_signal(&e->wake);
     }
     uv_mutex_unlock(&e->lock);
+}
+
+bool engine_lost(const struct engine *e) {
+    return e->failed && e->ops->fatal;
 }
 
 uint32_t engine_inflight(const struct engine *e) {

@@ -11,7 +11,8 @@
 //  2. The watchdog is fed by the loop itself and only while the engine is healthy: a stuck loop or
 //     device ends in a restart.
 //  3. From the first SIGTERM on, SIGALRM ends the process whatever hangs.
-// Exit status: 0 clean end, 1 cannot start, or the end hung, 3 too many leaked pipes (restart me).
+// Exit status: 0 clean end, 1 cannot start, or the end hung, 3 too many leaked pipes, 4 the device is
+// lost (both: restart me).
 // Thread: loop thread.
 #include "daemon/config.h"
 #include "daemon/dispatch.h"
@@ -35,8 +36,9 @@
 
 enum {
     EXIT_LEAKED = 3,
+    EXIT_DEVICE = 4,
     DRAIN_POLL_MS = 5,   // how often a drain looks whether it is done
-    HEALTH_MS = 1000,    // leak guard, and STATUS
+    HEALTH_MS = 1000,    // leak guard, lost device
     CLOSE_GRACE_S = 10,  // after drain_timeout, for closing
     REPORT_BYTES = 8192, // of a reload
 };
@@ -54,7 +56,7 @@ struct daemon {
     struct http *http; // NULL: off
     struct health progress;
     uv_signal_t signals[3];
-    uv_timer_t health;   // leak guard
+    uv_timer_t health;   // leak guard, lost device
     uv_timer_t watchdog; // feeds systemd
     uv_timer_t drain;    // runs while stopping
     uv_timer_t beat;     // of the loop, for /healthz
@@ -198,6 +200,12 @@ static void on_health(uv_timer_t *timer) {
                   leaked, d->config.leak_limit);
         d->status = EXIT_LEAKED;
         stop(d, "leaked_pipes");
+    }
+    if (dispatch_lost(d->dispatch) && !d->stopping) {
+        log_error("daemon.device", "backend=\"%s\" result=lost action=restart",
+                  dispatch_backend(d->dispatch));
+        d->status = EXIT_DEVICE;
+        stop(d, "device_lost");
     }
 }
 

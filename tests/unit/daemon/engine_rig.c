@@ -164,6 +164,7 @@ void rig_open(void) {
     num_done = 0;
     used_ops = rig_ops;
     used_ops.window = rig.window;
+    used_ops.fatal = rig.fatal;
     assert_int_equal(uv_loop_init(&rig_loop), 0);
     assert_int_equal(engine_open(&rig_loop, &used_ops, &config, &engine, &err), 0);
     for (int i = 0; i < RIG_CLIENTS; i++)

@@ -27,6 +27,7 @@ struct rig_backend {
     int complete_status; // of every other program
     uint64_t spin_ns;    // in submit
     uint32_t window;
+    bool fatal; // only a new process could use the device again
 };
 extern struct rig_backend rig;
 extern atomic_bool rig_gate; // closed: submit waits; its time is the program's

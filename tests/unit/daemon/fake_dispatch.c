@@ -4,6 +4,7 @@
 // 'H' never (until close), anything else at once; every answer is an echo. 'e' is also an event.
 //
 // FAKE_LEAKS: leaked pipes reported. FAKE_STUCK: a path; while it exists the engine is "stuck".
+// FAKE_LOST: the device is lost.
 #include "daemon/dispatch.h"
 
 #include <stdlib.h>
@@ -93,6 +94,11 @@ bool dispatch_healthy(const struct dispatch *d) {
     const char *path = getenv("FAKE_STUCK");
     (void)d;
     return path == NULL || access(path, F_OK) != 0;
+}
+
+bool dispatch_lost(const struct dispatch *d) {
+    (void)d;
+    return getenv("FAKE_LOST") != NULL;
 }
 
 void dispatch_metrics(struct dispatch *d, uint64_t events, struct text *text) {

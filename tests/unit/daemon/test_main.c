@@ -71,6 +71,7 @@ static int teardown(void **state) {
     close(t.notify);
     unsetenv("WATCHDOG_USEC");
     unsetenv("FAKE_LEAKS");
+    unsetenv("FAKE_LOST");
     tmpdir_remove(&t.dir);
     return 0;
 }
@@ -323,6 +324,15 @@ static void too_many_leaked_pipes_end_it_for_a_restart(void **state) {
     assert_log("daemon.leak leaked_pipes=257 limit=256 action=restart");
 }
 
+static void a_lost_device_ends_it_for_a_restart(void **state) {
+    (void)state;
+    setenv("FAKE_LOST", "1", 1);
+    start(NULL, NULL, NULL);
+    expect_notify("READY=1");
+    assert_int_equal(4, wait_exit(t.pid));
+    assert_log("daemon.device backend=\"fake: no threads\" result=lost action=restart");
+}
+
 static void check_config_says_ok_or_what_is_wrong(void **state) {
     (void)state;
     assert_int_equal(0, wait_exit(spawn(t.log, "--check-config", NULL, NULL)));
@@ -460,6 +470,7 @@ int main(int argc, char **argv) {
         TEST(a_second_sigterm_ends_it_at_once),
         TEST(the_watchdog_is_fed_only_while_the_engine_advances),
         TEST(too_many_leaked_pipes_end_it_for_a_restart),
+        TEST(a_lost_device_ends_it_for_a_restart),
         TEST(check_config_says_ok_or_what_is_wrong),
         TEST(what_cannot_start_exits_1_and_says_why),
         TEST(a_full_disk_for_the_log_does_not_stop_it),

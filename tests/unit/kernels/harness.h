@@ -2,8 +2,9 @@
 // harness.h: what the tests of the kernels share: random numbers, backends through the vtable, and
 // an attention case that is built, run and compared with the reference.
 //
-// KVPOOL_TEST_BACKEND names the backend (default cpu), KVPOOL_SEED the seed of the random cases. On
-// the cpu backend every kernel that this CPU can run is tested.
+// KVPOOL_TEST_BACKEND names the backend (default cpu), KVPOOL_TEST_DEVICE its device (default 0),
+// KVPOOL_SEED the seed of the random cases. On the cpu backend every kernel that this CPU can run is
+// tested.
 #ifndef KVPOOL_TESTS_HARNESS_H
 #define KVPOOL_TESTS_HARNESS_H
 
@@ -21,6 +22,8 @@ void random_permutation(uint64_t *state, uint32_t *ret, uint32_t n);
 uint64_t seed_from_env(uint64_t otherwise); // prints it
 
 const struct backend_ops *harness_ops(void);
+// Whether the backend's device is there; says so where it is not: main then returns 77 (skipped).
+bool harness_has_device(void);
 // A backend of `threads` threads with the kernel `isa` (NULL: the default); NULL when this CPU has
 // not got the kernel. Fails the test on other errors.
 struct backend *harness_open(const char *isa, uint32_t threads);
@@ -29,6 +32,11 @@ extern const char *const harness_isas[HARNESS_MAX_ISAS];
 // Runs ops on a pool and waits. Fails the test on an error.
 void harness_run(struct backend *b, struct backend_pool *pool, const struct backend_op *ops,
                  uint32_t n);
+// The beginning of one plane, with nothing in flight.
+void harness_pool_read(struct backend *b, const struct backend_pool *pool, uint32_t layer, void *to,
+                       size_t bytes);
+void harness_pool_write(struct backend *b, struct backend_pool *pool, uint32_t layer,
+                        const void *from, size_t bytes);
 struct backend_mem *harness_alloc(struct backend *b, size_t bytes);
 
 enum { CASE_MAX_SEQUENCES = 40 };

@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: Apache-2.0
-// Finding and opening backends, and the memory they give out.
+// Finding and opening backends; the cpu backend's memory (that of cuda: tests/gpu).
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -7,7 +7,7 @@
 
 #include <cmocka.h>
 
-#include "harness.h"
+#include "kernels/backend.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -17,24 +17,49 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
-static void test_auto_is_the_cpu(void **state) {
+static bool cuda_opens(void) {
+    const struct backend_ops *ops = NULL;
+    const struct backend_config config = {0};
+    struct backend *b = NULL;
+    if (backend_find("cuda", &ops, NULL) != 0 || ops->open(&config, &b, NULL) != 0)
+        return false;
+    ops->close(b);
+    return true;
+}
+
+static void test_auto_is_the_gpu_where_there_is_one(void **state) {
     (void)state;
     const struct backend_ops *ops = NULL;
     struct err err = {0};
     assert_int_equal(backend_find("auto", &ops, &err), 0);
-    assert_string_equal(ops->name, "cpu");
+    assert_string_equal(ops->name, cuda_opens() ? "cuda" : "cpu");
     assert_int_equal(ops->api_version, BACKEND_API_VERSION);
     assert_int_equal(backend_find("cpu", &ops, &err), 0);
     assert_ptr_equal(ops, &backend_cpu);
 }
 
+// Where the build, the driver or the device lacks the text says which.
 static void test_cuda_is_refused_plainly(void **state) {
     (void)state;
     const struct backend_ops *ops = NULL;
+    const struct backend_config config = {.device = 1023};
+    struct backend *b = NULL;
     struct err err = {0};
-    assert_int_equal(backend_find("cuda", &ops, &err), KVPOOL_E_BACKEND);
-    assert_string_equal(err.text, "this build has no CUDA backend");
-    assert_null(ops);
+    if (backend_find("cuda", &ops, &err) != 0) {
+        assert_int_equal(err.status, KVPOOL_E_BACKEND);
+        assert_string_equal(err.text, "this build has no CUDA backend");
+        assert_null(ops);
+        return;
+    }
+    assert_string_equal(ops->name, "cuda");
+    assert_int_equal(ops->api_version, BACKEND_API_VERSION);
+    assert_true(ops->fatal);
+    assert_int_equal(ops->open(&config, &b, &err), KVPOOL_E_BACKEND);
+    assert_null(b);
+    if (cuda_opens())
+        assert_non_null(strstr(err.text, "no CUDA device 1023: this machine has 0 to "));
+    else
+        assert_non_null(strstr(err.text, "no CUDA device: "));
 }
 
 static void test_an_unknown_backend_is_invalid(void **state) {
@@ -46,12 +71,33 @@ static void test_an_unknown_backend_is_invalid(void **state) {
     assert_null(ops);
 }
 
+static struct backend *open_cpu(const char *isa, uint32_t threads) {
+    const struct backend_config config = {.threads = threads};
+    struct backend *b = NULL;
+    struct err err = {0};
+    if (isa != NULL)
+        setenv("KVPOOL_CPU_ISA", isa, 1);
+    int status = backend_cpu.open(&config, &b, &err);
+    unsetenv("KVPOOL_CPU_ISA");
+    if (status != 0)
+        fail_msg("%s", err.text);
+    return b;
+}
+
+static struct backend_mem *alloc_cpu(struct backend *b, size_t bytes) {
+    struct backend_mem *mem = NULL;
+    struct err err = {0};
+    if (backend_cpu.mem_alloc(b, bytes, BACKEND_HOST, BACKEND_FD, &mem, &err) != 0)
+        fail_msg("%s", err.text);
+    return mem;
+}
+
 static void test_describe_names_threads_and_kernel(void **state) {
     (void)state;
-    struct backend *b = harness_open("generic", 3);
+    struct backend *b = open_cpu("generic", 3);
     assert_string_equal(backend_cpu.describe(b), "cpu: 3 threads, generic");
     backend_cpu.close(b);
-    b = harness_open("generic", 1);
+    b = open_cpu("generic", 1);
     assert_string_equal(backend_cpu.describe(b), "cpu: 1 thread, generic");
     backend_cpu.close(b);
 }
@@ -78,8 +124,8 @@ static int exported(const struct backend_mem *mem) {
 
 static void test_memory_is_zeroed_shared_and_rounded_up(void **state) {
     (void)state;
-    struct backend *b = harness_open(NULL, 1);
-    struct backend_mem *mem = harness_alloc(b, 5000);
+    struct backend *b = open_cpu(NULL, 1);
+    struct backend_mem *mem = alloc_cpu(b, 5000);
     uint64_t page = (uint64_t)sysconf(_SC_PAGESIZE);
     uint64_t bytes = backend_cpu.mem_bytes(mem);
     assert_true(bytes >= 5000);
@@ -98,8 +144,8 @@ static void test_memory_is_zeroed_shared_and_rounded_up(void **state) {
 
 static void test_memory_cannot_be_resized_through_its_fd(void **state) {
     (void)state;
-    struct backend *b = harness_open(NULL, 1);
-    struct backend_mem *mem = harness_alloc(b, 1 << 16);
+    struct backend *b = open_cpu(NULL, 1);
+    struct backend_mem *mem = alloc_cpu(b, 1 << 16);
     int fd = exported(mem);
     assert_int_equal(ftruncate(fd, 0), -1);
     assert_int_equal(errno, EPERM);
@@ -114,7 +160,7 @@ static void test_memory_cannot_be_resized_through_its_fd(void **state) {
 
 static void test_an_absurd_region_is_refused_with_the_bytes(void **state) {
     (void)state;
-    struct backend *b = harness_open(NULL, 1);
+    struct backend *b = open_cpu(NULL, 1);
     struct backend_mem *mem = NULL;
     struct err err = {0};
     const uint64_t sizes[] = {(uint64_t)1 << 50, UINT64_MAX};
@@ -130,7 +176,7 @@ static void test_an_absurd_region_is_refused_with_the_bytes(void **state) {
 
 static void test_an_absurd_pool_is_refused_with_the_bytes(void **state) {
     (void)state;
-    struct backend *b = harness_open(NULL, 1);
+    struct backend *b = open_cpu(NULL, 1);
     struct backend_pool *pool = NULL;
     struct err err = {0};
     struct kv_geometry g = {32, 8, 128, 16, KVPOOL_BF16, 0};
@@ -150,7 +196,7 @@ static void test_an_absurd_pool_is_refused_with_the_bytes(void **state) {
 // touched nothing.
 static void test_promised_memory_is_not_promised_twice(void **state) {
     (void)state;
-    struct backend *b = harness_open(NULL, 1);
+    struct backend *b = open_cpu(NULL, 1);
     struct backend_pool *pools[16] = {0};
     struct err err = {0};
     // 1/4 of what is available, in pages of 64 KiB; other programs come and go meanwhile.
@@ -178,7 +224,7 @@ static void test_promised_memory_is_not_promised_twice(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_auto_is_the_cpu),
+        cmocka_unit_test(test_auto_is_the_gpu_where_there_is_one),
         cmocka_unit_test(test_cuda_is_refused_plainly),
         cmocka_unit_test(test_an_unknown_backend_is_invalid),
         cmocka_unit_test(test_describe_names_threads_and_kernel),

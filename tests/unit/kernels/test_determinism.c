@@ -162,5 +162,7 @@ int main(void) {
         cmocka_unit_test(test_parts_of_a_sequence_have_the_bits_of_the_whole),
         cmocka_unit_test(test_repeated_runs_give_the_same_bits),
     };
+    if (!harness_has_device())
+        return 77;
     return cmocka_run_group_tests_name("determinism", tests, NULL, NULL);
 }

@@ -45,7 +45,7 @@ static void open_pool_of(struct fixture *f, uint32_t kv_heads, uint32_t head_dim
         f->expected[l] = malloc(f->plane_bytes);
         assert_non_null(f->expected[l]);
         memset(f->expected[l], 0xff, f->plane_bytes);
-        memset(f->ops->pool_plane(f->pool, l), 0xff, f->plane_bytes);
+        harness_pool_write(f->backend, f->pool, l, f->expected[l], f->plane_bytes);
     }
 }
 
@@ -55,10 +55,14 @@ static void open_pool(struct fixture *f, uint32_t kv_heads, uint32_t head_dim, u
 }
 
 static void check_and_close(struct fixture *f) {
+    unsigned char *found = malloc(f->plane_bytes);
+    assert_non_null(found);
     for (uint32_t l = 0; l < LAYERS; l++) {
-        assert_memory_equal(f->ops->pool_plane(f->pool, l), f->expected[l], f->plane_bytes);
+        harness_pool_read(f->backend, f->pool, l, found, f->plane_bytes);
+        assert_memory_equal(found, f->expected[l], f->plane_bytes);
         free(f->expected[l]);
     }
+    free(found);
     f->ops->pool_close(f->backend, f->pool);
     f->ops->close(f->backend);
 }
@@ -236,7 +240,7 @@ static void test_copy_takes_whole_pages_in_every_layer(void **state) {
     for (uint32_t l = 0; l < LAYERS; l++) {
         for (size_t i = 0; i < f.plane_bytes; i++)
             f.expected[l][i] = (unsigned char)random_bits(&rng);
-        memcpy(f.ops->pool_plane(f.pool, l), f.expected[l], f.plane_bytes);
+        harness_pool_write(f.backend, f.pool, l, f.expected[l], f.plane_bytes);
     }
     uint32_t order[32];
     random_permutation(&rng, order, 32);
@@ -288,5 +292,7 @@ int main(void) {
         cmocka_unit_test(test_copy_takes_whole_pages_in_every_layer),
         cmocka_unit_test(test_table_updates_apply_in_order),
     };
+    if (!harness_has_device())
+        return 77;
     return cmocka_run_group_tests_name("pages", tests, NULL, NULL);
 }
