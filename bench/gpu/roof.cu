@@ -11,17 +11,27 @@ constexpr uint32_t THREADS = 256;
 constexpr uint32_t LOADS = 8;
 constexpr uint32_t TILE = THREADS * LOADS; // vectors of 16 bytes
 
-__global__ void __launch_bounds__(THREADS)
+// One tile: every load is issued before the first value is used; the last tile may be short.
+__device__ __forceinline__ void load_tile(uint4 (&x)[LOADS], const uint4 *from, uint64_t left) {
+    if (left >= TILE) {
+#pragma unroll
+        for (uint32_t i = 0; i < LOADS; i++)
+            x[i] = __ldg(from + i * THREADS + threadIdx.x);
+    } else {
+#pragma unroll
+        for (uint32_t i = 0; i < LOADS; i++)
+            x[i] = i * THREADS + threadIdx.x < left ? __ldg(from + i * THREADS + threadIdx.x)
+                                                    : make_uint4(0, 0, 0, 0);
+    }
+}
+
+__global__ void __launch_bounds__(THREADS, 4)
     read_all(const uint4 *__restrict__ from, uint64_t vectors, uint32_t *words) {
     uint4 sum = make_uint4(0, 0, 0, 0);
     for (uint64_t tile = (uint64_t)blockIdx.x * TILE; tile < vectors;
          tile += (uint64_t)gridDim.x * TILE) {
         uint4 x[LOADS];
-#pragma unroll
-        for (uint32_t i = 0; i < LOADS; i++) {
-            uint64_t at = tile + i * THREADS + threadIdx.x;
-            x[i] = at < vectors ? __ldg(from + at) : make_uint4(0, 0, 0, 0);
-        }
+        load_tile(x, from + tile, vectors - tile);
 #pragma unroll
         for (uint32_t i = 0; i < LOADS; i++)
             sum = make_uint4(sum.x ^ x[i].x, sum.y ^ x[i].y, sum.z ^ x[i].z, sum.w ^ x[i].w);
@@ -34,23 +44,16 @@ __global__ void __launch_bounds__(THREADS)
         atomicXor(&words[(blockIdx.x * (THREADS / 32) + threadIdx.x / 32) % CUDA_ROOF_WORDS], word);
 }
 
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, 4)
     copy_all(uint4 *__restrict__ to, const uint4 *__restrict__ from, uint64_t vectors) {
     for (uint64_t tile = (uint64_t)blockIdx.x * TILE; tile < vectors;
          tile += (uint64_t)gridDim.x * TILE) {
         uint4 x[LOADS];
+        load_tile(x, from + tile, vectors - tile);
 #pragma unroll
-        for (uint32_t i = 0; i < LOADS; i++) {
-            uint64_t at = tile + i * THREADS + threadIdx.x;
-            if (at < vectors)
-                x[i] = __ldg(from + at);
-        }
-#pragma unroll
-        for (uint32_t i = 0; i < LOADS; i++) {
-            uint64_t at = tile + i * THREADS + threadIdx.x;
-            if (at < vectors)
-                to[at] = x[i];
-        }
+        for (uint32_t i = 0; i < LOADS; i++)
+            if (i * THREADS + threadIdx.x < vectors - tile)
+                to[tile + i * THREADS + threadIdx.x] = x[i];
     }
 }
 
