@@ -39,7 +39,7 @@ template <class F> static __device__ __forceinline__ void each_piece(const pages
     }
 }
 
-__global__ void __launch_bounds__(MAX_THREADS, 4)
+__global__ void __launch_bounds__(MAX_THREADS, 3)
     copy_kernel(const __grid_constant__ pages_args a, const uint32_t *__restrict__ pairs) {
     each_piece(a, [&](uint32_t entry, uint32_t layer, uint64_t first, uint64_t left) {
         char *plane = a.base + layer * a.plane_bytes;
