@@ -115,11 +115,14 @@ static __device__ __forceinline__ row find_row(const cuda_batch &b, uint32_t t) 
 
 // --- kernel ------------------------------------------------------------------------------------
 
-template <uint32_t LANES> static __device__ __forceinline__ float team_sum(float x) {
+// Every lane gets the sums over its team. Steps outside: the shuffles of one step are independent.
+template <uint32_t LANES, uint32_t N>
+static __device__ __forceinline__ void team_sums(float (&x)[N]) {
 #pragma unroll
     for (uint32_t step = LANES / 2; step > 0; step /= 2)
-        x += __shfl_xor_sync(ALL, x, step);
-    return x;
+#pragma unroll
+        for (uint32_t i = 0; i < N; i++)
+            x[i] += __shfl_xor_sync(ALL, x[i], step);
 }
 
 template <class T, uint32_t LANES, uint32_t CHUNKS, uint32_t KEYS>
@@ -192,7 +195,6 @@ __global__ void __launch_bounds__(THREADS)
                 }
             }
             float x[KEYS];
-            float larger = maximum;
 #pragma unroll
             for (uint32_t i = 0; i < KEYS; i++) {
                 x[i] = 0;
@@ -204,11 +206,20 @@ __global__ void __launch_bounds__(THREADS)
                     x[i] = fmaf(q[c].z, y.z, x[i]);
                     x[i] = fmaf(q[c].w, y.w, x[i]);
                 }
-                x[i] = team_sum<LANES>(x[i]) * logit_scale;
-                if (a.soft_cap > 0)
+            }
+            team_sums<LANES>(x);
+#pragma unroll
+            for (uint32_t i = 0; i < KEYS; i++)
+                x[i] *= logit_scale;
+            if (a.soft_cap > 0) {
+#pragma unroll
+                for (uint32_t i = 0; i < KEYS; i++)
                     x[i] = a.soft_cap * tanhf(x[i] / a.soft_cap);
-                if (key + i >= end)
-                    x[i] = -INFINITY;
+            }
+            float larger = maximum;
+#pragma unroll
+            for (uint32_t i = 0; i < KEYS; i++) {
+                x[i] = key + i < end ? x[i] : -INFINITY;
                 larger = fmaxf(larger, x[i]);
             }
             // No key yet: every exponential below is 0, not a NaN.
