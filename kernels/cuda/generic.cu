@@ -126,7 +126,9 @@ static __device__ __forceinline__ void team_sums(float (&x)[N]) {
 }
 
 template <class T, uint32_t LANES, uint32_t CHUNKS, uint32_t KEYS>
-__global__ void __launch_bounds__(THREADS)
+__global__ void __launch_bounds__(THREADS, CHUNKS == 1   ? 4
+                                           : CHUNKS == 2 ? 2
+                                                         : 1)
     generic_kernel(const __grid_constant__ cuda_attention a) {
     constexpr uint32_t TEAMS = THREADS / LANES;
     using raw = typename four<T>::raw;
