@@ -134,7 +134,7 @@ uint32_t emu_reduce(emu_reduction how, bool is_signed, uint32_t mask, uint32_t v
 
 // --- matrices -----------------------------------------------------------------------------------
 
-enum { WARP = 0xffffffffu };
+static const uint32_t WARP = 0xffffffffu;
 
 struct ldmatrix {
     uint32_t *r;
