@@ -33,7 +33,6 @@ __global__ void __launch_bounds__(THREADS)
     const uint32_t *at = words + start;
     // Block 0 of a segment takes the ids that come with the header.
     uint32_t early = blockIdx.y == 0 ? known : HEADER;
-    early = early < THREADS ? early : THREADS;
     uint32_t word = threadIdx.x < early ? at[threadIdx.x] : 0;
     if (threadIdx.x < HEADER)
         header[threadIdx.x] = word;

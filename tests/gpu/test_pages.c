@@ -138,12 +138,15 @@ static void check_table(const uint32_t *counts, uint32_t n) {
     for (uint32_t i = 0; i < n + 2; i++)
         order[i] = i;
     rng_shuffle(&rng, order, n + 2);
+    // As if it were the end of a table of 16 GB: places need both their words.
+    const uint64_t before = (uint64_t)1 << 32;
+    uint32_t *start = (uint32_t *)((uintptr_t)table.device - before * 4);
     uint32_t *to = (uint32_t *)words.host;
     for (uint32_t i = 0; i < n; i++) {
         uint64_t at = order[i] * (longest + 5) + rng_below(&rng, 6);
         ((uint32_t *)starts.host)[i] = (uint32_t)(to - (uint32_t *)words.host);
-        *to++ = (uint32_t)at;
-        *to++ = (uint32_t)(at >> 32);
+        *to++ = (uint32_t)(before + at);
+        *to++ = (uint32_t)((before + at) >> 32);
         *to++ = counts[i];
         for (uint32_t j = 0; j < counts[i]; j++, to++) {
             *to = (uint32_t)rng_next(&rng);
@@ -153,7 +156,7 @@ static void check_table(const uint32_t *counts, uint32_t n) {
     buffer_up(&words);
     buffer_up(&starts);
     assert_int_equal(
-        cuda_table_update(harness_device(), table.device, words.device, starts.device, n, NULL), 0);
+        cuda_table_update(harness_device(), start, words.device, starts.device, n, NULL), 0);
     compare(&table, expected, n);
     buffer_unchanged(&words);
     buffer_unchanged(&starts);
