@@ -335,6 +335,16 @@ static void test_sequences_of_any_lengths(void **state) {
     }
 }
 
+// The search ends at the last sequences, where fewer are left than it looks at in a step.
+static void test_a_long_sequence_at_the_end(void **state) {
+    (void)state;
+    struct append_case c = search_case();
+    for (uint32_t s = 0; s < 999; s++)
+        add(&c, 1, 1 + s % 5);
+    add(&c, 2000, 2000);
+    check(&c);
+}
+
 static void test_tokens_before_position_0_are_left_out(void **state) {
     (void)state;
     struct append_case c = append_case("before 0", CUDA_BF16);
@@ -361,6 +371,7 @@ int main(void) {
         cmocka_unit_test(test_e4m3_of_fp32),
         cmocka_unit_test(test_sequences_of_equal_lengths),
         cmocka_unit_test(test_sequences_of_any_lengths),
+        cmocka_unit_test(test_a_long_sequence_at_the_end),
         cmocka_unit_test(test_tokens_before_position_0_are_left_out),
         cmocka_unit_test(test_nothing_to_append),
     };
