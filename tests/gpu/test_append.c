@@ -111,12 +111,14 @@ static void check(const struct append_case *c) {
     buffer_up(&cache);
 
     struct buffer table = buffer_new("table", (size_t)rows_n * row_entries * 4);
-    struct buffer rows = buffer_new("rows", c->n * 4), kv_len = buffer_new("kv_len", c->n * 4);
+    struct buffer rows = buffer_new("rows", (size_t)c->n * 4),
+                  kv_len = buffer_new("kv_len", (size_t)c->n * 4);
     // Behind its end are small numbers, which would be taken for sequences.
-    struct buffer indptr = buffer_new("qo_indptr", (c->n + 1 + 64) * 4);
+    struct buffer indptr = buffer_new("qo_indptr", ((size_t)c->n + 1 + 64) * 4);
     memset(indptr.host, 0, indptr.bytes);
     uint32_t *ids = malloc(pages * sizeof *ids), *order = malloc(rows_n * sizeof *order);
-    assert_true(ids != NULL && order != NULL);
+    if (ids == NULL || order == NULL)
+        abort();
     for (uint32_t i = 0; i < pages; i++)
         ids[i] = i;
     rng_shuffle(&rng, ids, pages);

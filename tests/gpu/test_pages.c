@@ -131,7 +131,8 @@ static void check_table(const uint32_t *counts, uint32_t n) {
         longest = counts[i] > longest ? counts[i] : longest;
     }
     struct buffer table = buffer_new("table", (n + 2) * (longest + 5) * 4);
-    struct buffer words = buffer_new("words", words_n * 4), starts = buffer_new("starts", n * 4);
+    struct buffer words = buffer_new("words", words_n * 4),
+                  starts = buffer_new("starts", (size_t)n * 4);
     unsigned char *expected = copy_of(&table);
     uint32_t *order = malloc((n + 2) * sizeof *order);
     assert_non_null(order);
