@@ -356,8 +356,8 @@ static __device__ __forceinline__ void keep_piece(const struct decode_args &a,
 template <class T, class KV, int D, int NT>
 __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct decode_args a) {
     using C = decode_config<T, KV, D, NT>;
-    KVPOOL_SHARED dynamic[];
-    struct decode_shared<C> shared = { dynamic, blockDim.x / 32 };
+    KVPOOL_SHARED smem[];
+    struct decode_shared<C> shared = { smem, blockDim.x / 32 };
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
     start_next_kernel();
@@ -367,7 +367,7 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
     uint4 begin = __ldg(reinterpret_cast<const uint4 *>(run));
     struct decode_cursor at = { begin.x, begin.y, begin.z, decode_load(&run->sequence) };
     uint32_t count = begin.w;
-    struct decode_lane<C::GROUPS> tiles, next;
+    struct decode_lane<C::GROUPS> tiles = {}, next;
     uint32_t ring = smem_address(shared.ring(warp));
     if (lane < 2)
         shared.notes(warp)[lane].flags = 0;
@@ -439,8 +439,8 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
                 uint32_t slot = first_segment ? 0 : 1;
                 keep_state<C>(state, shared.o(warp, slot), shared.ml(warp, slot));
                 if (lane == 0)
-                    shared.notes(warp)[slot] = { NOTE_THERE | (begun ? NOTE_BEGINS : 0u) |
-                                                     (ended ? NOTE_ENDS : 0u),
+                    shared.notes(warp)[slot] = { NOTE_THERE | (begun ? NOTE_BEGINS : 0) |
+                                                     (ended ? NOTE_ENDS : 0),
                                                  place.q0, place.what, 0 };
             }
             first_segment = false;

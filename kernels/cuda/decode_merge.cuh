@@ -183,7 +183,7 @@ static __device__ __forceinline__ void write_part(const struct decode_args &a, u
 struct decode_note {
     uint32_t flags, q0, what, unused;
 };
-enum { NOTE_THERE = 1, NOTE_BEGINS = 2, NOTE_ENDS = 4 };
+static constexpr uint32_t NOTE_THERE = 1, NOTE_BEGINS = 2, NOTE_ENDS = 4;
 
 // Where warp w's two partial results, their m, l and notes are in shared memory.
 template <class C> struct decode_shared {
@@ -257,7 +257,7 @@ static __device__ __forceinline__ void merge_block(const struct decode_args &a,
     uint32_t there = __ballot_sync(ALL_LANES, (flags & NOTE_THERE) != 0);
     uint32_t begins = __ballot_sync(ALL_LANES, (flags & NOTE_BEGINS) != 0);
     uint32_t ends = __ballot_sync(ALL_LANES, (flags & NOTE_ENDS) != 0);
-    int shares[2] = { -1, -1 }; // a slot of the item that is shared with CTAs before, after
+    int back = -1, forward = -1; // a slot of the item that is shared with CTAs before, after
     while (there) {
         int first = __ffs((int)there) - 1;
         // This item's slots: up to one that ends it, or to before one that begins another.
@@ -280,19 +280,21 @@ static __device__ __forceinline__ void merge_block(const struct decode_args &a,
             if (block % C::DT == 0 && lane < 4)
                 reinterpret_cast<float4 *>(p + shared.O)[block / C::DT * 4 + lane] = { part.m[0], part.l[0], part.m[1], part.l[1] };
         }
-        if (!(begun && ended))
-            shares[begun] = first;
+        if (!begun)
+            back = first;
+        else if (!ended)
+            forward = first;
         there &= ~mask;
     }
-    if (shares[0] < 0 && shares[1] < 0)
+    if (back < 0 && forward < 0)
         return;
 
     __syncthreads();
     if (threadIdx.x < 2) {
-        bool shared_item = shares[0] >= 0;
+        bool shared_item = back >= 0;
         uint32_t first = span.back_first, n = span.back_last - first + 1;
         if (threadIdx.x == 1) {
-            shared_item = shares[1] >= 0;
+            shared_item = forward >= 0;
             first = cta;
             n = span.forward_last - cta + 1;
         }
@@ -306,7 +308,7 @@ static __device__ __forceinline__ void merge_block(const struct decode_args &a,
             continue;
         uint32_t first = i ? cta : span.back_first;
         uint32_t n = (i ? span.forward_last : span.back_last) - first + 1;
-        uint32_t slot = (uint32_t)shares[i];
+        uint32_t slot = (uint32_t)(i ? forward : back);
         const struct decode_note *note = &shared.notes(slot / 2)[slot % 2];
         for (uint32_t block = warp; block < BLOCKS; block += shared.warps) {
             struct decode_part part =

@@ -9,7 +9,7 @@
 #include "kernels/cuda/decode_plan.cuh"
 #include "kernels/cuda/start.cuh"
 
-enum { THREADS = 1024, WARPS = THREADS / 32, KEPT = 1024 };
+enum { THREADS = 1024, WARPS = THREADS / 32, KEPT = 512 };
 // Warps get at least so many tiles before there is one more.
 enum { RUN_MIN = 1 };
 
@@ -93,8 +93,7 @@ static __device__ __forceinline__ void scan(struct plan_shared *shared, uint64_t
 }
 
 // Tile x of the line, x < all: its sequence (of `live`), item and place in the item.
-static __device__ __forceinline__ void locate(const struct decode_plan_args &a,
-                                              const uint64_t *sums,
+static __device__ __forceinline__ void locate(const uint64_t *sums,
                                               const struct decode_sequence *sequences,
                                               uint32_t live, uint64_t x, struct decode_run *ret) {
     uint32_t low = 0, high = live;
@@ -133,12 +132,12 @@ static __device__ __forceinline__ void divide(const struct decode_plan_args &a,
         struct decode_run run = { 0, 0, 0, 0, { 0, 0, 0, 0, 0, 0, { 0, 0 } } };
         if (i < used) {
             uint64_t x = i * all / used, end = (i + 1) * all / used;
-            locate(a, sums, sequences, live, x, &run);
+            locate(sums, sequences, live, x, &run);
             if (a.batch_invariant) {
                 x -= snap(&run);
                 struct decode_run next;
                 if (end < all) {
-                    locate(a, sums, sequences, live, end, &next);
+                    locate(sums, sequences, live, end, &next);
                     end -= snap(&next);
                 }
             } else if (i % a.cta_warps == 0 && run.tile > 0) {
@@ -158,8 +157,8 @@ static __device__ __forceinline__ void divide(const struct decode_plan_args &a,
 }
 
 static __global__ void __launch_bounds__(THREADS, 1) decode_plan_kernel(struct decode_plan_args a) {
-    KVPOOL_SHARED dynamic[];
-    struct plan_shared *shared = reinterpret_cast<struct plan_shared *>(dynamic);
+    KVPOOL_SHARED smem[];
+    struct plan_shared *shared = reinterpret_cast<struct plan_shared *>(smem);
     bool kept = a.n <= KEPT;
     uint64_t *sums = kept ? shared->sums : a.sums;
     struct decode_sequence *sequences = kept ? shared->sequences : a.sequences;
