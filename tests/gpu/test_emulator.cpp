@@ -13,6 +13,7 @@ extern "C" {
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/start.cuh"
 
+#include <signal.h>
 #include <stdlib.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -296,7 +297,7 @@ static __global__ void bad_copy_outside() {
 static __global__ void bad_ldmatrix_outside() {
     KVPOOL_SHARED smem[];
     uint32_t r[4];
-    ldmatrix_x4(r, smem_address(smem) + threadIdx.x * 16);
+    ldmatrix_x4(r, smem_address(smem) + threadIdx.x % 32 * 16);
 }
 static __global__ void bad_source_of_shuffle() {
     if (threadIdx.x < 8)
@@ -305,6 +306,10 @@ static __global__ void bad_source_of_shuffle() {
 static __global__ void bad_misaligned_load() {
     KVPOOL_SHARED smem[];
     __ldcg((const float4 *)(smem + 4));
+}
+[[maybe_unused]] static __global__ void bad_address() {
+    KVPOOL_SHARED smem[];
+    ((uint64_t *)smem)[threadIdx.x % 8] = *(volatile uint64_t *)0x7f0000000008;
 }
 
 static void check_dies(void (*kernel)(), const char *text) {
@@ -342,6 +347,9 @@ static void test_undefined_ends_with_the_reason(void **) {
     check_dies(bad_ldmatrix_outside, "ldmatrix: shared address 64 is outside");
     check_dies(bad_source_of_shuffle, "reads lane 9, which is not in mask");
     check_dies(bad_misaligned_load, "misaligned");
+#if !defined(__SANITIZE_ADDRESS__)
+    check_dies(bad_address, "access to 0x7f0000000008, which is no memory of the device");
+#endif
 }
 static void test_wrong_launches_are_refused(void **) {
     assert_int_equal(start_kernel(bad_exited_lane, 0, 32, 0, nullptr, false), 9);

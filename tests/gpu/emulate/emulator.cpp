@@ -4,6 +4,7 @@
 #include "tests/gpu/emulate/fibre.h"
 #include "tests/gpu/emulate/lanes.h"
 
+#include <signal.h>
 #include <stdarg.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -15,10 +16,15 @@
 // --- shared memory --------------------------------------------------------------------------------
 
 enum { SMEM_BYTES = 227 * 1024, RESIDENT = 3 };
-// By these names kernels know it.
+// Kernels declare it by these names, in no namespace or in an unnamed one. A new name is added here.
 alignas(1024) unsigned char smem[SMEM_BYTES];
-extern unsigned char shared[] __attribute__((alias("smem")));
-extern unsigned char shared_memory[] __attribute__((alias("smem")));
+#define SAME(symbol) extern unsigned char symbol[] __attribute__((alias("smem")))
+SAME(shared);
+SAME(dynamic);
+SAME(prefill_smem);
+SAME(_ZN12_GLOBAL__N_14smemE); // (anonymous namespace)::smem
+SAME(_ZN12_GLOBAL__N_16sharedE);
+SAME(_ZN12_GLOBAL__N_17dynamicE);
 
 // The arrays declared __shared__, of all kernels.
 static unsigned char anchor[16] __attribute__((section("emu_shared"), used));
@@ -107,6 +113,25 @@ emu_lane *emu_lane_now() {
     if (now == nullptr)
         emu_die("a device function outside a kernel");
     return now;
+}
+
+// A fault in a kernel: says where, then takes the usual way.
+[[maybe_unused]] static void fault(int sig, siginfo_t *info, void *) {
+    signal(sig, SIG_DFL);
+    if (now != nullptr)
+        emu_die("access to %p, which is no memory of the device", info->si_addr);
+    raise(sig);
+}
+static void catch_faults() {
+#if !defined(__SANITIZE_ADDRESS__) // it says more
+    static unsigned char stack[64 * 1024];
+    const stack_t alternate = {stack, 0, sizeof stack};
+    struct sigaction action = {}, old;
+    action.sa_sigaction = fault;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK;
+    sigaltstack(&alternate, nullptr);
+    sigaction(SIGSEGV, &action, &old);
+#endif
 }
 
 static void leave() { emu_fibre_switch(&now->fibre, &home); }
@@ -372,6 +397,7 @@ int emu_launch(void (*start)(void *), void *arg, dim3 grid, dim3 block, size_t d
         return 9; // cudaErrorInvalidConfiguration
     if (dynamic + statics() - sizeof anchor > SMEM_BYTES)
         return 1; // cudaErrorInvalidValue
+    catch_faults();
     const char *seed = getenv("KVPOOL_EMULATE_SEED");
     launches++;
     random_state = (seed != nullptr ? strtoull(seed, nullptr, 0) : 1) * 0x9e3779b97f4a7c15u + launches;
