@@ -38,17 +38,15 @@ static bool lay_out(const struct cuda_device *d, const struct cuda_attention *a,
             break;
     if (l.warps == 0)
         return false;
-    l.items =
-        a->kv.kv_heads * ((a->batch.max_q_len * group + 8 * l.nt - 1) / (8 * l.nt));
-    l.spans = (size_t)l.ctas * l.warps * sizeof(struct decode_run);
+    l.items = a->kv.kv_heads * ((a->batch.max_q_len * group + 8 * l.nt - 1) / (8 * l.nt));
+    l.spans = (size_t)l.ctas * DECODE_MAX_WARPS * sizeof(struct decode_run);
     l.sequences = l.spans + l.ctas * sizeof(struct decode_span);
     l.sums = l.sequences + ((size_t)a->batch.n + DECODE_PAD) * sizeof(struct decode_sequence);
     l.plan_bytes = l.sums + (size_t)a->batch.n * sizeof(uint64_t);
-    size_t partials = a->batch_invariant
-                          ? (size_t)a->batch.n * l.items * DECODE_MAX_PIECES
-                          : (size_t)2 * l.ctas;
-    l.workspace_bytes = DECODE_COUNTERS * sizeof(uint32_t) +
-                        partials * decode_partial_bytes(head_dim, l.nt);
+    size_t partials =
+        a->batch_invariant ? (size_t)a->batch.n * l.items * DECODE_MAX_PIECES : (size_t)2 * l.ctas;
+    l.workspace_bytes =
+        DECODE_COUNTERS * sizeof(uint32_t) + partials * decode_partial_bytes(head_dim, l.nt);
     *ret = l;
     return true;
 }
@@ -118,8 +116,8 @@ template <class T, class KV>
 static int start(const struct decode_args &args, uint32_t head_dim, const struct layout &l,
                  void *stream, bool after_previous) {
     switch (head_dim * 8 + l.nt) {
-#define CASE(D, NT)                                                                                \
-    case D * 8 + NT:                                                                               \
+#define CASE(D, NT)  \
+    case D * 8 + NT: \
         return decode_start<T, KV, D, NT>(args, l.ctas, l.warps, stream, after_previous)
         CASE(64, 1);
         CASE(64, 2);

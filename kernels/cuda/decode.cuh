@@ -77,12 +77,12 @@ static __device__ __forceinline__ void load_queries(const struct decode_args &a,
         const unsigned char *row = a.q + (q0 + j) * a.q_token_stride + head * a.q_head_stride;
 #pragma unroll
         for (int dt = 0; dt < C::DT; dt++) {
-            uint2 x = { 0, 0 };
+            uint2 x = {0, 0};
             if constexpr (C::KV8) {
                 if (there)
                     x = __ldg(reinterpret_cast<const uint2 *>(row + dt * 32 + c * 8));
                 float2 low = unpack2<typename C::T>(x.x), high = unpack2<typename C::T>(x.y);
-                x = { pack2<fp16>(low.x, low.y), pack2<fp16>(high.x, high.y) };
+                x = {pack2<fp16>(low.x, low.y), pack2<fp16>(high.x, high.y)};
             } else if (there) {
                 x.x = __ldg(reinterpret_cast<const uint32_t *>(row + dt * 32 + c * 4));
                 x.y = __ldg(reinterpret_cast<const uint32_t *>(row + dt * 32 + 16 + c * 4));
@@ -104,8 +104,8 @@ template <class C> static __device__ __forceinline__ struct decode_lanes decode_
     uint32_t upper = lane >> 3 & 1, right = lane >> 4;
     uint32_t k = (lane & 7) + upper * 8; // matrices 0..3: rows 0, 8, 0, 8; chunks 0, 0, 1, 1
     uint32_t v = C::KV8 ? k : (lane & 7) + right * 8; // rows 0, 0, 8, 8; chunks 0, 1, 0, 1
-    return { k * C::ROW, (right ^ decode_swizzle<C>(k)) * 16, v * C::ROW,
-             ((C::KV8 ? right : upper) ^ decode_swizzle<C>(v)) * 16 };
+    return {k * C::ROW, (right ^ decode_swizzle<C>(k)) * 16, v * C::ROW,
+            ((C::KV8 ? right : upper) ^ decode_swizzle<C>(v)) * 16};
 }
 
 // Four bytes of e4m3 as 2 + 2 fp16: the first and third, the second and fourth.
@@ -118,10 +118,9 @@ static __device__ __forceinline__ uint32_t odd_bytes(uint32_t x) {
 
 // S = K Q.
 template <class C, class Q>
-static __device__ __forceinline__ void times_queries(uint32_t stage,
-                                                     const struct decode_lanes &lanes,
-                                                     const Q &queries,
-                                                     float (&s)[C::MT][C::NT][4]) {
+static __device__ __forceinline__ void
+times_queries(uint32_t stage, const struct decode_lanes &lanes, const Q &queries,
+              float (&s)[C::MT][C::NT][4]) {
     constexpr int CHAINS = C::MT * C::NT == 1 ? 2 : 1; // independent sums, where there is but one
     float sum[CHAINS][C::MT][C::NT][4] = {};
 #pragma unroll
@@ -133,7 +132,7 @@ static __device__ __forceinline__ void times_queries(uint32_t stage,
                                ((C::KV8 ? 16 : 32) * (uint32_t)dt ^ lanes.k_chunk));
 #pragma unroll
             for (int half = 0; half < (C::KV8 ? 2 : 1); half++) {
-                uint32_t f[4] = { k[0], k[1], k[2], k[3] };
+                uint32_t f[4] = {k[0], k[1], k[2], k[3]};
                 if constexpr (C::KV8) {
                     f[0] = e4m3x2_to_fp16x2(k[2 * half] & 0xffff);
                     f[1] = e4m3x2_to_fp16x2(k[2 * half + 1] & 0xffff);
@@ -169,8 +168,7 @@ static __device__ __forceinline__ void mask_tile(const struct decode_args &a,
     for (int nt = 0; nt < C::NT; nt++)
 #pragma unroll
         for (int e = 0; e < 2; e++) {
-            uint32_t column =
-                (place_block(place.what) * C::NT + nt) * 8 + lane % 4 * 2 + e;
+            uint32_t column = (place_block(place.what) * C::NT + nt) * 8 + lane % 4 * 2 + e;
             int p = first + (int)(column * a.group_inverse >> 16);
             int end = a.causal ? min(p + 1, kv_len) : kv_len;
             int begin = a.window_left < 0 ? 0 : p - min(a.window_left, kv_len);
@@ -207,8 +205,7 @@ static __device__ __forceinline__ void weigh(float (&s)[C::MT][C::NT][4],
         for (int e = 0; e < 2; e++) {
             max[nt][e] = fmaxf(s[0][nt][e], s[0][nt][2 + e]);
             if constexpr (C::MT == 2)
-                max[nt][e] =
-                    fmaxf(max[nt][e], fmaxf(s[C::MT - 1][nt][e], s[C::MT - 1][nt][2 + e]));
+                max[nt][e] = fmaxf(max[nt][e], fmaxf(s[C::MT - 1][nt][e], s[C::MT - 1][nt][2 + e]));
             grew = grew || max[nt][e] > state.m[nt][e];
         }
     if (__any_sync(ALL_LANES, grew)) {
@@ -268,7 +265,7 @@ static __device__ __forceinline__ void add_values(uint32_t stage, const struct d
                                      ((C::KV8 ? 16 : 32) * (uint32_t)dt ^ lanes.v_chunk));
 #pragma unroll
             for (int half = 0; half < (C::KV8 ? 2 : 1); half++) {
-                uint32_t f[4] = { v[0], v[1], v[2], v[3] };
+                uint32_t f[4] = {v[0], v[1], v[2], v[3]};
                 if constexpr (C::KV8) {
                     f[0] = even_bytes(v[2 * half]);
                     f[1] = odd_bytes(v[2 * half]);
@@ -285,8 +282,7 @@ static __device__ __forceinline__ void add_values(uint32_t stage, const struct d
 
 // --- ends of segments ----------------------------------------------------------------------------
 
-template <class C>
-static __device__ __forceinline__ void sum_lanes(struct decode_state<C> &state) {
+template <class C> static __device__ __forceinline__ void sum_lanes(struct decode_state<C> &state) {
 #pragma unroll
     for (int nt = 0; nt < C::NT; nt++)
 #pragma unroll
@@ -307,7 +303,7 @@ static __device__ __forceinline__ void write_state(const struct decode_args &a,
 #pragma unroll
         for (int dt = 0; dt < C::DT; dt++) {
             const float(&o)[4] = state.o[nt][dt];
-            write_block<C>(rows, dt, { o[0], o[1], o[2], o[3] });
+            write_block<C>(rows, dt, {o[0], o[1], o[2], o[3]});
         }
     }
 }
@@ -321,10 +317,10 @@ static __device__ __forceinline__ void keep_state(const struct decode_state<C> &
 #pragma unroll
         for (int dt = 0; dt < C::DT; dt++) {
             const float(&x)[4] = state.o[nt][dt];
-            o[(nt * C::DT + dt) * 32 + lane] = { x[0], x[1], x[2], x[3] };
+            o[(nt * C::DT + dt) * 32 + lane] = {x[0], x[1], x[2], x[3]};
         }
         if (lane < 4)
-            ml[nt * 4 + lane] = { state.m[nt][0], state.l[nt][0], state.m[nt][1], state.l[nt][1] };
+            ml[nt * 4 + lane] = {state.m[nt][0], state.l[nt][0], state.m[nt][1], state.l[nt][1]};
     }
 }
 
@@ -345,7 +341,9 @@ static __device__ __forceinline__ void keep_piece(const struct decode_args &a,
     uint32_t old = 0;
     if (threadIdx.x % 32 == 0)
         old = atomic_inc_acq_rel(a.counters + item, n - 1);
-    if (__shfl_sync(ALL_LANES, old, 0) != n - 1)
+    old = __shfl_sync(ALL_LANES, old, 0);
+    __syncwarp(); // what lane 0 has acquired is the others' too
+    if (old != n - 1)
         return;
     for (uint32_t block = 0; block < C::NT * C::DT; block++)
         write_part<C>(a, block, place.q0, place.what, merge_parts<C>(a, block, n, first, first, 1));
@@ -357,7 +355,9 @@ template <class T, class KV, int D, int NT>
 __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct decode_args a) {
     using C = decode_config<T, KV, D, NT>;
     KVPOOL_SHARED smem[];
-    struct decode_shared<C> shared = { smem, blockDim.x / 32 };
+    struct decode_shared<C> shared = {
+        smem, blockDim.x / 32
+    };
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
     start_next_kernel();
@@ -365,7 +365,7 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
 
     const struct decode_run *run = a.runs + blockIdx.x * shared.warps + warp;
     uint4 begin = __ldg(reinterpret_cast<const uint4 *>(run));
-    struct decode_cursor at = { begin.x, begin.y, begin.z, decode_load(&run->sequence) };
+    struct decode_cursor at = {begin.x, begin.y, begin.z, decode_load(&run->sequence)};
     uint32_t count = begin.w;
     struct decode_lane<C::GROUPS> tiles = {}, next;
     uint32_t ring = smem_address(shared.ring(warp));
@@ -374,6 +374,8 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
     if (count > 0)
         decode_find<C>(a, at, count, tiles);
     next = tiles;
+    if (threadIdx.x == 0)
+        cp_async_16(smem_address(shared.span()), a.spans + blockIdx.x, true);
 #pragma unroll
     for (int i = 0; i < C::STAGES; i++) {
         if ((uint32_t)i < count)
@@ -439,9 +441,9 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
                 uint32_t slot = first_segment ? 0 : 1;
                 keep_state<C>(state, shared.o(warp, slot), shared.ml(warp, slot));
                 if (lane == 0)
-                    shared.notes(warp)[slot] = { NOTE_THERE | (begun ? NOTE_BEGINS : 0) |
-                                                     (ended ? NOTE_ENDS : 0),
-                                                 place.q0, place.what, 0 };
+                    shared.notes(warp)[slot] = {NOTE_THERE | (begun ? NOTE_BEGINS : 0) |
+                                                    (ended ? NOTE_ENDS : 0),
+                                                place.q0, place.what, 0};
             }
             first_segment = false;
             is_new = true;
@@ -459,17 +461,18 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
         __syncwarp();
         stage = stage + 1 == C::STAGES ? 0 : stage + 1;
     }
+    cp_async_wait<0>(); // the span, of a warp without tiles
     merge_block<C>(a, shared);
 }
 
 // Instances are explicit: one file a few of them.
-#define DECODE_INSTANCE(T, KV, D, NT)                                                              \
-    template <>                                                                                    \
-    int decode_start<T, KV, D, NT>(const struct decode_args &args, uint32_t ctas, uint32_t warps,  \
-                                   void *stream, bool after_previous) {                            \
-        return start_kernel(decode_kernel<T, KV, D, NT>, dim3(ctas), dim3(warps * 32),             \
-                            decode_smem_bytes(D, decode_is_8bit<KV>::value, NT, warps), stream,    \
-                            after_previous, args);                                                 \
+#define DECODE_INSTANCE(T, KV, D, NT)                                                             \
+    template <>                                                                                   \
+    int decode_start<T, KV, D, NT>(const struct decode_args &args, uint32_t ctas, uint32_t warps, \
+                                   void *stream, bool after_previous) {                           \
+        return start_kernel(decode_kernel<T, KV, D, NT>, dim3(ctas), dim3(warps * 32),            \
+                            decode_smem_bytes(D, decode_is_8bit<KV>::value, NT, warps), stream,   \
+                            after_previous, args);                                                \
     }
 
 #endif

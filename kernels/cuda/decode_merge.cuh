@@ -24,18 +24,20 @@ struct decode_part {
     float m[2], l[2];
 };
 
-static __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
+static __device__ __forceinline__ float minus_infinity() {
+    return __uint_as_float(0xff800000u);
+}
 // What to subtract from logits of which m is the maximum.
 static __device__ __forceinline__ float finite_or_0(float m) {
     return m == minus_infinity() ? 0.0f : m;
 }
 static __device__ __forceinline__ struct decode_part no_part() {
-    return { { 0, 0, 0, 0 }, { minus_infinity(), minus_infinity() }, { 0, 0 } };
+    return {{0, 0, 0, 0}, {minus_infinity(), minus_infinity()}, {0, 0}};
 }
 // ml: that of columns 2c and 2c+1: m, l, m, l.
 static __device__ __forceinline__ struct decode_part load_part(const float4 *o, const float4 *ml) {
     float4 x = *ml;
-    return { *o, { x.x, x.z }, { x.y, x.w } };
+    return {*o, {x.x, x.z}, {x.y, x.w}};
 }
 
 // sum += the parts that are there.
@@ -153,14 +155,12 @@ template <class C>
 static __device__ __forceinline__ void write_block(const struct decode_rows &rows, uint32_t dt,
                                                    float4 o) {
     uint32_t c = threadIdx.x % 4;
-    uint32_t low =
-        movmatrix_trans(pack2<typename C::T>(o.x * rows.scale[0], o.y * rows.scale[1]));
-    uint32_t high =
-        movmatrix_trans(pack2<typename C::T>(o.z * rows.scale[0], o.w * rows.scale[1]));
+    uint32_t low = movmatrix_trans(pack2<typename C::T>(o.x * rows.scale[0], o.y * rows.scale[1]));
+    uint32_t high = movmatrix_trans(pack2<typename C::T>(o.z * rows.scale[0], o.w * rows.scale[1]));
     if (!rows.out)
         return;
     if constexpr (C::KV8) { // rows g and g+8 are elements 2g and 2g+1
-        uint2 both = { (low & 0xffff) | high << 16, low >> 16 | (high & 0xffff0000u) };
+        uint2 both = {(low & 0xffff) | high << 16, low >> 16 | (high & 0xffff0000u)};
         *reinterpret_cast<uint2 *>(rows.out + dt * 32 + c * 8) = both;
     } else {
         *reinterpret_cast<uint32_t *>(rows.out + dt * 32 + c * 4) = low;
@@ -215,8 +215,12 @@ template <class C> struct decode_shared {
     __device__ __forceinline__ struct decode_place *place(uint32_t w, uint32_t stage) const {
         return reinterpret_cast<struct decode_place *>(own(w) + O + Q + 2 * ML + 32 + stage * 32);
     }
+    __device__ __forceinline__ struct decode_span *span() const {
+        return reinterpret_cast<struct decode_span *>(own(warps));
+    }
+    // Has this CTA come last to the item shared with earlier ones, with later ones?
     __device__ __forceinline__ uint32_t *last() const {
-        return reinterpret_cast<uint32_t *>(own(warps));
+        return reinterpret_cast<uint32_t *>(span() + 1);
     }
 };
 
@@ -233,8 +237,8 @@ combine_slots(const struct decode_shared<C> &shared, uint32_t block, uint32_t ma
         for (uint32_t i = 0; i < 8; i++) {
             part[i] = no_part();
             if (mask >> (2 * w + i) & 1)
-                part[i] = load_part(shared.o(w + i / 2, i % 2) + at,
-                                    shared.ml(w + i / 2, i % 2) + ml);
+                part[i] =
+                    load_part(shared.o(w + i / 2, i % 2) + at, shared.ml(w + i / 2, i % 2) + ml);
         }
         if (mask >> 2 * w & 0xff)
             add_parts(sum, part);
@@ -250,7 +254,6 @@ static __device__ __forceinline__ void merge_block(const struct decode_args &a,
     constexpr uint32_t BLOCKS = C::NT * C::DT;
     constexpr uint32_t BYTES = decode_partial_bytes(C::D, C::NT);
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, cta = blockIdx.x;
-    struct decode_span span = a.spans[cta];
 
     __syncthreads();
     uint32_t flags = lane < 2 * shared.warps ? shared.notes(lane / 2)[lane % 2].flags : 0;
@@ -278,7 +281,8 @@ static __device__ __forceinline__ void merge_block(const struct decode_args &a,
             unsigned char *p = a.partials + (uint64_t)(2 * cta + begun) * BYTES;
             reinterpret_cast<float4 *>(p)[block * 32 + lane] = part.o;
             if (block % C::DT == 0 && lane < 4)
-                reinterpret_cast<float4 *>(p + shared.O)[block / C::DT * 4 + lane] = { part.m[0], part.l[0], part.m[1], part.l[1] };
+                reinterpret_cast<float4 *>(p + shared.O)[block / C::DT * 4 + lane] = {
+                    part.m[0], part.l[0], part.m[1], part.l[1]};
         }
         if (!begun)
             back = first;
@@ -290,6 +294,7 @@ static __device__ __forceinline__ void merge_block(const struct decode_args &a,
         return;
 
     __syncthreads();
+    struct decode_span span = *shared.span();
     if (threadIdx.x < 2) {
         bool shared_item = back >= 0;
         uint32_t first = span.back_first, n = span.back_last - first + 1;
@@ -311,8 +316,7 @@ static __device__ __forceinline__ void merge_block(const struct decode_args &a,
         uint32_t slot = (uint32_t)(i ? forward : back);
         const struct decode_note *note = &shared.notes(slot / 2)[slot % 2];
         for (uint32_t block = warp; block < BLOCKS; block += shared.warps) {
-            struct decode_part part =
-                merge_parts<C>(a, block, n, 2 * first + 1, 2 * first, 2);
+            struct decode_part part = merge_parts<C>(a, block, n, 2 * first + 1, 2 * first, 2);
             write_part<C>(a, block, note->q0, note->what, part);
         }
     }

@@ -45,7 +45,7 @@ static __device__ __forceinline__ bool describe(const struct decode_plan_args &a
         pieces = (uint32_t)((uint64_t)tiles * a.tile_tokens / DECODE_PIECE_TOKENS);
         pieces = min(max(pieces, 1u), (uint32_t)DECODE_MAX_PIECES);
     }
-    *ret = { row, kv_len, q0, q_len | blocks << 8 | pieces << 16, first, tiles, { 0, 0 } };
+    *ret = {row, kv_len, q0, q_len | blocks << 8 | pieces << 16, first, tiles, {0, 0}};
     return true;
 }
 
@@ -129,7 +129,7 @@ static __device__ __forceinline__ void divide(const struct decode_plan_args &a,
     uint32_t warps = a.ctas * a.cta_warps;
     uint64_t used = min((uint64_t)warps, (all + RUN_MIN - 1) / RUN_MIN);
     for (uint32_t i = threadIdx.x; i < warps; i += THREADS) {
-        struct decode_run run = { 0, 0, 0, 0, { 0, 0, 0, 0, 0, 0, { 0, 0 } } };
+        struct decode_run run = {0, 0, 0, 0, {0, 0, 0, 0, 0, 0, {0, 0}}};
         if (i < used) {
             uint64_t x = i * all / used, end = (i + 1) * all / used;
             locate(sums, sequences, live, x, &run);
@@ -144,8 +144,7 @@ static __device__ __forceinline__ void divide(const struct decode_plan_args &a,
                 uint64_t first = x - run.tile, last = first + run.sequence.tiles - 1;
                 // Warp w has tile x if w * all / used <= x < (w + 1) * all / used.
                 struct decode_span *span = a.spans + i / a.cta_warps;
-                uint32_t last_cta =
-                    (uint32_t)(((last + 1) * used - 1) / all) / a.cta_warps;
+                uint32_t last_cta = (uint32_t)(((last + 1) * used - 1) / all) / a.cta_warps;
                 span->back_first = (uint32_t)(((first + 1) * used - 1) / all) / a.cta_warps;
                 span->back_last = last_cta;
                 span[-1].forward_last = last_cta;
@@ -185,7 +184,7 @@ static __global__ void __launch_bounds__(THREADS, 1) decode_plan_kernel(struct d
         __syncthreads(); // the scan's memory is used again
     }
     if (threadIdx.x < DECODE_PAD)
-        a.sequences[live + threadIdx.x] = { 0, 0, 0, 0, 0, 0, { 0, 0 } };
+        a.sequences[live + threadIdx.x] = {0, 0, 0, 0, 0, 0, {0, 0}};
     divide(a, sums, sequences, live, all);
 }
 

@@ -87,29 +87,40 @@ static constexpr __host__ __device__ uint32_t decode_tile_tokens(uint32_t head_d
 static constexpr __host__ __device__ uint32_t decode_tile_bytes(uint32_t head_dim, bool kv8) {
     return 2 * decode_tile_tokens(head_dim, kv8) * head_dim * (kv8 ? 1 : 2);
 }
-static constexpr __host__ __device__ uint32_t decode_stages(uint32_t head_dim, bool kv8, uint32_t nt) {
-    return decode_tile_bytes(head_dim, kv8) == 4096                ? 6
+static constexpr __host__ __device__ uint32_t decode_stages(uint32_t head_dim, bool kv8,
+                                                            uint32_t nt) {
+    return decode_tile_bytes(head_dim, kv8) == 4096               ? 6
            : decode_tile_bytes(head_dim, kv8) == 16384 && nt == 2 ? 2
-                                                                   : 3;
+                                                                  : 3;
 }
 // Fragments of Q beyond 32 registers are kept in shared memory.
-static constexpr __host__ __device__ bool decode_q_shared(uint32_t head_dim, uint32_t nt) { return nt * head_dim / 8 > 32; }
-static constexpr __host__ __device__ uint32_t decode_o_bytes(uint32_t head_dim, uint32_t nt) { return nt * 8 * head_dim * 4; }
-static constexpr __host__ __device__ uint32_t decode_ml_bytes(uint32_t nt) { return nt * 8 * 8; }
+static constexpr __host__ __device__ bool decode_q_shared(uint32_t head_dim, uint32_t nt) {
+    return nt * head_dim / 8 > 32;
+}
+static constexpr __host__ __device__ uint32_t decode_o_bytes(uint32_t head_dim, uint32_t nt) {
+    return nt * 8 * head_dim * 4;
+}
+static constexpr __host__ __device__ uint32_t decode_ml_bytes(uint32_t nt) {
+    return nt * 8 * 8;
+}
 // A partial result: O in the order of fragments, then (m, l) of each column.
 static constexpr __host__ __device__ uint32_t decode_partial_bytes(uint32_t head_dim, uint32_t nt) {
     return decode_o_bytes(head_dim, nt) + decode_ml_bytes(nt);
 }
-static constexpr __host__ __device__ uint32_t decode_ring_bytes(uint32_t head_dim, bool kv8, uint32_t nt) {
+static constexpr __host__ __device__ uint32_t decode_ring_bytes(uint32_t head_dim, bool kv8,
+                                                                uint32_t nt) {
     return decode_stages(head_dim, kv8, nt) * decode_tile_bytes(head_dim, kv8);
 }
 // Of one warp, besides its ring: O of its first segment, Q, (m, l) of both, what both are, places.
-static constexpr __host__ __device__ uint32_t decode_own_bytes(uint32_t head_dim, bool kv8, uint32_t nt) {
+static constexpr __host__ __device__ uint32_t decode_own_bytes(uint32_t head_dim, bool kv8,
+                                                               uint32_t nt) {
     return decode_o_bytes(head_dim, nt) + (decode_q_shared(head_dim, nt) ? nt * head_dim * 16 : 0) +
            2 * decode_ml_bytes(nt) + 2 * 16 + decode_stages(head_dim, kv8, nt) * 32;
 }
-static constexpr __host__ __device__ uint32_t decode_smem_bytes(uint32_t head_dim, bool kv8, uint32_t nt, uint32_t warps) {
-    return warps * (decode_ring_bytes(head_dim, kv8, nt) + decode_own_bytes(head_dim, kv8, nt)) + 16;
+static constexpr __host__ __device__ uint32_t decode_smem_bytes(uint32_t head_dim, bool kv8,
+                                                                uint32_t nt, uint32_t warps) {
+    return warps * (decode_ring_bytes(head_dim, kv8, nt) + decode_own_bytes(head_dim, kv8, nt)) +
+           32;
 }
 
 // Starts the kernel of one instance; defined by decode_inst_*.cu.

@@ -13,18 +13,10 @@
 
 static constexpr uint32_t ALL_LANES = 0xffffffffu;
 
-template <class T> struct decode_is_8bit {
-    static constexpr bool value = false;
-};
-template <> struct decode_is_8bit<e4m3> {
-    static constexpr bool value = true;
-};
-template <class T, class KV> struct decode_matrix_type {
-    using type = T;
-};
-template <class T> struct decode_matrix_type<T, e4m3> {
-    using type = fp16;
-};
+template <class T> struct decode_is_8bit { static constexpr bool value = false; };
+template <> struct decode_is_8bit<e4m3> { static constexpr bool value = true; };
+template <class T, class KV> struct decode_matrix_type { using type = T; };
+template <class T> struct decode_matrix_type<T, e4m3> { using type = fp16; };
 
 template <class T_, class KV_, int D_, int NT_> struct decode_config {
     using T = T_;
@@ -52,11 +44,21 @@ struct decode_place {
 };
 // what = begins piece | ends piece << 1 | q_len << 2 | block << 6 | piece << 10 | pieces << 14 |
 //        head << 19
-static __device__ __forceinline__ uint32_t place_q_len(uint32_t what) { return what >> 2 & 15; }
-static __device__ __forceinline__ uint32_t place_block(uint32_t what) { return what >> 6 & 15; }
-static __device__ __forceinline__ uint32_t place_piece(uint32_t what) { return what >> 10 & 15; }
-static __device__ __forceinline__ uint32_t place_pieces(uint32_t what) { return what >> 14 & 31; }
-static __device__ __forceinline__ uint32_t place_head(uint32_t what) { return what >> 19; }
+static __device__ __forceinline__ uint32_t place_q_len(uint32_t what) {
+    return what >> 2 & 15;
+}
+static __device__ __forceinline__ uint32_t place_block(uint32_t what) {
+    return what >> 6 & 15;
+}
+static __device__ __forceinline__ uint32_t place_piece(uint32_t what) {
+    return what >> 10 & 15;
+}
+static __device__ __forceinline__ uint32_t place_pieces(uint32_t what) {
+    return what >> 14 & 31;
+}
+static __device__ __forceinline__ uint32_t place_head(uint32_t what) {
+    return what >> 19;
+}
 
 // 32 tiles, one a lane.
 template <int GROUPS> struct decode_lane {
@@ -73,7 +75,7 @@ static __device__ __forceinline__ struct decode_sequence
 decode_load(const struct decode_sequence *p) {
     uint4 a = __ldg(reinterpret_cast<const uint4 *>(p));
     uint4 b = __ldg(reinterpret_cast<const uint4 *>(p) + 1);
-    return { a.x, a.y, a.z, a.w, b.x, b.y, { b.z, b.w } };
+    return {a.x, a.y, a.z, a.w, b.x, b.y, {b.z, b.w}};
 }
 static __device__ __forceinline__ uint32_t decode_items(const struct decode_args &a,
                                                         const struct decode_sequence &s) {
@@ -152,11 +154,10 @@ static __device__ __forceinline__ void decode_find(const struct decode_args &a,
     ret.place.kv_len = s.kv_len;
     ret.place.q0 = s.q0;
     ret.place.slot = slot;
-    ret.place.what = (tile == begin ? 1u : 0u) | (tile + 1 == end ? 2u : 0u) |
-                     (s.parts & 15) << 2 | (item - head * blocks) << 6 | piece << 10 |
-                     pieces << 14 | head << 19;
+    ret.place.what = (tile == begin ? 1u : 0u) | (tile + 1 == end ? 2u : 0u) | (s.parts & 15) << 2 |
+                     (item - head * blocks) << 6 | piece << 10 | pieces << 14 | head << 19;
     if (left > 32) {
-        uint32_t items = __shfl_sync(ALL_LANES, decode_items(a, s), 31);
+        uint32_t items = __shfl_sync(ALL_LANES, decode_items(a, s), 31), last = at.slot;
         at.slot = __shfl_sync(ALL_LANES, slot, 31);
         at.item = __shfl_sync(ALL_LANES, item, 31);
         at.tile = __shfl_sync(ALL_LANES, tile, 31) + 1;
@@ -167,7 +168,8 @@ static __device__ __forceinline__ void decode_find(const struct decode_args &a,
                 at.slot++;
             }
         }
-        at.sequence = decode_load(a.sequences + at.slot);
+        if (at.slot != last)
+            at.sequence = decode_load(a.sequences + at.slot);
     }
 }
 
@@ -179,10 +181,9 @@ template <class C> static __device__ __forceinline__ uint32_t decode_swizzle(uin
 
 // Copies the tile of lane `from` to the stage at `stage` (a shared address) and its place to `place`.
 template <class C>
-static __device__ __forceinline__ void decode_fetch(const struct decode_args &a,
-                                                    const struct decode_lane<C::GROUPS> &tiles,
-                                                    uint32_t from, uint32_t stage,
-                                                    struct decode_place *place) {
+static __device__ __forceinline__ void
+decode_fetch(const struct decode_args &a, const struct decode_lane<C::GROUPS> &tiles, uint32_t from,
+             uint32_t stage, struct decode_place *place) {
     constexpr int CHUNKS = C::ROW / 16; // of a row
     constexpr int ROWS = 32 / CHUNKS;   // of one copy of the warp
     uint32_t lane = threadIdx.x % 32;
@@ -201,8 +202,8 @@ static __device__ __forceinline__ void decode_fetch(const struct decode_args &a,
 #pragma unroll
     for (int g = 0; g < C::GROUPS; g++) {
         uint32_t page = __shfl_sync(ALL_LANES, tiles.page[g], (int)from);
-        const unsigned char *k = base + page * a.page_stride +
-                                 (int64_t)((token + 8 * g) & mask) * a.token_stride;
+        const unsigned char *k =
+            base + page * a.page_stride + (int64_t)((token + 8 * g) & mask) * a.token_stride;
 #pragma unroll
         for (int i = 0; i < 8; i += ROWS) {
             // i and row share no bits.

@@ -21,11 +21,11 @@ static const struct attention_kernel decode = {
     .counter_bytes = counter_bytes,
 };
 
-static const uint32_t HEAD_DIMS[] = { 64, 128, 256 };
+static const uint32_t HEAD_DIMS[] = {64, 128, 256};
 
 // Lengths around tiles and pages, nothing among them, more query tokens than keys.
 static void add_edges(struct attention_case *c) {
-    static const uint32_t lengths[] = { 0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 130 };
+    static const uint32_t lengths[] = {0, 1, 7, 8, 9, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 130};
     for (size_t i = 0; i < sizeof lengths / sizeof *lengths; i++)
         case_add(c, 1, lengths[i]);
     case_add(c, 0, 20);
@@ -62,7 +62,7 @@ static void test_e4m3(void **state) {
 // Every number of query tokens and every group: padding of columns, one n-tile and more, blocks.
 static void test_columns(void **state) {
     (void)state;
-    static const uint32_t groups[] = { 1, 2, 3, 5, 7, 8, 12, 16 };
+    static const uint32_t groups[] = {1, 2, 3, 5, 7, 8, 12, 16};
     for (size_t g = 0; g < sizeof groups / sizeof *groups; g++)
         for (uint32_t q_len = 1; q_len <= 8; q_len += q_len == 1 ? 2 : 5) {
             struct attention_case c = attention_case("columns", CUDA_BF16);
@@ -107,13 +107,15 @@ static void test_layouts(void **state) {
             c.loose_bounds = flat != layout % 2;
             c.after_previous = flat;
             add_edges(&c);
+            if (c.loose_bounds)
+                c.q_len[c.n - 1] = 5; // the bound is above it
             attention_check(&decode, &c);
         }
 }
 
 static void test_masks(void **state) {
     (void)state;
-    static const int32_t windows[] = { 0, 1, 15, 16, 40, 2147483647 };
+    static const int32_t windows[] = {0, 1, 15, 16, 40, 2147483647};
     for (size_t w = 0; w < sizeof windows / sizeof *windows; w++)
         for (int causal = 0; causal < 2; causal++) {
             struct attention_case c = attention_case("windows", CUDA_BF16);
@@ -260,13 +262,13 @@ static void test_refusals(void **state) {
     attention_plan(s, &decode);
     struct cuda_attention a = s->attention;
     assert_true(cuda_decode_takes(&a));
-#define REFUSED(change)                                                                            \
-    do {                                                                                           \
-        a = s->attention;                                                                          \
-        change;                                                                                    \
-        assert_false(cuda_decode_takes(&a));                                                       \
-        assert_int_not_equal(cuda_decode_plan(harness_device(), &a, NULL), 0);                     \
-        assert_int_not_equal(cuda_decode(harness_device(), &a, NULL), 0);                          \
+#define REFUSED(change)                                                        \
+    do {                                                                       \
+        a = s->attention;                                                      \
+        change;                                                                \
+        assert_false(cuda_decode_takes(&a));                                   \
+        assert_int_not_equal(cuda_decode_plan(harness_device(), &a, NULL), 0); \
+        assert_int_not_equal(cuda_decode(harness_device(), &a, NULL), 0);      \
     } while (0)
     REFUSED(a.kv.head_dim = 96);
     REFUSED(a.kv.page_shift = 2);
