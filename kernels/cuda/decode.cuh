@@ -121,7 +121,8 @@ template <class C, class Q>
 static __device__ __forceinline__ void
 times_queries(uint32_t stage, const struct decode_lanes &lanes, const Q &queries,
               float (&s)[C::MT][C::NT][4]) {
-    constexpr int CHAINS = C::MT * C::NT == 1 ? 2 : 1; // independent sums, where there is but one
+    // Independent sums. Not a matter of NT: a column's bits are the same in all instances.
+    constexpr int CHAINS = C::MT == 1 ? 2 : 1;
     float sum[CHAINS][C::MT][C::NT][4] = {};
 #pragma unroll
     for (int dt = 0; dt < C::DT; dt += C::KV8 ? 2 : 1)
