@@ -355,6 +355,8 @@ static __device__ __forceinline__ void keep_piece(const struct decode_args &a,
 template <class T, class KV, int D, int NT>
 __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct decode_args a) {
     using C = decode_config<T, KV, D, NT>;
+    // The page ids of the next 32 tiles are read 32 tiles ahead, where registers allow it.
+    constexpr bool AHEAD = !C::Q_SHARED;
     KVPOOL_SHARED smem[];
     struct decode_shared<C> shared = {
         smem, blockDim.x / 32
@@ -384,7 +386,7 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
         cp_async_commit();
     }
     __syncwarp();
-    if (count > 32)
+    if (AHEAD && count > 32)
         decode_find<C>(a, at, count - 32, next);
 
     struct decode_lanes lanes = decode_lanes_of<C>();
@@ -452,10 +454,14 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
 
         uint32_t coming = i + C::STAGES;
         if (coming < count) {
-            if (coming % 32 == 0)
-                tiles = next;
+            if (coming % 32 == 0) {
+                if (AHEAD)
+                    tiles = next;
+                else
+                    decode_find<C>(a, at, count - coming, tiles);
+            }
             decode_fetch<C>(a, tiles, coming % 32, bytes, shared.place(warp, stage));
-            if (coming % 32 == 0 && coming + 32 < count)
+            if (AHEAD && coming % 32 == 0 && coming + 32 < count)
                 decode_find<C>(a, at, count - coming - 32, next);
         }
         cp_async_commit();
