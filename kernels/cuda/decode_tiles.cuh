@@ -42,7 +42,7 @@ struct decode_place {
     uint32_t what;
     uint32_t slot;
 };
-// what = begins piece | ends piece << 1 | q_len << 2 | block << 6 | piece << 10 | pieces << 14 |
+// what = begins item | ends piece << 1 | q_len << 2 | block << 6 | piece << 10 | pieces << 14 |
 //        head << 19
 static __device__ __forceinline__ uint32_t place_q_len(uint32_t what) {
     return what >> 2 & 15;
@@ -143,10 +143,9 @@ static __device__ __forceinline__ void decode_find(const struct decode_args &a,
         ret.page[g] = valid ? __ldg(ids + ((token + 8 * g) >> a.page_shift)) : 0;
     }
     uint32_t blocks = max(s.parts >> 8 & 0xff, 1u), pieces = s.parts >> 16;
-    uint32_t piece = 0, begin = 0, end = tiles;
+    uint32_t piece = 0, end = tiles;
     if (pieces > 1) {
         piece = ((tile + 1) * pieces - 1) / tiles;
-        begin = piece * tiles / pieces;
         end = (piece + 1) * tiles / pieces;
     }
     uint32_t head = item / blocks;
@@ -154,7 +153,7 @@ static __device__ __forceinline__ void decode_find(const struct decode_args &a,
     ret.place.kv_len = s.kv_len;
     ret.place.q0 = s.q0;
     ret.place.slot = slot;
-    ret.place.what = (tile == begin ? 1u : 0u) | (tile + 1 == end ? 2u : 0u) | (s.parts & 15) << 2 |
+    ret.place.what = (tile == 0 ? 1u : 0u) | (tile + 1 == end ? 2u : 0u) | (s.parts & 15) << 2 |
                      (item - head * blocks) << 6 | piece << 10 | pieces << 14 | head << 19;
     if (left > 32) {
         uint32_t items = __shfl_sync(ALL_LANES, decode_items(a, s), 31), last = at.slot;
