@@ -81,7 +81,7 @@ void buffer_free(struct buffer *b);
 void device_sync(void); // fails the test on an error of the device
 
 // --- cases --------------------------------------------------------------------------------------
-enum { CASE_MAX_SEQUENCES = 1024 };
+enum { CASE_MAX_SEQUENCES = 1200 };
 enum case_layout {
     CASE_HND,      // a page is [2][kv_heads][page_size][head_dim]
     CASE_NHD,      // a page is [2][page_size][kv_heads][head_dim]

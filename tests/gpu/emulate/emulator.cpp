@@ -240,6 +240,7 @@ void emu_barrier_arg(uint32_t id, uint32_t count, bool wait, bool predicate) {
     if (s->arrived + absent == s->count) {
         for (emu_lane *m : s->waiting) {
             m->state = EMU_RUNS;
+            m->warp->able = true;
             m->predicates = s->predicates;
         }
         s->waiting.clear();
@@ -303,6 +304,7 @@ static void block_start(emu_block *b, uint64_t linear, const dim3 &grid, const d
         emu_warp *warp = &b->warps[w];
         warp->block = b;
         warp->index = (uint32_t)w;
+        warp->able = true;
         warp->count = (uint32_t)(b->threads - w * 32 < 32 ? b->threads - w * 32 : 32);
         for (uint32_t i = 0; i < warp->count; i++) {
             emu_lane *l = &warp->lanes[i];
@@ -322,19 +324,17 @@ static void block_start(emu_block *b, uint64_t linear, const dim3 &grid, const d
 
 // Runs one warp of the block, chosen by chance. False: the block has ended.
 static bool block_step(emu_block *b) {
-    std::vector<emu_warp *> able;
-    bool ended = true;
-    for (emu_warp &w : b->warps) {
-        bool runs = false;
-        for (uint32_t i = 0; i < w.count; i++)
-            runs = runs || w.lanes[i].state == EMU_RUNS;
-        if (runs)
-            able.push_back(&w);
-        ended = ended && exited(&w);
-    }
-    if (ended)
-        return false;
-    if (able.empty()) {
+    emu_warp *able[32];
+    uint32_t n = 0;
+    for (emu_warp &w : b->warps)
+        if (w.able)
+            able[n++] = &w;
+    if (n == 0) {
+        bool ended = true;
+        for (emu_warp &w : b->warps)
+            ended = ended && exited(&w);
+        if (ended)
+            return false;
         fflush(stdout);
         fprintf(stderr, "emulator: block (%u, %u, %u): no warp can go on\n", b->index.x, b->index.y,
                 b->index.z);
@@ -346,12 +346,13 @@ static bool block_step(emu_block *b) {
     }
     load_shared(b);
     place.block = b->index;
-    emu_warp *w = able[random_next() % able.size()];
+    emu_warp *w = able[random_next() % n];
     run_warp(w);
-    for (uint32_t i = 0; i < w->count; i++)
-        if (w->lanes[i].state == EMU_RUNS)
-            return true;
-    check_stuck(b, w);
+    w->able = false;
+    for (uint32_t i = 0; i < w->count && !w->able; i++)
+        w->able = w->lanes[i].state == EMU_RUNS;
+    if (!w->able)
+        check_stuck(b, w);
     return true;
 }
 

@@ -43,6 +43,7 @@ struct emu_block;
 struct emu_warp {
     emu_block *block;
     uint32_t index, count; // count: lanes that exist
+    bool able;             // some lane runs
     emu_lane lanes[32];
 };
 struct emu_barrier_state {
