@@ -53,11 +53,12 @@ bool cuda_prefill_takes(const struct cuda_attention *a) {
     if (a->kv.kv_heads == 0 || a->qo_heads == 0 || a->qo_heads % a->kv.kv_heads != 0 ||
         !rows_aligned(&a->q) || !rows_aligned(&a->out))
         return false;
-    // Rows are counted in 32 bits, and so are a page's and a token's bytes.
+    // Rows are counted in 32 bits, and so are the bytes from a page to the next and of a page.
     uint64_t rows = (uint64_t)a->batch.nnz * (a->qo_heads / a->kv.kv_heads);
-    int64_t most = (int64_t)UINT32_MAX / 2;
-    return rows < (uint64_t)INT32_MAX && a->kv.page_stride >= 0 && a->kv.page_stride <= most &&
-           a->kv.token_stride >= 0 && a->kv.token_stride <= most && a->kv.page_shift < 31;
+    int64_t most = (int64_t)UINT32_MAX / 4;
+    return rows < (uint64_t)INT32_MAX && a->kv.page_shift < 31 && a->kv.page_stride >= 0 &&
+           a->kv.page_stride <= most && a->kv.token_stride >= 0 &&
+           a->kv.token_stride <= most >> a->kv.page_shift;
 }
 
 size_t cuda_prefill_plan_bytes(const struct cuda_device *d, const struct cuda_attention *a) {

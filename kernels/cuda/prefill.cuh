@@ -22,6 +22,12 @@
 #include "kernels/cuda/prefill_load.cuh"
 #include "kernels/cuda/prefill_softmax.cuh"
 
+// From q . k, as stored, to units of ln 2.
+static __device__ __forceinline__ float prefill_factor(const prefill_args &p, uint32_t head) {
+    float scale = p.k_scales != nullptr ? __ldg(p.k_scales + head) : p.k_scale;
+    return p.sm_scale * scale * 1.44269504088896341f;
+}
+
 // Row of the tile that the lane holds in row tile m, half h.
 template <class S> static __device__ __forceinline__ uint32_t prefill_lane_row(int m, int h) {
     return (threadIdx.x / 32) * (S::MT * 16) + m * 16 + h * 8 + threadIdx.x % 32 / 4;
@@ -53,17 +59,19 @@ prefill_mask(float (&s)[S::MT][S::TOKENS / 8][4], const prefill_args &p, const p
 }
 
 template <class S>
-static __device__ __forceinline__ void prefill_item(const prefill_args &p, const prefill_record &r,
-                                                    uint32_t head, unsigned char *smem) {
+static __device__ __forceinline__ void prefill_item(const prefill_args &p, unsigned char *smem) {
     constexpr int MT = S::MT, NT = S::TOKENS / 8, DT = S::D / 8;
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     uint32_t shared = smem_address(smem);
 
+    // Read again where it is needed: the loop has no registers for it.
+    const prefill_record *record = (const prefill_record *)(smem + S::RECORD_AT);
+    prefill_record r = *record;
     prefill_load<S> load;
-    load.init(p, r, head, shared);
+    load.init(p, r, shared);
     int begin = (int)r.begin, tile = (int)r.end - 1;
     load.fetch_ids(p, tile);
-    prefill_load<S>::q(p, r, head, smem);
+    prefill_load<S>::q(p, r, smem);
 #pragma unroll
     for (int i = 0; i < S::LOADS; i++)
         load.row_of_tile(p, tile, 0, i, tile >= begin ? r.kv_len : 0);
@@ -79,14 +87,7 @@ static __device__ __forceinline__ void prefill_item(const prefill_args &p, const
     int whole_begin = p.window >= 0 ? max(0, last - p.window) : 0;
     whole_begin = (whole_begin + S::TOKENS - 1) / S::TOKENS;
 
-    float factor = p.sm_scale, cap_in = 0, cap_out = 0;
-    factor *= p.k_scales != nullptr ? __ldg(p.k_scales + head) : p.k_scale;
-    factor *= 1.44269504088896341f;
-    if (p.soft_cap > 0) {
-        cap_in = 2 * factor / p.soft_cap;
-        cap_out = p.soft_cap * 1.44269504088896341f;
-        factor = 1;
-    }
+    float factor = p.soft_cap > 0 ? 1.0f : prefill_factor(p, record->head);
 
     // Where the lane's ldmatrix rows begin. Chunk c of a row r is at (c ^ (r & 7)) * 16, and r & 7 is
     // lane & 7 in all of them.
@@ -119,7 +120,7 @@ static __device__ __forceinline__ void prefill_item(const prefill_args &p, const
         uint32_t k_at = shared + S::KV_AT + stage * 2 * S::TILE + k_row;
         uint32_t v_at = shared + S::KV_AT + stage * 2 * S::TILE + S::TILE + v_row;
         int next_stage = S::STAGES == 2 ? stage ^ 1 : 0;
-        uint32_t limit = tile > begin ? r.kv_len : 0;
+        uint32_t limit = tile > begin ? load.kv_len : 0;
 
         float s[MT][NT][4];
 #pragma unroll
@@ -154,9 +155,9 @@ static __device__ __forceinline__ void prefill_item(const prefill_args &p, const
         load.fetch_ids(p, tile - 2);
 
         if (p.soft_cap > 0)
-            softmax.cap(s, cap_in, cap_out);
+            softmax.cap(s, prefill_factor(p, record->head), p.soft_cap);
         if (tile >= whole_end || tile < whole_begin)
-            prefill_mask<S>(s, p, r, tile);
+            prefill_mask<S>(s, p, *record, tile);
         softmax.rise(s, o, factor);
 
         float shift[MT][2];
@@ -205,10 +206,11 @@ static __device__ __forceinline__ void prefill_item(const prefill_args &p, const
     }
     cp_async_wait<0>();
     softmax.finish();
+    r = *record;
     if (r.splits == 1)
-        prefill_store<S>(p, r, head, smem, o, softmax);
+        prefill_store<S>(p, r, smem, o, softmax);
     else
-        prefill_store_part<S>(p, r, head, smem, o, softmax);
+        prefill_store_part<S>(p, r, smem, o, softmax);
 }
 
 template <class S>
@@ -220,8 +222,13 @@ static __global__ void __launch_bounds__(S::THREADS, S::CTAS)
     uint32_t items = p.plan->records * p.kv_heads;
     for (uint32_t item = blockIdx.x; item < items; item += gridDim.x) {
         uint32_t at = item / p.kv_heads;
-        prefill_record r = p.records[at];
-        prefill_item<S>(p, r, item - at * p.kv_heads, prefill_smem);
+        prefill_record *record = (prefill_record *)(prefill_smem + S::RECORD_AT);
+        if (threadIdx.x == 0) {
+            *record = p.records[at];
+            record->head = item - at * p.kv_heads;
+        }
+        __syncthreads();
+        prefill_item<S>(p, prefill_smem);
         __syncthreads(); // shared memory is free for the next item
     }
 }

@@ -10,10 +10,10 @@
 struct prefill_row {
     uint32_t token, head;
     __device__ __forceinline__ prefill_row(const prefill_args &p, const prefill_record &r,
-                                           uint32_t kv_head, uint32_t packed) {
+                                           uint32_t packed) {
         uint32_t j = packed / p.group;
         token = r.q_first + j;
-        head = kv_head * p.group + (packed - j * p.group);
+        head = r.head * p.group + (packed - j * p.group);
     }
     __device__ __forceinline__ unsigned char *out(const prefill_args &p) const {
         return p.out + (int64_t)token * p.out_token + (int64_t)head * p.out_head;
@@ -34,11 +34,11 @@ static __device__ __forceinline__ float prefill_v_scale(const prefill_args &p, u
 // Every warp turns its rows to T where its rows of Q were, and stores them in whole chunks.
 template <class S>
 static __device__ __forceinline__ void
-prefill_store(const prefill_args &p, const prefill_record &r, uint32_t head, unsigned char *smem,
+prefill_store(const prefill_args &p, const prefill_record &r, unsigned char *smem,
               const float (&o)[S::MT][S::D / 8][4], const prefill_softmax<S> &softmax) {
     uint32_t lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * (S::MT * 16);
     uint32_t rows = r.q_len * p.group;
-    float v_scale = prefill_v_scale(p, head);
+    float v_scale = prefill_v_scale(p, r.head);
     __syncwarp(); // the warp's reads of Q are done
 #pragma unroll
     for (int m = 0; m < S::MT; m++)
@@ -47,7 +47,7 @@ prefill_store(const prefill_args &p, const prefill_record &r, uint32_t head, uns
             uint32_t at = warp_row + m * 16 + h * 8 + lane / 4, packed = r.first_row + at;
             float scale = 0, lse;
             if (packed < rows) {
-                prefill_row row(p, r, head, packed);
+                prefill_row row(p, r, packed);
                 scale = prefill_row_scale(softmax.base[m][h], softmax.sum[m][h], row.sink(p), &lse);
                 scale *= v_scale;
                 if (lane % 4 == 0)
@@ -64,7 +64,7 @@ prefill_store(const prefill_args &p, const prefill_record &r, uint32_t head, uns
     for (uint32_t i = lane; i < S::MT * 16 * CHUNKS; i += 32) {
         uint32_t at = warp_row + i / CHUNKS, chunk = i % CHUNKS, packed = r.first_row + at;
         if (packed < rows)
-            *(uint4 *)(prefill_row(p, r, head, packed).out(p) + chunk * 16) =
+            *(uint4 *)(prefill_row(p, r, packed).out(p) + chunk * 16) =
                 *(const uint4 *)(smem + at * S::PITCH + ((chunk ^ (at & 7)) << 4));
     }
 }
@@ -72,11 +72,11 @@ prefill_store(const prefill_args &p, const prefill_record &r, uint32_t head, uns
 // All threads: the tile's partial results to rows of out.
 template <class S>
 static __device__ __forceinline__ void prefill_merge(const prefill_args &p, const prefill_record &r,
-                                                     uint32_t head, size_t slot) {
+                                                     size_t slot) {
     constexpr int LANES = S::D / 4; // threads of a row, 4 elements each
     size_t apart = (size_t)p.kv_heads * p.slot_rows; // rows from a split to the next
     uint32_t rows = min((uint32_t)S::ROWS, r.q_len * p.group - r.first_row);
-    float v_scale = prefill_v_scale(p, head);
+    float v_scale = prefill_v_scale(p, r.head);
     for (uint32_t at = threadIdx.x / LANES; at < rows; at += S::THREADS / LANES) {
         const float2 *sums = p.sums + slot * p.slot_rows + at;
         const float *part = p.partial + (slot * p.slot_rows + at) * S::D + threadIdx.x % LANES * 4;
@@ -95,7 +95,7 @@ static __device__ __forceinline__ void prefill_merge(const prefill_args &p, cons
             o.z += x.z * weight;
             o.w += x.w * weight;
         }
-        prefill_row row(p, r, head, r.first_row + at);
+        prefill_row row(p, r, r.first_row + at);
         float lse, scale = prefill_row_scale(base, sum, row.sink(p), &lse) * v_scale;
         uint2 packed = make_uint2(pack2<typename S::T>(o.x * scale, o.y * scale),
                                   pack2<typename S::T>(o.z * scale, o.w * scale));
@@ -107,12 +107,11 @@ static __device__ __forceinline__ void prefill_merge(const prefill_args &p, cons
 
 template <class S>
 static __device__ __forceinline__ void
-prefill_store_part(const prefill_args &p, const prefill_record &r, uint32_t head,
-                   unsigned char *smem, const float (&o)[S::MT][S::D / 8][4],
+prefill_store_part(const prefill_args &p, const prefill_record &r, unsigned char *smem, const float (&o)[S::MT][S::D / 8][4],
                    const prefill_softmax<S> &softmax) {
     uint32_t lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * (S::MT * 16);
     uint32_t rows = r.q_len * p.group;
-    size_t slot = (size_t)r.slot * p.kv_heads + head;
+    size_t slot = (size_t)r.slot * p.kv_heads + r.head;
     size_t mine = slot + (size_t)r.split * p.kv_heads;
 #pragma unroll
     for (int m = 0; m < S::MT; m++)
@@ -136,7 +135,7 @@ prefill_store_part(const prefill_args &p, const prefill_record &r, uint32_t head
         *word = atomic_inc_acq_rel(p.counters + slot, r.splits - 1);
     __syncthreads();
     if (*word == r.splits - 1)
-        prefill_merge<S>(p, r, head, slot);
+        prefill_merge<S>(p, r, slot);
 }
 
 #endif

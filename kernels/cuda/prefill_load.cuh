@@ -14,7 +14,7 @@
 #include "kernels/cuda/prefill_shape.cuh"
 
 template <class S> struct prefill_load {
-    const unsigned char *k;   // this thread's chunk of row 0 of page 0 of the head
+    const unsigned char *k;   // page 0 of the head
     const uint32_t *table;    // the sequence's page ids
     uint32_t kv_len;
     uint32_t row;             // this thread's first row of a tile
@@ -22,10 +22,10 @@ template <class S> struct prefill_load {
     uint32_t ids[S::ID_WORDS]; // of the tile to be loaded next
 
     __device__ __forceinline__ void init(const prefill_args &p, const prefill_record &r,
-                                         uint32_t head, uint32_t smem) {
+                                         uint32_t smem) {
         uint32_t chunk = threadIdx.x % S::CHUNKS;
         row = threadIdx.x / S::CHUNKS;
-        k = p.k + (int64_t)head * p.head + chunk * 16;
+        k = p.k + (int64_t)r.head * p.head;
         table = p.table + (size_t)r.row * p.row_entries;
         kv_len = r.kv_len;
         to = S::BYTES ? smem + S::BYTES_AT + row * S::D + chunk * 16
@@ -47,7 +47,8 @@ template <class S> struct prefill_load {
         uint32_t token = (uint32_t)tile * S::TOKENS + i * S::STEP + row;
         uint32_t id = __shfl_sync(0xffffffffu, ids[i * S::STEP / 32], i * S::STEP % 32 + row);
         uint32_t slot = token & ((1u << p.page_shift) - 1);
-        const unsigned char *from = k + (uint64_t)id * p.page + (uint64_t)slot * p.token;
+        uint32_t in_page = slot * p.token + threadIdx.x % S::CHUNKS * 16;
+        const unsigned char *from = k + (uint64_t)id * p.page + in_page;
         constexpr int K_ROWS = S::BYTES ? S::STEP * S::D : S::STEP * S::PITCH;
         constexpr int V_FROM_K = S::BYTES ? S::TOKENS * S::D : S::TILE;
         // A step of fewer than 8 rows changes the row's place in the swizzle.
@@ -80,11 +81,11 @@ template <class S> struct prefill_load {
 
     // Q's rows first_row .. of the tile; zeros where there is no row.
     static __device__ __forceinline__ void q(const prefill_args &p, const prefill_record &r,
-                                             uint32_t head, unsigned char *smem) {
+                                             unsigned char *smem) {
         constexpr int CHUNKS = S::D / 8, STEP = S::THREADS / CHUNKS;
         uint32_t chunk = threadIdx.x % CHUNKS, rows = r.q_len * p.group;
         const unsigned char *base = p.q + (int64_t)r.q_first * p.q_token +
-                                    (int64_t)head * p.group * p.q_head + chunk * 16;
+                                    (int64_t)r.head * p.group * p.q_head + chunk * 16;
 #pragma unroll
         for (int i = 0; i < S::ROWS / STEP; i++) {
             uint32_t at = threadIdx.x / CHUNKS + i * STEP, packed = r.first_row + at;

@@ -6,7 +6,7 @@
 //
 //   shared memory, rows of 2 * D bytes:   | Q: ROWS | K, V: TOKENS each, of stage 0 | of stage 1 |
 //   e4m3:                                 | Q: ROWS | K, V: TOKENS each | as loaded: K, V |
-//   then 16 bytes for a word between threads. Chunk c (16 bytes) of row r lies at chunk c ^ (r & 7).
+//   then the item's record and a word between threads. Chunk c (16 bytes) of row r lies at chunk c ^ (r & 7).
 #ifndef KVPOOL_KERNELS_CUDA_PREFILL_SHAPE_CUH
 #define KVPOOL_KERNELS_CUDA_PREFILL_SHAPE_CUH
 
@@ -49,7 +49,8 @@ struct prefill_shape {
     static constexpr int KV_AT = ROWS * PITCH;
     static constexpr int BYTES_AT = KV_AT + STAGES * 2 * TILE;
     static constexpr int WORD_AT = BYTES_AT + (BYTES ? 2 * TOKENS * D : 0);
-    static constexpr int SMEM = WORD_AT + 16;
+    static constexpr int RECORD_AT = WORD_AT + 16;
+    static constexpr int SMEM = RECORD_AT + (int)sizeof(prefill_record);
 
     static_assert(STEP <= 32 && 32 % STEP == 0 && TOKENS % 32 == 0,
                   "a load's page id is in a register known when compiling");

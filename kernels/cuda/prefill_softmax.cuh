@@ -32,9 +32,10 @@ template <class S> struct prefill_softmax {
             }
     }
 
-    // soft_cap * tanh(s * sm_scale / soft_cap) in units of ln 2; in = 2 log2(e) sm_scale / soft_cap,
-    // out = soft_cap log2(e).
-    static __device__ __forceinline__ void cap(float (&s)[S::MT][NT][4], float in, float out) {
+    // s becomes cap * tanh(logit / cap) in units of ln 2, the logit being s * factor in those units:
+    // tanh(y) = 1 - 2 / (e^2y + 1).
+    static __device__ __forceinline__ void cap(float (&s)[S::MT][NT][4], float factor, float cap) {
+        float in = __fdividef(2 * factor, cap), out = cap * 1.44269504088896341f;
 #pragma unroll
         for (int m = 0; m < S::MT; m++)
 #pragma unroll

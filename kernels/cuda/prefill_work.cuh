@@ -40,7 +40,8 @@ struct __align__(16) prefill_record {
     uint32_t begin, end;      // KV range, in tiles of `tokens`; empty: nothing is seen
     uint32_t split, splits;   // which range of how many
     uint32_t slot;            // splits > 1: the tile's first partial result
-    uint32_t unused[2];
+    uint32_t head;            // in a CTA's copy: the item's key head
+    uint32_t unused;
 };
 
 struct __align__(64) prefill_plan {
