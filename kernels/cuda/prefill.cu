@@ -37,7 +37,7 @@ static struct kernel choose(const struct cuda_device *d, const struct cuda_atten
 static struct prefill_bounds bounds_of(const struct cuda_device *d,
                                        const struct cuda_attention *a) {
     struct kernel k = choose(d, a);
-    return prefill_bounds(d, a, &k.tile);
+    return prefill_bounds_of(d, a, &k.tile);
 }
 
 static bool rows_aligned(const struct cuda_tensor *t) {
@@ -80,7 +80,7 @@ static int32_t window_of(const struct cuda_attention *a) {
 
 int cuda_prefill_plan(const struct cuda_device *d, const struct cuda_attention *a, void *stream) {
     struct kernel k = choose(d, a);
-    struct prefill_bounds b = prefill_bounds(d, a, &k.tile);
+    struct prefill_bounds b = prefill_bounds_of(d, a, &k.tile);
     if (b.tiles == 0)
         return 0;
     if (a->plan == nullptr)
@@ -104,7 +104,7 @@ int cuda_prefill_plan(const struct cuda_device *d, const struct cuda_attention *
 
 int cuda_prefill(const struct cuda_device *d, const struct cuda_attention *a, void *stream) {
     struct kernel k = choose(d, a);
-    struct prefill_bounds b = prefill_bounds(d, a, &k.tile);
+    struct prefill_bounds b = prefill_bounds_of(d, a, &k.tile);
     if (b.tiles == 0)
         return 0;
     if (a->plan == nullptr || a->workspace_bytes < b.workspace_bytes ||

@@ -15,7 +15,7 @@
 //               slot = (record.slot + split) * kv_heads + head
 //
 // Invariants
-//  1. Sizes and grids follow from the host numbers of cuda_batch: `prefill_bounds`.
+//  1. Sizes and grids follow from the host numbers of cuda_batch: `prefill_bounds_of`.
 //  2. The counters of the workspace are 0 between launches, whatever the shapes of the launches.
 //  3. Which ranges of keys a tile is cut into depends on lengths only, never on the order of threads.
 #ifndef KVPOOL_KERNELS_CUDA_PREFILL_WORK_CUH
@@ -69,7 +69,7 @@ static inline uint64_t prefill_ceil_div(uint64_t x, uint64_t by) {
     return (x + by - 1) / by;
 }
 
-static inline struct prefill_bounds prefill_bounds(const struct cuda_device *d,
+static inline struct prefill_bounds prefill_bounds_of(const struct cuda_device *d,
                                                    const struct cuda_attention *a,
                                                    const struct prefill_tile *tile) {
     struct prefill_bounds b;
