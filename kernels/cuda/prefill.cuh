@@ -70,11 +70,13 @@ static __device__ __forceinline__ void prefill_item(const prefill_args &p, unsig
     prefill_load<S> load;
     load.init(p, r, shared);
     int begin = (int)r.begin, tile = (int)r.end - 1;
-    load.fetch_ids(p, tile);
-    prefill_load<S>::q(p, r, smem);
+    if (tile >= begin) { // else no barrier comes between these and what is stored over Q
+        load.fetch_ids(p, tile);
+        prefill_load<S>::q(p, r, smem);
 #pragma unroll
-    for (int i = 0; i < S::LOADS; i++)
-        load.row_of_tile(p, tile, 0, i, tile >= begin ? r.kv_len : 0);
+        for (int i = 0; i < S::LOADS; i++)
+            load.row_of_tile(p, tile, 0, i, r.kv_len);
+    }
     cp_async_commit();
     load.fetch_ids(p, tile - 1);
 

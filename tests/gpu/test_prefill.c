@@ -201,7 +201,7 @@ static void test_splits(void **state) {
             c.seed = 11 + i;
             case_add(&c, 5, 2500);
             if (more != 0) {
-                case_add(&c, 50, 1200);
+                case_add(&c, 10, 130);
                 case_add(&c, 2, 0);
                 case_add(&c, 3, 7);
             }
