@@ -22,12 +22,6 @@
 #include "kernels/cuda/prefill_load.cuh"
 #include "kernels/cuda/prefill_softmax.cuh"
 
-// From q . k, as stored, to units of ln 2.
-static __device__ __forceinline__ float prefill_factor(const prefill_args &p, uint32_t head) {
-    float scale = p.k_scales != nullptr ? __ldg(p.k_scales + head) : p.k_scale;
-    return p.sm_scale * scale * 1.44269504088896341f;
-}
-
 // Row of the tile that the lane holds in row tile m, half h.
 template <class S> static __device__ __forceinline__ uint32_t prefill_lane_row(int m, int h) {
     return (threadIdx.x / 32) * (S::MT * 16) + m * 16 + h * 8 + threadIdx.x % 32 / 4;
@@ -36,7 +30,7 @@ template <class S> static __device__ __forceinline__ uint32_t prefill_lane_row(i
 // Logits that a row does not see become -infinity.
 template <class S>
 static __device__ __forceinline__ void
-prefill_mask(float (&s)[S::MT][S::TOKENS / 8][4], const prefill_args &p, const prefill_record &r,
+prefill_mask(float (&s)[S::MT][S::TOKENS / 8][4], const prefill_args &p, const prefill_item &r,
              int tile) {
 #pragma unroll
     for (int m = 0; m < S::MT; m++)
@@ -58,38 +52,45 @@ prefill_mask(float (&s)[S::MT][S::TOKENS / 8][4], const prefill_args &p, const p
         }
 }
 
+// One thread: item i of the list.
 template <class S>
-static __device__ __forceinline__ void prefill_item(const prefill_args &p, unsigned char *smem) {
+static __device__ __forceinline__ void prefill_find(const prefill_args &p, uint32_t i,
+                                                    prefill_item *ret) {
+    uint32_t at = i / p.kv_heads, head = i - at * p.kv_heads;
+    prefill_record r = p.records[at];
+    *(prefill_record *)ret = r;
+    ret->head = head;
+    int origin = (int)r.kv_len - (int)r.q_len;
+    int first = origin + (int)(r.first_row / p.group);
+    int last = origin + (int)((min(r.first_row + S::ROWS, r.q_len * p.group) - 1) / p.group);
+    int end = p.causal ? max(0, min((int)r.kv_len, first + 1)) : (int)r.kv_len;
+    int begin = p.window >= 0 ? max(0, last - p.window) : 0;
+    ret->whole_end = end / S::TOKENS;
+    ret->whole_begin = (begin + S::TOKENS - 1) / S::TOKENS;
+    float scale = p.k_scales != nullptr ? p.k_scales[head] : p.k_scale;
+    ret->factor = p.sm_scale * scale * 1.44269504088896341f;
+}
+
+// The item in shared memory. What the loop needs of it is read there: registers are O's and S's.
+template <class S>
+static __device__ __forceinline__ void prefill_attend(const prefill_args &p, unsigned char *smem) {
     constexpr int MT = S::MT, NT = S::TOKENS / 8, DT = S::D / 8;
+    const prefill_item &r = *(const prefill_item *)(smem + S::ITEM_AT);
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     uint32_t shared = smem_address(smem);
 
-    // Read again where it is needed: the loop has no registers for it.
-    const prefill_record *record = (const prefill_record *)(smem + S::RECORD_AT);
-    prefill_record r = *record;
     prefill_load<S> load;
     load.init(p, r, shared);
-    int begin = (int)r.begin, tile = (int)r.end - 1;
-    if (tile >= begin) { // else no barrier comes between these and what is stored over Q
-        load.fetch_ids(p, tile);
+    int tile = (int)r.end - 1;
+    if (tile >= (int)r.begin) { // else no barrier comes between these and what is stored over Q
+        load.fetch_ids(p, r, tile);
         prefill_load<S>::q(p, r, smem);
 #pragma unroll
         for (int i = 0; i < S::LOADS; i++)
             load.row_of_tile(p, tile, 0, i, r.kv_len);
     }
     cp_async_commit();
-    load.fetch_ids(p, tile - 1);
-
-    // Tiles that every row sees whole: [whole_begin, whole_end).
-    int origin = (int)r.kv_len - (int)r.q_len;
-    int first = origin + (int)(r.first_row / p.group);
-    int last = origin + (int)(min(r.first_row + S::ROWS, r.q_len * p.group) - 1) / (int)p.group;
-    int whole_end = p.causal ? max(0, min((int)r.kv_len, first + 1)) : (int)r.kv_len;
-    whole_end /= S::TOKENS;
-    int whole_begin = p.window >= 0 ? max(0, last - p.window) : 0;
-    whole_begin = (whole_begin + S::TOKENS - 1) / S::TOKENS;
-
-    float factor = p.soft_cap > 0 ? 1.0f : prefill_factor(p, record->head);
+    load.fetch_ids(p, r, tile - 1);
 
     // Where the lane's ldmatrix rows begin. Chunk c of a row r is at (c ^ (r & 7)) * 16, and r & 7 is
     // lane & 7 in all of them.
@@ -112,7 +113,7 @@ static __device__ __forceinline__ void prefill_item(const prefill_args &p, unsig
     softmax.init();
 
     int stage = 0;
-    for (; tile >= begin; tile--) {
+    for (; tile >= (int)r.begin; tile--) {
         cp_async_wait<0>();
         __syncthreads();
         if constexpr (S::BYTES) {
@@ -122,7 +123,7 @@ static __device__ __forceinline__ void prefill_item(const prefill_args &p, unsig
         uint32_t k_at = shared + S::KV_AT + stage * 2 * S::TILE + k_row;
         uint32_t v_at = shared + S::KV_AT + stage * 2 * S::TILE + S::TILE + v_row;
         int next_stage = S::STAGES == 2 ? stage ^ 1 : 0;
-        uint32_t limit = tile > begin ? load.kv_len : 0;
+        uint32_t limit = tile > (int)r.begin ? r.kv_len : 0;
 
         float s[MT][NT][4];
 #pragma unroll
@@ -154,12 +155,15 @@ static __device__ __forceinline__ void prefill_item(const prefill_args &p, unsig
                 load.row_of_tile(p, tile - 1, next_stage, i, limit);
         }
         cp_async_commit();
-        load.fetch_ids(p, tile - 2);
+        load.fetch_ids(p, r, tile - 2);
 
-        if (p.soft_cap > 0)
-            softmax.cap(s, prefill_factor(p, record->head), p.soft_cap);
-        if (tile >= whole_end || tile < whole_begin)
-            prefill_mask<S>(s, p, *record, tile);
+        float factor = r.factor;
+        if (p.soft_cap > 0) {
+            softmax.cap(s, factor, p.soft_cap);
+            factor = 1;
+        }
+        if (tile >= r.whole_end || tile < r.whole_begin)
+            prefill_mask<S>(s, p, r, tile);
         softmax.rise(s, o, factor);
 
         float shift[MT][2];
@@ -208,7 +212,6 @@ static __device__ __forceinline__ void prefill_item(const prefill_args &p, unsig
     }
     cp_async_wait<0>();
     softmax.finish();
-    r = *record;
     if (r.splits == 1)
         prefill_store<S>(p, r, smem, o, softmax);
     else
@@ -223,14 +226,10 @@ static __global__ void __launch_bounds__(S::THREADS, S::CTAS)
     start_next_kernel();
     uint32_t items = p.plan->records * p.kv_heads;
     for (uint32_t item = blockIdx.x; item < items; item += gridDim.x) {
-        uint32_t at = item / p.kv_heads;
-        prefill_record *record = (prefill_record *)(prefill_smem + S::RECORD_AT);
-        if (threadIdx.x == 0) {
-            *record = p.records[at];
-            record->head = item - at * p.kv_heads;
-        }
+        if (threadIdx.x == 0)
+            prefill_find<S>(p, item, (prefill_item *)(prefill_smem + S::ITEM_AT));
         __syncthreads();
-        prefill_item<S>(p, prefill_smem);
+        prefill_attend<S>(p, prefill_smem);
         __syncthreads(); // shared memory is free for the next item
     }
 }

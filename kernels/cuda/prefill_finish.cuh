@@ -9,7 +9,7 @@
 // The query row `packed` of a sequence: where it is in the tensors.
 struct prefill_row {
     uint32_t token, head;
-    __device__ __forceinline__ prefill_row(const prefill_args &p, const prefill_record &r,
+    __device__ __forceinline__ prefill_row(const prefill_args &p, const prefill_item &r,
                                            uint32_t packed) {
         uint32_t j = packed / p.group;
         token = r.q_first + j;
@@ -34,7 +34,7 @@ static __device__ __forceinline__ float prefill_v_scale(const prefill_args &p, u
 // Every warp turns its rows to T where its rows of Q were, and stores them in whole chunks.
 template <class S>
 static __device__ __forceinline__ void
-prefill_store(const prefill_args &p, const prefill_record &r, unsigned char *smem,
+prefill_store(const prefill_args &p, const prefill_item &r, unsigned char *smem,
               const float (&o)[S::MT][S::D / 8][4], const prefill_softmax<S> &softmax) {
     uint32_t lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * (S::MT * 16);
     uint32_t rows = r.q_len * p.group;
@@ -71,7 +71,7 @@ prefill_store(const prefill_args &p, const prefill_record &r, unsigned char *sme
 
 // All threads: the tile's partial results to rows of out.
 template <class S>
-static __device__ __forceinline__ void prefill_merge(const prefill_args &p, const prefill_record &r,
+static __device__ __forceinline__ void prefill_merge(const prefill_args &p, const prefill_item &r,
                                                      size_t slot) {
     constexpr int LANES = S::D / 4; // threads of a row, 4 elements each
     size_t apart = (size_t)p.kv_heads * p.slot_rows; // rows from a split to the next
@@ -107,7 +107,7 @@ static __device__ __forceinline__ void prefill_merge(const prefill_args &p, cons
 
 template <class S>
 static __device__ __forceinline__ void
-prefill_store_part(const prefill_args &p, const prefill_record &r, unsigned char *smem, const float (&o)[S::MT][S::D / 8][4],
+prefill_store_part(const prefill_args &p, const prefill_item &r, unsigned char *smem, const float (&o)[S::MT][S::D / 8][4],
                    const prefill_softmax<S> &softmax) {
     uint32_t lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * (S::MT * 16);
     uint32_t rows = r.q_len * p.group;

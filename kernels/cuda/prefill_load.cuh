@@ -16,27 +16,25 @@
 template <class S> struct prefill_load {
     const unsigned char *k;   // page 0 of the head
     const uint32_t *table;    // the sequence's page ids
-    uint32_t kv_len;
     uint32_t row;             // this thread's first row of a tile
     uint32_t to;              // its chunk of that row, in K of stage 0 (e4m3: of what is loaded)
     uint32_t ids[S::ID_WORDS]; // of the tile to be loaded next
 
-    __device__ __forceinline__ void init(const prefill_args &p, const prefill_record &r,
+    __device__ __forceinline__ void init(const prefill_args &p, const prefill_item &r,
                                          uint32_t smem) {
         uint32_t chunk = threadIdx.x % S::CHUNKS;
         row = threadIdx.x / S::CHUNKS;
         k = p.k + (int64_t)r.head * p.head;
         table = p.table + (size_t)r.row * p.row_entries;
-        kv_len = r.kv_len;
         to = S::BYTES ? smem + S::BYTES_AT + row * S::D + chunk * 16
                       : smem + S::KV_AT + row * S::PITCH + ((chunk ^ (row & 7)) << 4);
     }
 
-    __device__ __forceinline__ void fetch_ids(const prefill_args &p, int tile) {
+    __device__ __forceinline__ void fetch_ids(const prefill_args &p, const prefill_item &r, int tile) {
 #pragma unroll
         for (int w = 0; w < S::ID_WORDS; w++) {
             uint32_t token = (uint32_t)tile * S::TOKENS + w * 32 + threadIdx.x % 32;
-            ids[w] = token < kv_len ? __ldg(table + (token >> p.page_shift)) : 0;
+            ids[w] = token < r.kv_len ? __ldg(table + (token >> p.page_shift)) : 0;
         }
     }
 
@@ -80,7 +78,7 @@ template <class S> struct prefill_load {
     }
 
     // Q's rows first_row .. of the tile; zeros where there is no row.
-    static __device__ __forceinline__ void q(const prefill_args &p, const prefill_record &r,
+    static __device__ __forceinline__ void q(const prefill_args &p, const prefill_item &r,
                                              unsigned char *smem) {
         constexpr int CHUNKS = S::D / 8, STEP = S::THREADS / CHUNKS;
         uint32_t chunk = threadIdx.x % CHUNKS, rows = r.q_len * p.group;

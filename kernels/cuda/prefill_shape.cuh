@@ -6,7 +6,7 @@
 //
 //   shared memory, rows of 2 * D bytes:   | Q: ROWS | K, V: TOKENS each, of stage 0 | of stage 1 |
 //   e4m3:                                 | Q: ROWS | K, V: TOKENS each | as loaded: K, V |
-//   then the item's record and a word between threads. Chunk c (16 bytes) of row r lies at chunk c ^ (r & 7).
+//   then the item and a word between threads. Chunk c (16 bytes) of row r lies at chunk c ^ (r & 7).
 #ifndef KVPOOL_KERNELS_CUDA_PREFILL_SHAPE_CUH
 #define KVPOOL_KERNELS_CUDA_PREFILL_SHAPE_CUH
 
@@ -49,8 +49,8 @@ struct prefill_shape {
     static constexpr int KV_AT = ROWS * PITCH;
     static constexpr int BYTES_AT = KV_AT + STAGES * 2 * TILE;
     static constexpr int WORD_AT = BYTES_AT + (BYTES ? 2 * TOKENS * D : 0);
-    static constexpr int RECORD_AT = WORD_AT + 16;
-    static constexpr int SMEM = RECORD_AT + (int)sizeof(prefill_record);
+    static constexpr int ITEM_AT = WORD_AT + 16;
+    static constexpr int SMEM = ITEM_AT + (int)sizeof(prefill_item);
 
     static_assert(STEP <= 32 && 32 % STEP == 0 && TOKENS % 32 == 0,
                   "a load's page id is in a register known when compiling");
@@ -62,7 +62,7 @@ int prefill_start(const struct prefill_args *a, uint32_t ctas, bool after_previo
 
 // The shapes of the launcher: one file makes the instances of each (prefill_inst_*.cu).
 template <class T, class KV> struct prefill_shapes {
-    using d64 = prefill_shape<T, KV, 64, 4, 2, 64, 3>;
+    using d64 = prefill_shape<T, KV, 64, 4, 2, 64, 2>;
     using d128 = prefill_shape<T, KV, 128, 4, 2, 64, 2>;
     using d256 = prefill_shape<T, KV, 256, 8, 1, 64, 1>;       // 193 KB of shared memory
     using d256_small = prefill_shape<T, KV, 256, 4, 1, 32, 2>; // 97 KB: parts that have no more
