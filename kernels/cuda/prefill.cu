@@ -6,6 +6,8 @@
 
 static const int INVALID = 1; // cudaErrorInvalidValue
 
+int cuda_prefill_variant = 0;
+
 struct kernel {
     struct prefill_tile tile;
     int smem;
@@ -16,13 +18,26 @@ template <class S> static struct kernel kernel_of() {
     return {{S::ROWS, S::TOKENS, S::CTAS}, S::SMEM, prefill_start<S>};
 }
 
+template <class T, class KV> static struct kernel choose_128() {
+    if constexpr (prefill_same<KV, bf16>::value) {
+        using variants = prefill_variants<T, KV>;
+        if (cuda_prefill_variant == 1)
+            return kernel_of<typename variants::wide>();
+        if (cuda_prefill_variant == 2)
+            return kernel_of<typename variants::low>();
+        if (cuda_prefill_variant == 3)
+            return kernel_of<typename variants::many>();
+    }
+    return kernel_of<typename prefill_shapes<T, KV>::d128>();
+}
+
 template <class T, class KV>
 static struct kernel choose_dim(const struct cuda_device *d, const struct cuda_attention *a) {
     using shapes = prefill_shapes<T, KV>;
     if (a->kv.head_dim == 64)
         return kernel_of<typename shapes::d64>();
     if (a->kv.head_dim == 128)
-        return kernel_of<typename shapes::d128>();
+        return choose_128<T, KV>();
     struct kernel k = kernel_of<typename shapes::d256>();
     return k.smem <= d->smem_optin ? k : kernel_of<typename shapes::d256_small>();
 }

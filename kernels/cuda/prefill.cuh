@@ -29,9 +29,9 @@ template <class S> static __device__ __forceinline__ uint32_t prefill_lane_row(i
 
 // Logits that a row does not see become -infinity.
 template <class S>
-static __device__ __forceinline__ void
-prefill_mask(float (&s)[S::MT][S::TOKENS / 8][4], const prefill_args &p, const prefill_item &r,
-             int tile) {
+static __device__ __forceinline__ void prefill_mask(float (&s)[S::MT][S::TOKENS / 8][4],
+                                                    const prefill_args &p, const prefill_item &r,
+                                                    int tile) {
 #pragma unroll
     for (int m = 0; m < S::MT; m++)
 #pragma unroll

@@ -73,7 +73,7 @@ prefill_store(const prefill_args &p, const prefill_item &r, unsigned char *smem,
 template <class S>
 static __device__ __forceinline__ void prefill_merge(const prefill_args &p, const prefill_item &r,
                                                      size_t slot) {
-    constexpr int LANES = S::D / 4; // threads of a row, 4 elements each
+    constexpr int LANES = S::D / 4;                  // threads of a row, 4 elements each
     size_t apart = (size_t)p.kv_heads * p.slot_rows; // rows from a split to the next
     uint32_t rows = min((uint32_t)S::ROWS, r.q_len * p.group - r.first_row);
     float v_scale = prefill_v_scale(p, r.head);
@@ -107,8 +107,8 @@ static __device__ __forceinline__ void prefill_merge(const prefill_args &p, cons
 
 template <class S>
 static __device__ __forceinline__ void
-prefill_store_part(const prefill_args &p, const prefill_item &r, unsigned char *smem, const float (&o)[S::MT][S::D / 8][4],
-                   const prefill_softmax<S> &softmax) {
+prefill_store_part(const prefill_args &p, const prefill_item &r, unsigned char *smem,
+                   const float (&o)[S::MT][S::D / 8][4], const prefill_softmax<S> &softmax) {
     uint32_t lane = threadIdx.x % 32, warp_row = threadIdx.x / 32 * (S::MT * 16);
     uint32_t rows = r.q_len * p.group;
     size_t slot = (size_t)r.slot * p.kv_heads + r.head;

@@ -14,10 +14,10 @@
 #include "kernels/cuda/prefill_shape.cuh"
 
 template <class S> struct prefill_load {
-    const unsigned char *k;   // page 0 of the head
-    const uint32_t *table;    // the sequence's page ids
-    uint32_t row;             // this thread's first row of a tile
-    uint32_t to;              // its chunk of that row, in K of stage 0 (e4m3: of what is loaded)
+    const unsigned char *k;    // page 0 of the head
+    const uint32_t *table;     // the sequence's page ids
+    uint32_t row;              // this thread's first row of a tile
+    uint32_t to;               // its chunk of that row, in K of stage 0 (e4m3: of what is loaded)
     uint32_t ids[S::ID_WORDS]; // of the tile to be loaded next
 
     __device__ __forceinline__ void init(const prefill_args &p, const prefill_item &r,
@@ -30,7 +30,8 @@ template <class S> struct prefill_load {
                       : smem + S::KV_AT + row * S::PITCH + ((chunk ^ (row & 7)) << 4);
     }
 
-    __device__ __forceinline__ void fetch_ids(const prefill_args &p, const prefill_item &r, int tile) {
+    __device__ __forceinline__ void fetch_ids(const prefill_args &p, const prefill_item &r,
+                                              int tile) {
 #pragma unroll
         for (int w = 0; w < S::ID_WORDS; w++) {
             uint32_t token = (uint32_t)tile * S::TOKENS + w * 32 + threadIdx.x % 32;

@@ -162,8 +162,8 @@ static __global__ void __launch_bounds__(THREADS, 1) plan_kernel(struct prefill_
             uint32_t end = (uint32_t)((uint64_t)length * (s + 1) / splits);
             uint32_t at = atomicAdd(&buckets[bucket_of(end - begin, longest)], 1u);
             struct prefill_record record = {
-                r.q_first, r.q_len, r.kv_len, r.row, r.first_row, r.begin + begin, r.begin + end,
-                s,         splits,  slot,     {0, 0},
+                r.q_first,     r.q_len, r.kv_len, r.row, r.first_row, r.begin + begin,
+                r.begin + end, s,       splits,   slot,  {0, 0},
             };
             if (at < p.max_records && slot + splits <= max(p.max_slots, 1u))
                 p.records[at] = record;

@@ -21,12 +21,8 @@ template <class T> struct prefill_types<T, e4m3> {
     static constexpr bool BYTES = true;
 };
 
-template <class A, class B> struct prefill_same {
-    static constexpr bool value = false;
-};
-template <class A> struct prefill_same<A, A> {
-    static constexpr bool value = true;
-};
+template <class A, class B> struct prefill_same { static constexpr bool value = false; };
+template <class A> struct prefill_same<A, A> { static constexpr bool value = true; };
 
 template <class T_, class KV_, int D_, int WARPS_, int MT_, int TOKENS_, int CTAS_>
 struct prefill_shape {
@@ -67,7 +63,15 @@ template <class T, class KV> struct prefill_shapes {
     using d256 = prefill_shape<T, KV, 256, 8, 1, 64, 1>;       // 193 KB of shared memory
     using d256_small = prefill_shape<T, KV, 256, 4, 1, 32, 2>; // 97 KB: parts that have no more
 };
-#define PREFILL_INSTANCE(...)                                                                      \
+// Other shapes for head_dim 128, to be measured against the usual one: cuda_prefill_variant 1, 2, 3.
+template <class T, class KV> struct prefill_variants {
+    using wide = prefill_shape<T, KV, 128, 8, 2, 64, 1>; // 256 rows, one CTA
+    using low = prefill_shape<T, KV, 128, 8, 1, 64, 2>;  // 16 rows a warp
+    using many = prefill_shape<T, KV, 128, 4, 2, 32, 2>; // tiles of 32 tokens
+};
+extern "C" int
+    cuda_prefill_variant; // 0: the usual shapes. Set while nothing is planned or launched
+#define PREFILL_INSTANCE(...) \
     template int prefill_start<__VA_ARGS__>(const struct prefill_args *, uint32_t, bool, void *)
 
 #endif

@@ -26,28 +26,28 @@
 #include "kernels/cuda/start.cuh"
 
 enum {
-    PREFILL_COUNTERS = 4096,  // u32s at the start of a workspace
-    PREFILL_MIN_CHUNK = 512,  // tokens: what is cut off a tile's KV range is at least so long
-    PREFILL_MAX_SPLITS = 64,  // ranges that a tile is cut into: one CTA merges them
-    PREFILL_FAR = 1 << 30,    // more than any position
+    PREFILL_COUNTERS = 4096, // u32s at the start of a workspace
+    PREFILL_MIN_CHUNK = 512, // tokens: what is cut off a tile's KV range is at least so long
+    PREFILL_MAX_SPLITS = 64, // ranges that a tile is cut into: one CTA merges them
+    PREFILL_FAR = 1 << 30,   // more than any position
 };
 
 struct __align__(16) prefill_record {
-    uint32_t q_first;         // the sequence's first query token in the tensors
-    uint32_t q_len, kv_len;   // of the sequence
-    uint32_t row;             // of the page table
-    uint32_t first_row;       // of the tile, in the sequence's packed rows
-    uint32_t begin, end;      // KV range, in tiles of `tokens`; empty: nothing is seen
-    uint32_t split, splits;   // which range of how many
-    uint32_t slot;            // splits > 1: the tile's first partial result
+    uint32_t q_first;       // the sequence's first query token in the tensors
+    uint32_t q_len, kv_len; // of the sequence
+    uint32_t row;           // of the page table
+    uint32_t first_row;     // of the tile, in the sequence's packed rows
+    uint32_t begin, end;    // KV range, in tiles of `tokens`; empty: nothing is seen
+    uint32_t split, splits; // which range of how many
+    uint32_t slot;          // splits > 1: the tile's first partial result
     uint32_t unused[2];
 };
 
 // What a CTA keeps in shared memory of its item.
 struct prefill_item : prefill_record {
-    uint32_t head;                    // key head
-    int32_t whole_begin, whole_end;   // tiles of tokens that all rows see whole
-    float factor;                     // from q . k, as stored, to units of ln 2
+    uint32_t head;                  // key head
+    int32_t whole_begin, whole_end; // tiles of tokens that all rows see whole
+    float factor;                   // from q . k, as stored, to units of ln 2
 };
 
 struct __align__(64) prefill_plan {
@@ -76,8 +76,8 @@ static inline uint64_t prefill_ceil_div(uint64_t x, uint64_t by) {
 }
 
 static inline struct prefill_bounds prefill_bounds_of(const struct cuda_device *d,
-                                                   const struct cuda_attention *a,
-                                                   const struct prefill_tile *tile) {
+                                                      const struct cuda_attention *a,
+                                                      const struct prefill_tile *tile) {
     struct prefill_bounds b;
     uint64_t group = a->qo_heads / a->kv.kv_heads;
     uint64_t each = prefill_ceil_div((uint64_t)a->batch.max_q_len * group, tile->rows);

@@ -266,8 +266,8 @@ static void test_batch_invariant(void **state) {
                     const uint32_t *table = (const void *)s->table.host;
                     const uint32_t *rows = (const void *)s->rows.host;
                     uint32_t id = table[rows[0] * s->attention.batch.row_entries + t / 16];
-                    unsigned char *at = s->k.host + kv_element(&s->attention.kv, value != 0, id, h,
-                                                               t % 16, 0);
+                    unsigned char *at =
+                        s->k.host + kv_element(&s->attention.kv, value != 0, id, h, t % 16, 0);
                     if (i == 0)
                         from = at;
                     else
@@ -343,12 +343,12 @@ static void test_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_edges),           cmocka_unit_test(test_types_and_dims),
-        cmocka_unit_test(test_groups),          cmocka_unit_test(test_page_sizes),
-        cmocka_unit_test(test_layouts),         cmocka_unit_test(test_masks),
-        cmocka_unit_test(test_cap_and_sinks),   cmocka_unit_test(test_steep),
-        cmocka_unit_test(test_splits),          cmocka_unit_test(test_max_ctas),
-        cmocka_unit_test(test_many),            cmocka_unit_test(test_batch_invariant),
+        cmocka_unit_test(test_edges),         cmocka_unit_test(test_types_and_dims),
+        cmocka_unit_test(test_groups),        cmocka_unit_test(test_page_sizes),
+        cmocka_unit_test(test_layouts),       cmocka_unit_test(test_masks),
+        cmocka_unit_test(test_cap_and_sinks), cmocka_unit_test(test_steep),
+        cmocka_unit_test(test_splits),        cmocka_unit_test(test_max_ctas),
+        cmocka_unit_test(test_many),          cmocka_unit_test(test_batch_invariant),
         cmocka_unit_test(test_refused),
     };
     return harness_main("prefill", tests, sizeof tests / sizeof *tests);
