@@ -307,7 +307,7 @@ static __global__ void bad_misaligned_load() {
     KVPOOL_SHARED smem[];
     __ldcg((const float4 *)(smem + 4));
 }
-static __global__ void bad_address() {
+[[maybe_unused]] static __global__ void bad_address() {
     KVPOOL_SHARED smem[];
     ((uint64_t *)smem)[threadIdx.x % 8] = *(volatile uint64_t *)0x7f0000000008;
 }

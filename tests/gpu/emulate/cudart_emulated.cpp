@@ -3,46 +3,31 @@
 //
 // Invariants
 //  1. Every call has done its work when it returns; streams and events are only handles.
-//  2. Device memory is not initialised: 0xff. An access outside an allocation faults (pages without
-//     access on both sides; AddressSanitizer's red zones where it is there).
-//  3. A wrong handle, pointer or size is refused as the runtime does, not followed.
+//  2. A wrong handle, pointer or size is refused as the runtime does, not followed.
+// Memory: device_memory.cpp; the driver's part: driver_emulated.cpp.
 // Threads: any.
 #include "cuda_runtime_api.h"
+#include "tests/gpu/emulate/device_memory.h"
+#include "tests/gpu/emulate/cudart_emulated.h"
 
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
 #include <time.h>
-#include <unistd.h>
 
-#include <map>
-#include <mutex>
 #include <set>
 
-enum { PAGE = 4096, ALIGNMENT = 256, DEVICE_SMS = 7 };
+enum { DEVICE_SMS = 7 };
 
-static std::mutex lock;
-struct allocation {
-    size_t bytes;
-    unsigned char *map;
-    size_t map_bytes;
-};
-static std::map<unsigned char *, allocation> device_memory, host_memory;
-static std::map<unsigned char *, size_t> registered;
-static size_t allocated;
+static std::mutex lock; // of streams and events
 static thread_local cudaError_t last;
 
-static cudaError_t result(cudaError_t e) {
+cudaError_t emu_result(cudaError_t e) {
     if (e != cudaSuccess)
         last = e;
     return e;
 }
-
-static size_t limit() {
-    const char *text = getenv("KVPOOL_EMULATE_MEMORY"); // bytes of the device
-    return text != nullptr ? strtoull(text, nullptr, 0) : (size_t)8 << 30;
-}
+static cudaError_t result(cudaError_t e) { return emu_result(e); }
 
 // --- errors -----------------------------------------------------------------------------------------
 
@@ -80,25 +65,26 @@ cudaError_t cudaGetLastError(void) {
     return e;
 }
 
-// --- the device -------------------------------------------------------------------------------------
-
-static int device_count() {
+int emu_device_count() {
     const char *text = getenv("KVPOOL_EMULATE_DEVICES"); // 0: none
     return text != nullptr ? atoi(text) : 1;
 }
+
+// --- the device -------------------------------------------------------------------------------------
+
 cudaError_t cudaGetDeviceCount(int *count) {
-    *count = device_count();
+    *count = emu_device_count();
     return result(*count == 0 ? cudaErrorNoDevice : cudaSuccess);
 }
 cudaError_t cudaGetDevice(int *device) {
     *device = 0;
-    return result(device_count() == 0 ? cudaErrorNoDevice : cudaSuccess);
+    return result(emu_device_count() == 0 ? cudaErrorNoDevice : cudaSuccess);
 }
 cudaError_t cudaSetDevice(int device) {
-    return result(device < 0 || device >= device_count() ? cudaErrorInvalidDevice : cudaSuccess);
+    return result(device < 0 || device >= emu_device_count() ? cudaErrorInvalidDevice : cudaSuccess);
 }
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attr, int device) {
-    if (device < 0 || device >= device_count())
+    if (device < 0 || device >= emu_device_count())
         return result(cudaErrorInvalidDevice);
     switch (attr) {
     case cudaDevAttrMaxThreadsPerBlock:
@@ -133,12 +119,12 @@ cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attr, int dev
     return cudaSuccess;
 }
 cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device) {
-    if (device < 0 || device >= device_count())
+    if (device < 0 || device >= emu_device_count())
         return result(cudaErrorInvalidDevice);
     struct cudaDeviceProp p = {};
     snprintf(p.name, sizeof p.name, "emulated");
     memcpy(p.uuid.bytes, "kvpool emulated", 16);
-    p.totalGlobalMem = limit();
+    p.totalGlobalMem = emu_memory_limit();
     p.multiProcessorCount = DEVICE_SMS;
     p.major = 8;
     p.l2CacheSize = 1 << 20;
@@ -149,14 +135,8 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device) {
 }
 cudaError_t cudaDeviceSynchronize(void) { return cudaSuccess; }
 cudaError_t cudaDeviceReset(void) { return cudaSuccess; }
-cudaError_t cudaMemGetInfo(size_t *free_bytes, size_t *total) {
-    std::lock_guard<std::mutex> hold(lock);
-    *total = limit();
-    *free_bytes = limit() > allocated ? limit() - allocated : 0;
-    return cudaSuccess;
-}
 cudaError_t cudaDriverGetVersion(int *version) {
-    *version = device_count() == 0 ? 0 : CUDART_VERSION;
+    *version = emu_device_count() == 0 ? 0 : CUDART_VERSION;
     return cudaSuccess;
 }
 cudaError_t cudaRuntimeGetVersion(int *version) {
@@ -164,96 +144,7 @@ cudaError_t cudaRuntimeGetVersion(int *version) {
     return cudaSuccess;
 }
 
-// --- memory -----------------------------------------------------------------------------------------
-
-static cudaError_t allocate(std::map<unsigned char *, allocation> *in, void **ret, size_t bytes) {
-    std::lock_guard<std::mutex> hold(lock);
-    if (bytes == 0) {
-        *ret = nullptr;
-        return cudaSuccess;
-    }
-    if (bytes > limit() || allocated + bytes > limit())
-        return result(cudaErrorMemoryAllocation);
-    size_t rounded = (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT;
-    allocation a = {bytes, nullptr, 0};
-    unsigned char *p;
-#if defined(__SANITIZE_ADDRESS__)
-    p = static_cast<unsigned char *>(aligned_alloc(ALIGNMENT, rounded));
-    if (p == nullptr)
-        return result(cudaErrorMemoryAllocation);
-    memset(p, 0xff, rounded);
-#else
-    size_t pages = (rounded + PAGE - 1) / PAGE * PAGE;
-    a.map_bytes = pages + 2 * PAGE;
-    void *map = mmap(nullptr, a.map_bytes, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (map == MAP_FAILED)
-        return result(cudaErrorMemoryAllocation);
-    a.map = static_cast<unsigned char *>(map);
-    if (mprotect(a.map + PAGE, pages, PROT_READ | PROT_WRITE) != 0) {
-        munmap(map, a.map_bytes);
-        return result(cudaErrorMemoryAllocation);
-    }
-    p = a.map + PAGE + pages - rounded; // its end meets the page without access
-    memset(p, 0xff, rounded);
-#endif
-    allocated += bytes;
-    (*in)[p] = a;
-    *ret = p;
-    return cudaSuccess;
-}
-static cudaError_t release(std::map<unsigned char *, allocation> *in, void *p) {
-    std::lock_guard<std::mutex> hold(lock);
-    if (p == nullptr)
-        return cudaSuccess;
-    auto at = in->find(static_cast<unsigned char *>(p));
-    if (at == in->end())
-        return result(cudaErrorInvalidValue);
-    allocated -= at->second.bytes;
-    if (at->second.map != nullptr)
-        munmap(at->second.map, at->second.map_bytes);
-    else
-        free(p);
-    in->erase(at);
-    return cudaSuccess;
-}
-cudaError_t cudaMalloc(void **p, size_t bytes) { return allocate(&device_memory, p, bytes); }
-cudaError_t cudaFree(void *p) { return release(&device_memory, p); }
-cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned int) {
-    return allocate(&host_memory, p, bytes);
-}
-cudaError_t cudaMallocHost(void **p, size_t bytes) { return allocate(&host_memory, p, bytes); }
-cudaError_t cudaFreeHost(void *p) { return release(&host_memory, p); }
-
-cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned int) {
-    std::lock_guard<std::mutex> hold(lock);
-    if (p == nullptr || bytes == 0)
-        return result(cudaErrorInvalidValue);
-    unsigned char *at = static_cast<unsigned char *>(p);
-    for (const auto &r : registered)
-        if (at < r.first + r.second && r.first < at + bytes)
-            return result(cudaErrorHostMemoryAlreadyRegistered);
-    registered[at] = bytes;
-    return cudaSuccess;
-}
-cudaError_t cudaHostUnregister(void *p) {
-    std::lock_guard<std::mutex> hold(lock);
-    return result(registered.erase(static_cast<unsigned char *>(p)) == 1
-                      ? cudaSuccess
-                      : cudaErrorHostMemoryNotRegistered);
-}
-cudaError_t cudaHostGetDevicePointer(void **device, void *host, unsigned int flags) {
-    std::lock_guard<std::mutex> hold(lock);
-    unsigned char *at = static_cast<unsigned char *>(host);
-    bool known = false;
-    for (const auto &r : registered)
-        known = known || (at >= r.first && at < r.first + r.second);
-    for (const auto &r : host_memory)
-        known = known || (at >= r.first && at < r.first + r.second.bytes);
-    if (!known || flags != 0)
-        return result(cudaErrorInvalidValue);
-    *device = host;
-    return cudaSuccess;
-}
+// --- copies -----------------------------------------------------------------------------------------
 
 cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind) {
     if ((bytes != 0 && (dst == nullptr || src == nullptr)) || kind < 0 || kind > cudaMemcpyDefault)

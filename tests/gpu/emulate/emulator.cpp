@@ -284,6 +284,8 @@ static void check_stuck(const emu_block *b, const emu_warp *w) {
     emu_die("divergent collective");
 }
 
+static std::vector<emu_warp> spare_warps; // with their lanes' stacks
+
 static void block_start(emu_block *b, uint64_t linear, const dim3 &grid, const dim3 &block) {
     b->index = uint3{(unsigned)(linear % grid.x), (unsigned)(linear / grid.x % grid.y),
                      (unsigned)(linear / ((uint64_t)grid.x * grid.y))};
@@ -292,6 +294,10 @@ static void block_start(emu_block *b, uint64_t linear, const dim3 &grid, const d
     b->statics.assign(statics(), 0xff);
     b->live = true;
     size_t warps = (b->threads + 31) / 32;
+    for (; b->warps.size() > warps; b->warps.pop_back())
+        spare_warps.push_back(std::move(b->warps.back()));
+    for (; b->warps.size() < warps && !spare_warps.empty(); spare_warps.pop_back())
+        b->warps.push_back(std::move(spare_warps.back()));
     b->warps.resize(warps);
     for (size_t w = 0; w < warps; w++) {
         emu_warp *warp = &b->warps[w];
