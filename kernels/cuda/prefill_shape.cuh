@@ -66,7 +66,7 @@ template <class T, class KV> struct prefill_shapes {
 // Other shapes for head_dim 128, to be measured against the usual one: cuda_prefill_variant 1, 2, 3.
 template <class T, class KV> struct prefill_variants {
     using wide = prefill_shape<T, KV, 128, 8, 2, 64, 1>; // 256 rows, one CTA
-    using low = prefill_shape<T, KV, 128, 8, 1, 64, 2>;  // 16 rows a warp
+    using low = prefill_shape<T, KV, 128, 4, 1, 64, 2>;  // 64 rows, 16 a warp
     using many = prefill_shape<T, KV, 128, 4, 2, 32, 2>; // tiles of 32 tokens
 };
 extern "C" int
