@@ -53,20 +53,11 @@ static __device__ __forceinline__ void prefill_mask(float (&s)[S::MT][S::TOKENS 
 }
 
 // One thread: item i of the list.
-template <class S>
 static __device__ __forceinline__ void prefill_find(const prefill_args &p, uint32_t i,
                                                     prefill_item *ret) {
     uint32_t at = i / p.kv_heads, head = i - at * p.kv_heads;
-    prefill_record r = p.records[at];
-    *(prefill_record *)ret = r;
+    *(prefill_record *)ret = p.records[at];
     ret->head = head;
-    int origin = (int)r.kv_len - (int)r.q_len;
-    int first = origin + (int)(r.first_row / p.group);
-    int last = origin + (int)((min(r.first_row + S::ROWS, r.q_len * p.group) - 1) / p.group);
-    int end = p.causal ? max(0, min((int)r.kv_len, first + 1)) : (int)r.kv_len;
-    int begin = p.window >= 0 ? max(0, last - p.window) : 0;
-    ret->whole_end = end / S::TOKENS;
-    ret->whole_begin = (begin + S::TOKENS - 1) / S::TOKENS;
     float scale = p.k_scales != nullptr ? p.k_scales[head] : p.k_scale;
     ret->factor = p.sm_scale * scale * 1.44269504088896341f;
 }
@@ -162,7 +153,7 @@ static __device__ __forceinline__ void prefill_attend(const prefill_args &p, uns
             softmax.cap(s, factor, p.soft_cap);
             factor = 1;
         }
-        if (tile >= r.whole_end || tile < r.whole_begin)
+        if (tile >= (int)r.whole_end || tile < (int)r.whole_begin)
             prefill_mask<S>(s, p, r, tile);
         softmax.rise(s, o, factor);
 
@@ -227,7 +218,7 @@ static __global__ void __launch_bounds__(S::THREADS, S::CTAS)
     uint32_t items = p.plan->records * p.kv_heads;
     for (uint32_t item = blockIdx.x; item < items; item += gridDim.x) {
         if (threadIdx.x == 0)
-            prefill_find<S>(p, item, (prefill_item *)(prefill_smem + S::ITEM_AT));
+            prefill_find(p, item, (prefill_item *)(prefill_smem + S::ITEM_AT));
         __syncthreads();
         prefill_attend<S>(p, prefill_smem);
         __syncthreads(); // shared memory is free for the next item

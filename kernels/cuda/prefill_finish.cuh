@@ -4,28 +4,8 @@
 #ifndef KVPOOL_KERNELS_CUDA_PREFILL_FINISH_CUH
 #define KVPOOL_KERNELS_CUDA_PREFILL_FINISH_CUH
 
+#include "kernels/cuda/prefill_load.cuh"
 #include "kernels/cuda/prefill_softmax.cuh"
-
-// The query row `packed` of a sequence: where it is in the tensors.
-struct prefill_row {
-    uint32_t token, head;
-    __device__ __forceinline__ prefill_row(const prefill_args &p, const prefill_item &r,
-                                           uint32_t packed) {
-        uint32_t j = packed / p.group;
-        token = r.q_first + j;
-        head = r.head * p.group + (packed - j * p.group);
-    }
-    __device__ __forceinline__ unsigned char *out(const prefill_args &p) const {
-        return p.out + (int64_t)token * p.out_token + (int64_t)head * p.out_head;
-    }
-    __device__ __forceinline__ void store_lse(const prefill_args &p, float lse) const {
-        if (p.lse != nullptr)
-            p.lse[(int64_t)token * p.lse_token + (int64_t)head * p.lse_head] = lse;
-    }
-    __device__ __forceinline__ float sink(const prefill_args &p) const {
-        return p.sinks != nullptr ? p.sinks[head] * 1.44269504088896341f : -INFINITY;
-    }
-};
 
 static __device__ __forceinline__ float prefill_v_scale(const prefill_args &p, uint32_t head) {
     return p.v_scales != nullptr ? p.v_scales[head] : p.v_scale;
@@ -59,14 +39,14 @@ prefill_store(const prefill_args &p, const prefill_item &r, unsigned char *smem,
                     pack2<typename S::T>(o[m][n][2 * h] * scale, o[m][n][2 * h + 1] * scale);
         }
     __syncwarp();
-    constexpr int CHUNKS = S::D / 8;
+    constexpr int CHUNKS = S::D / 8, STEP = 32 / CHUNKS > 0 ? 32 / CHUNKS : 1;
+    uint32_t chunk = lane % CHUNKS, at = warp_row + lane / CHUNKS;
+    prefill_row row(p, r, r.first_row + at);
 #pragma unroll 4
-    for (uint32_t i = lane; i < S::MT * 16 * CHUNKS; i += 32) {
-        uint32_t at = warp_row + i / CHUNKS, chunk = i % CHUNKS, packed = r.first_row + at;
-        if (packed < rows)
-            *(uint4 *)(prefill_row(p, r, packed).out(p) + chunk * 16) =
+    for (int i = 0; i < S::MT * 16 / STEP; i++, at += STEP, row.advance(p, STEP))
+        if (r.first_row + at < rows)
+            *(uint4 *)(row.out(p) + chunk * 16) =
                 *(const uint4 *)(smem + at * S::PITCH + ((chunk ^ (at & 7)) << 4));
-    }
 }
 
 // All threads: the tile's partial results to rows of out.

@@ -13,6 +13,38 @@
 
 #include "kernels/cuda/prefill_shape.cuh"
 
+// A query row of the item's head: where it is in the tensors.
+struct prefill_row {
+    uint32_t token, head;
+    uint32_t in_group; // head - the group's first
+    __device__ __forceinline__ prefill_row(const prefill_args &p, const prefill_item &r,
+                                           uint32_t packed) {
+        uint32_t j = packed / p.group;
+        in_group = packed - j * p.group;
+        token = r.q_first + j;
+        head = r.head * p.group + in_group;
+    }
+    // To the row `by` further.
+    __device__ __forceinline__ void advance(const prefill_args &p, uint32_t by) {
+        uint32_t tokens = by / p.group, heads = by - tokens * p.group; // the same for all calls
+        bool over = in_group + heads >= p.group;
+        token += tokens + (over ? 1 : 0);
+        heads -= over ? p.group : 0;
+        in_group += heads;
+        head += heads;
+    }
+    __device__ __forceinline__ unsigned char *out(const prefill_args &p) const {
+        return p.out + (int64_t)token * p.out_token + (int64_t)head * p.out_head;
+    }
+    __device__ __forceinline__ void store_lse(const prefill_args &p, float lse) const {
+        if (p.lse != nullptr)
+            p.lse[(int64_t)token * p.lse_token + (int64_t)head * p.lse_head] = lse;
+    }
+    __device__ __forceinline__ float sink(const prefill_args &p) const {
+        return p.sinks != nullptr ? p.sinks[head] * 1.44269504088896341f : -INFINITY;
+    }
+};
+
 template <class S> struct prefill_load {
     const unsigned char *k;    // page 0 of the head
     const uint32_t *table;     // the sequence's page ids
@@ -82,16 +114,15 @@ template <class S> struct prefill_load {
     static __device__ __forceinline__ void q(const prefill_args &p, const prefill_item &r,
                                              unsigned char *smem) {
         constexpr int CHUNKS = S::D / 8, STEP = S::THREADS / CHUNKS;
-        uint32_t chunk = threadIdx.x % CHUNKS, rows = r.q_len * p.group;
-        const unsigned char *base = p.q + (int64_t)r.q_first * p.q_token +
-                                    (int64_t)r.head * p.group * p.q_head + chunk * 16;
+        uint32_t chunk = threadIdx.x % CHUNKS, first = threadIdx.x / CHUNKS;
+        uint32_t rows = r.q_len * p.group - r.first_row;
+        prefill_row row(p, r, r.first_row + first);
 #pragma unroll
-        for (int i = 0; i < S::ROWS / STEP; i++) {
-            uint32_t at = threadIdx.x / CHUNKS + i * STEP, packed = r.first_row + at;
-            uint32_t token = packed / p.group;
-            bool valid = packed < rows;
+        for (int i = 0; i < S::ROWS / STEP; i++, row.advance(p, STEP)) {
+            uint32_t at = first + i * STEP;
+            bool valid = at < rows;
             const unsigned char *from =
-                base + (int64_t)token * p.q_token + (int64_t)(packed - token * p.group) * p.q_head;
+                p.q + (int64_t)row.token * p.q_token + (int64_t)row.head * p.q_head + chunk * 16;
             unsigned char *to = smem + at * S::PITCH + ((chunk ^ (at & 7)) << 4);
             if constexpr (S::Q_AS_IS) {
                 cp_async_16(smem_address(to), from, valid);

@@ -33,6 +33,7 @@ static __device__ uint32_t block_sum(uint32_t x, uint32_t *warps, uint32_t *ret_
 struct tile_of {
     uint32_t q_first, q_len, kv_len, row, first_row;
     uint32_t begin, end; // in tiles of tokens
+    uint32_t whole_begin, whole_end;
 };
 
 // Tile t of the batch: its sequence, by bisection, and what its rows see.
@@ -62,6 +63,10 @@ static __device__ struct tile_of find_tile(const struct prefill_planning &p, uin
     bool any = end > begin;
     r.begin = any ? (uint32_t)begin / p.tokens : 0;
     r.end = any ? ((uint32_t)end + p.tokens - 1) / p.tokens : 0;
+    int32_t whole_end = p.causal ? max(0, min((int32_t)r.kv_len, first + 1)) : (int32_t)r.kv_len;
+    int32_t whole_begin = p.window >= 0 ? max(0, last - p.window) : 0;
+    r.whole_end = (uint32_t)whole_end / p.tokens;
+    r.whole_begin = ((uint32_t)whole_begin + p.tokens - 1) / p.tokens;
     return r;
 }
 
@@ -162,8 +167,8 @@ static __global__ void __launch_bounds__(THREADS, 1) plan_kernel(struct prefill_
             uint32_t end = (uint32_t)((uint64_t)length * (s + 1) / splits);
             uint32_t at = atomicAdd(&buckets[bucket_of(end - begin, longest)], 1u);
             struct prefill_record record = {
-                r.q_first,     r.q_len, r.kv_len, r.row, r.first_row, r.begin + begin,
-                r.begin + end, s,       splits,   slot,  {0, 0},
+                r.q_first,     r.q_len, r.kv_len, r.row, r.first_row,   r.begin + begin,
+                r.begin + end, s,       splits,   slot,  r.whole_begin, r.whole_end,
             };
             if (at < p.max_records && slot + splits <= max(p.max_slots, 1u))
                 p.records[at] = record;

@@ -33,21 +33,20 @@ enum {
 };
 
 struct __align__(16) prefill_record {
-    uint32_t q_first;       // the sequence's first query token in the tensors
-    uint32_t q_len, kv_len; // of the sequence
-    uint32_t row;           // of the page table
-    uint32_t first_row;     // of the tile, in the sequence's packed rows
-    uint32_t begin, end;    // KV range, in tiles of `tokens`; empty: nothing is seen
-    uint32_t split, splits; // which range of how many
-    uint32_t slot;          // splits > 1: the tile's first partial result
-    uint32_t unused[2];
+    uint32_t q_first;                // the sequence's first query token in the tensors
+    uint32_t q_len, kv_len;          // of the sequence
+    uint32_t row;                    // of the page table
+    uint32_t first_row;              // of the tile, in the sequence's packed rows
+    uint32_t begin, end;             // KV range, in tiles of `tokens`; empty: nothing is seen
+    uint32_t split, splits;          // which range of how many
+    uint32_t slot;                   // splits > 1: the tile's first partial result
+    uint32_t whole_begin, whole_end; // tiles of tokens that all its rows see whole
 };
 
 // What a CTA keeps in shared memory of its item.
 struct prefill_item : prefill_record {
-    uint32_t head;                  // key head
-    int32_t whole_begin, whole_end; // tiles of tokens that all rows see whole
-    float factor;                   // from q . k, as stored, to units of ln 2
+    uint32_t head; // key head
+    float factor;  // from q . k, as stored, to units of ln 2
 };
 
 struct __align__(64) prefill_plan {
