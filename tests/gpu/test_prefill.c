@@ -229,16 +229,34 @@ static void test_max_ctas(void **state) {
     }
 }
 
-// Many sequences: more than the plan has threads, in one list.
+// More sequences than the plan has threads: some without queries are there several times.
 static void test_many(void **state) {
     (void)state;
+    enum { AGAIN = 300 };
     struct attention_case c = attention_case("many", CUDA_FP16);
     struct harness_rng r = {.state = 5};
     c.head_dim = 64;
     c.qo_heads = c.kv_heads = 1;
     for (uint32_t i = 0; i < CASE_MAX_SEQUENCES; i++)
         case_add(&c, i % 100 == 7 ? 1 + rng_below(&r, 3) : 0, rng_below(&r, 20));
-    attention_check(&prefill, &c);
+    struct attention_setup *s = attention_setup(&c);
+    s->index = buffer_new("index", (AGAIN + CASE_MAX_SEQUENCES) * sizeof(uint32_t));
+    uint32_t *index = (void *)s->index.host;
+    for (uint32_t i = 0; i < AGAIN + CASE_MAX_SEQUENCES; i++)
+        index[i] = i < CASE_MAX_SEQUENCES ? i : 0;
+    // The first ones with queries, and the last ones, in different rounds of the plan.
+    for (uint32_t i = 0; i < AGAIN; i++) {
+        uint32_t x = index[i + 20];
+        index[i + 20] = index[CASE_MAX_SEQUENCES + i];
+        index[CASE_MAX_SEQUENCES + i] = x;
+    }
+    buffer_up(&s->index);
+    s->attention.batch.index = s->index.device;
+    s->attention.batch.n = AGAIN + CASE_MAX_SEQUENCES;
+    attention_plan(s, &prefill);
+    attention_run(s, &prefill);
+    attention_compare(s, &prefill);
+    attention_free(s);
 }
 
 // With batch_invariant a sequence has the bits that it has alone, whatever else is in the batch.
