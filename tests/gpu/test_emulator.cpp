@@ -307,7 +307,7 @@ static __global__ void bad_misaligned_load() {
     KVPOOL_SHARED smem[];
     __ldcg((const float4 *)(smem + 4));
 }
-[[maybe_unused]] static __global__ void bad_address() {
+static __global__ void bad_address() {
     KVPOOL_SHARED smem[];
     ((uint64_t *)smem)[threadIdx.x % 8] = *(volatile uint64_t *)0x7f0000000008;
 }
@@ -347,9 +347,24 @@ static void test_undefined_ends_with_the_reason(void **) {
     check_dies(bad_ldmatrix_outside, "ldmatrix: shared address 64 is outside");
     check_dies(bad_source_of_shuffle, "reads lane 9, which is not in mask");
     check_dies(bad_misaligned_load, "misaligned");
-#if !defined(__SANITIZE_ADDRESS__)
-    check_dies(bad_address, "access to 0x7f0000000008, which is no memory of the device");
-#endif
+}
+// As on a GPU: the launch succeeds, everything after it does not.
+static void test_fault_loses_the_device(void **) {
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        void *p;
+        bool good = start_kernel(bad_address, 4, 64, 64, nullptr, false) == 0 &&
+                    cudaDeviceSynchronize() == cudaErrorIllegalAddress &&
+                    cudaGetLastError() == cudaErrorIllegalAddress &&
+                    cudaGetLastError() == cudaErrorIllegalAddress &&
+                    cudaMalloc(&p, 16) == cudaErrorIllegalAddress &&
+                    start_kernel(bad_address, 1, 64, 64, nullptr, false) == 700;
+        _exit(good ? 0 : 1);
+    }
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
 }
 static void test_wrong_launches_are_refused(void **) {
     assert_int_equal(start_kernel(bad_exited_lane, 0, 32, 0, nullptr, false), 9);
@@ -368,6 +383,7 @@ int main() {
         cmocka_unit_test(test_named_barriers),
         cmocka_unit_test(test_blocks_run_in_varying_order),
         cmocka_unit_test(test_undefined_ends_with_the_reason),
+        cmocka_unit_test(test_fault_loses_the_device),
         cmocka_unit_test(test_wrong_launches_are_refused),
     };
     return cmocka_run_group_tests_name("emulator", tests, nullptr, nullptr);

@@ -9,6 +9,7 @@
 #include "cuda_runtime_api.h"
 #include "tests/gpu/emulate/device_memory.h"
 #include "tests/gpu/emulate/cudart_emulated.h"
+#include "tests/gpu/emulate/emulator.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,6 +24,8 @@ static std::mutex lock; // of streams and events
 static thread_local cudaError_t last;
 
 cudaError_t emu_result(cudaError_t e) {
+    if (emu_device_lost())
+        e = cudaErrorIllegalAddress;
     if (e != cudaSuccess)
         last = e;
     return e;
@@ -47,6 +50,8 @@ const char *cudaGetErrorString(cudaError_t e) {
         return "invalid device ordinal";
     case cudaErrorInvalidResourceHandle:
         return "invalid resource handle";
+    case cudaErrorIllegalAddress:
+        return "an illegal memory access was encountered";
     case cudaErrorNotSupported:
         return "operation not supported";
     case cudaErrorHostMemoryAlreadyRegistered:
@@ -58,9 +63,11 @@ const char *cudaGetErrorString(cudaError_t e) {
     }
 }
 const char *cudaGetErrorName(cudaError_t e) { return cudaGetErrorString(e); }
-cudaError_t cudaPeekAtLastError(void) { return last; }
+cudaError_t cudaPeekAtLastError(void) {
+    return emu_device_lost() ? cudaErrorIllegalAddress : last;
+}
 cudaError_t cudaGetLastError(void) {
-    cudaError_t e = last;
+    cudaError_t e = cudaPeekAtLastError();
     last = cudaSuccess;
     return e;
 }
@@ -133,7 +140,7 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device) {
     *prop = p;
     return cudaSuccess;
 }
-cudaError_t cudaDeviceSynchronize(void) { return cudaSuccess; }
+cudaError_t cudaDeviceSynchronize(void) { return result(cudaSuccess); }
 cudaError_t cudaDeviceReset(void) { return cudaSuccess; }
 cudaError_t cudaDriverGetVersion(int *version) {
     *version = emu_device_count() == 0 ? 0 : CUDART_VERSION;
@@ -149,14 +156,16 @@ cudaError_t cudaRuntimeGetVersion(int *version) {
 cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind) {
     if ((bytes != 0 && (dst == nullptr || src == nullptr)) || kind < 0 || kind > cudaMemcpyDefault)
         return result(cudaErrorInvalidValue);
-    memmove(dst, src, bytes);
-    return cudaSuccess;
+    if (!emu_device_lost())
+        memmove(dst, src, bytes);
+    return result(cudaSuccess);
 }
 cudaError_t cudaMemset(void *p, int value, size_t bytes) {
     if (bytes != 0 && p == nullptr)
         return result(cudaErrorInvalidValue);
-    memset(p, value, bytes);
-    return cudaSuccess;
+    if (!emu_device_lost())
+        memset(p, value, bytes);
+    return result(cudaSuccess);
 }
 
 // --- streams and events -----------------------------------------------------------------------------
@@ -236,7 +245,7 @@ cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
         return result(cudaErrorInvalidResourceHandle);
     e->recorded = true;
     clock_gettime(CLOCK_MONOTONIC, &e->at);
-    return cudaSuccess;
+    return result(cudaSuccess);
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     return result(event_known(e) ? cudaSuccess : cudaErrorInvalidResourceHandle);

@@ -86,6 +86,8 @@ static unsigned char *map_guarded(size_t rounded, emu_allocation *a) {
 
 static cudaError_t allocate(void **ret, size_t bytes, bool host) {
     std::lock_guard<std::mutex> hold(emu_memory_lock);
+    if (emu_result(cudaSuccess) != cudaSuccess)
+        return cudaErrorIllegalAddress;
     if (bytes == 0) {
         *ret = nullptr;
         return cudaSuccess;

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <ucontext.h>
 
 #include <mutex>
 #include <vector>
@@ -115,23 +116,38 @@ emu_lane *emu_lane_now() {
     return now;
 }
 
-// A fault in a kernel: says where, then takes the usual way.
-[[maybe_unused]] static void fault(int sig, siginfo_t *info, void *) {
-    signal(sig, SIG_DFL);
-    if (now != nullptr)
-        emu_die("access to %p, which is no memory of the device", info->si_addr);
-    raise(sig);
+// A fault in a kernel loses the device, as on a GPU: it says where, the grid ends, and from then on
+// everything fails (emu_device_lost).
+static bool lost;
+bool emu_device_lost() { return lost; }
+
+static void lane_faulted() {
+    lost = true;
+    emu_fibre_exit(&now->fibre, &home);
+}
+static void fault(int sig, siginfo_t *info, void *context) {
+    if (now == nullptr) { // not a kernel's: the usual way
+        signal(sig, SIG_DFL);
+        return;
+    }
+    fprintf(stderr,
+            "emulator: access to %p, which is no memory of the device\n"
+            "  in block (%u, %u, %u), thread (%u, %u, %u), launch %lu\n",
+            info->si_addr, place.block.x, place.block.y, place.block.z, place.thread.x,
+            place.thread.y, place.thread.z, (unsigned long)launches);
+    // The lane goes on in lane_faulted, its stack aligned as after a call.
+    greg_t *r = static_cast<ucontext_t *>(context)->uc_mcontext.gregs;
+    r[REG_RSP] = ((r[REG_RSP] - 256) & ~(greg_t)15) - 8;
+    r[REG_RIP] = (greg_t)(uintptr_t)&lane_faulted;
 }
 static void catch_faults() {
-#if !defined(__SANITIZE_ADDRESS__) // it says more
     static unsigned char stack[64 * 1024];
     const stack_t alternate = {stack, 0, sizeof stack};
-    struct sigaction action = {}, old;
+    struct sigaction action = {};
     action.sa_sigaction = fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigaltstack(&alternate, nullptr);
-    sigaction(SIGSEGV, &action, &old);
-#endif
+    sigaction(SIGSEGV, &action, nullptr);
 }
 
 static void leave() { emu_fibre_switch(&now->fibre, &home); }
@@ -203,9 +219,9 @@ static void run_warp(emu_warp *w) {
         uint64_t r = random_next();
         uint32_t start = (uint32_t)r & 31u, step = (r & 32u) != 0 ? 1 : 31;
         for (uint32_t i = 0, at = start; i < 32; i++, at = (at + step) & 31u)
-            if (at < w->count && w->lanes[at].state == EMU_RUNS)
+            if (at < w->count && w->lanes[at].state == EMU_RUNS && !lost)
                 run_lane(&w->lanes[at]);
-        if (!perform(w))
+        if (lost || !perform(w))
             return;
         if ((r >> 32 & 15u) == 0)
             return;
@@ -351,7 +367,7 @@ static bool block_step(emu_block *b) {
     w->able = false;
     for (uint32_t i = 0; i < w->count && !w->able; i++)
         w->able = w->lanes[i].state == EMU_RUNS;
-    if (!w->able)
+    if (!w->able && !lost)
         check_stuck(b, w);
     return true;
 }
@@ -384,10 +400,13 @@ static void run_grid(const dim3 &grid, const dim3 &block) {
             if (resident[i].live)
                 live[n++] = i;
         }
-        if (n == 0)
+        if (lost)
+            for (emu_block &b : resident)
+                b.live = false;
+        if (n == 0 || lost)
             return;
         emu_block *b = &resident[live[random_next() % n]];
-        for (uint64_t steps = 1 + random_next() % 64; steps != 0; steps--)
+        for (uint64_t steps = 1 + random_next() % 64; steps != 0 && !lost; steps--)
             if (!block_step(b)) {
                 block_end(b);
                 break;
@@ -404,6 +423,8 @@ int emu_launch(void (*start)(void *), void *arg, dim3 grid, dim3 block, size_t d
         return 9; // cudaErrorInvalidConfiguration
     if (dynamic + statics() - sizeof anchor > SMEM_BYTES)
         return 1; // cudaErrorInvalidValue
+    if (lost)
+        return 700; // cudaErrorIllegalAddress
     catch_faults();
     const char *seed = getenv("KVPOOL_EMULATE_SEED");
     launches++;
