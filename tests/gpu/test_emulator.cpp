@@ -104,8 +104,8 @@ static void test_numbers_round_to_nearest_even(void **) {
     assert_int_equal(emu_fp32_to_e4m3(NAN) & 0x7f, 0x7f);
     assert_true(emu_e4m3_to_fp32(0x7e) == 448);
     assert_true(emu_e4m3_to_fp32(0x01) == 0x1p-9f);
-    assert_int_equal(emu_fp32_to_bf16(1.00390625f), 0x3f80);             // tie to even
-    assert_int_equal(emu_fp32_to_bf16(1.01171875f), 0x3f82);             // tie to even, upwards
+    assert_int_equal(emu_fp32_to_bf16(1.00390625f), 0x3f80); // tie to even
+    assert_int_equal(emu_fp32_to_bf16(1.01171875f), 0x3f82); // tie to even, upwards
     assert_int_equal(pack2<bf16>(1, -2), 0xc0003f80u);
     assert_true(exp2_fast(-INFINITY) == 0 && exp2_fast(3) == 8 && exp2_fast(-140) == 0);
 }
@@ -238,7 +238,8 @@ static void test_named_barriers(void **) {
 }
 
 // The last block adds up what all have written.
-static __global__ void last_adds(uint32_t *partial, uint32_t *counter, uint32_t *sum, uint32_t *who) {
+static __global__ void last_adds(uint32_t *partial, uint32_t *counter, uint32_t *sum,
+                                 uint32_t *who) {
     if (threadIdx.x != 0)
         return;
     partial[blockIdx.x] = blockIdx.x + 1;
@@ -283,7 +284,9 @@ static __global__ void bad_warp_missing_at_barrier() {
     if (threadIdx.x < 32)
         __syncthreads();
 }
-static __global__ void bad_other_mask() { __syncwarp(threadIdx.x < 16 ? 0xffffu : ALL); }
+static __global__ void bad_other_mask() {
+    __syncwarp(threadIdx.x < 16 ? 0xffffu : ALL);
+}
 static __global__ void bad_misaligned_copy() {
     KVPOOL_SHARED smem[];
     static const float4 zero = {};
@@ -326,7 +329,8 @@ static void check_dies(void (*kernel)(), const char *text) {
     close(fds[1]);
     static char said[65536];
     size_t n = 0;
-    for (ssize_t got; n < sizeof said - 1 && (got = read(fds[0], said + n, sizeof said - 1 - n)) > 0;)
+    for (ssize_t got;
+         n < sizeof said - 1 && (got = read(fds[0], said + n, sizeof said - 1 - n)) > 0;)
         n += (size_t)got;
     said[n] = 0;
     close(fds[0]);

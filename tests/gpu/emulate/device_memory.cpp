@@ -136,11 +136,21 @@ static cudaError_t release(void *p, bool host) {
     emu_memory.erase(at);
     return cudaSuccess;
 }
-cudaError_t cudaMalloc(void **p, size_t bytes) { return allocate(p, bytes, false); }
-cudaError_t cudaFree(void *p) { return release(p, false); }
-cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned int) { return allocate(p, bytes, true); }
-cudaError_t cudaMallocHost(void **p, size_t bytes) { return allocate(p, bytes, true); }
-cudaError_t cudaFreeHost(void *p) { return release(p, true); }
+cudaError_t cudaMalloc(void **p, size_t bytes) {
+    return allocate(p, bytes, false);
+}
+cudaError_t cudaFree(void *p) {
+    return release(p, false);
+}
+cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned int) {
+    return allocate(p, bytes, true);
+}
+cudaError_t cudaMallocHost(void **p, size_t bytes) {
+    return allocate(p, bytes, true);
+}
+cudaError_t cudaFreeHost(void *p) {
+    return release(p, true);
+}
 
 // --- host memory that the device reaches --------------------------------------------------------
 

@@ -34,7 +34,9 @@ extern "C" unsigned char __start_emu_shared[], __stop_emu_shared[];
 static emu_block *loaded; // whose shared memory is in place
 static size_t smem_bytes; // of the launch
 
-static size_t statics() { return (size_t)(__stop_emu_shared - __start_emu_shared); }
+static size_t statics() {
+    return (size_t)(__stop_emu_shared - __start_emu_shared);
+}
 
 static void load_shared(emu_block *b) {
     if (loaded == b)
@@ -58,7 +60,8 @@ unsigned char *emu_smem_at(uint32_t address, size_t bytes, const char *what) {
     if (address % bytes != 0)
         emu_die("%s: shared address %u is not a multiple of %zu", what, address, bytes);
     if ((size_t)address + bytes > smem_bytes)
-        emu_die("%s: shared address %u is outside the block's %zu bytes", what, address, smem_bytes);
+        emu_die("%s: shared address %u is outside the block's %zu bytes", what, address,
+                smem_bytes);
     return smem + address;
 }
 
@@ -88,7 +91,8 @@ static void say_lanes(const emu_warp *w) {
         else if (l->state == EMU_WAITS_WARP)
             fprintf(stderr, "  lane %2u waits in %s with mask %08x\n", i, op, l->mask);
         else if (l->state == EMU_WAITS_BLOCK)
-            fprintf(stderr, "  lane %2u waits at barrier %u of %u threads\n", i, l->barrier, l->count);
+            fprintf(stderr, "  lane %2u waits at barrier %u of %u threads\n", i, l->barrier,
+                    l->count);
         else
             fprintf(stderr, "  lane %2u runs\n", i);
     }
@@ -102,9 +106,9 @@ void emu_die(const char *format, ...) {
     vfprintf(stderr, format, args);
     va_end(args);
     if (now != nullptr) {
-        fprintf(stderr, "\n  in block (%u, %u, %u), thread (%u, %u, %u), launch %lu\n", place.block.x,
-                place.block.y, place.block.z, place.thread.x, place.thread.y, place.thread.z,
-                (unsigned long)launches);
+        fprintf(stderr, "\n  in block (%u, %u, %u), thread (%u, %u, %u), launch %lu\n",
+                place.block.x, place.block.y, place.block.z, place.thread.x, place.thread.y,
+                place.thread.z, (unsigned long)launches);
     }
     fputc('\n', stderr);
     abort();
@@ -117,9 +121,15 @@ emu_lane *emu_lane_now() {
 }
 
 // A fault in a kernel loses the device, as on a GPU: it says where, the grid ends, and from then on
-// everything fails (emu_device_lost).
-static bool lost;
-bool emu_device_lost() { return lost; }
+// everything fails: as soon as somebody has waited for the device.
+static bool lost, seen;
+bool emu_device_lost() {
+    return lost;
+}
+bool emu_device_loss_seen(bool look) {
+    seen = seen || (look && lost);
+    return seen;
+}
 
 static void lane_faulted() {
     lost = true;
@@ -150,7 +160,9 @@ static void catch_faults() {
     sigaction(SIGSEGV, &action, nullptr);
 }
 
-static void leave() { emu_fibre_switch(&now->fibre, &home); }
+static void leave() {
+    emu_fibre_switch(&now->fibre, &home);
+}
 
 static void lane_main() {
     entry(entry_arg);
@@ -252,7 +264,8 @@ void emu_barrier_arg(uint32_t id, uint32_t count, bool wait, bool predicate) {
         s->waiting.push_back(l);
     }
     // The warps' lanes that do not exist count as there.
-    uint32_t absent = s->count == (b->threads + 31) / 32 * 32 ? (uint32_t)(s->count - b->threads) : 0;
+    uint32_t absent =
+        s->count == (b->threads + 31) / 32 * 32 ? (uint32_t)(s->count - b->threads) : 0;
     if (s->arrived + absent == s->count) {
         for (emu_lane *m : s->waiting) {
             m->state = EMU_RUNS;
@@ -265,7 +278,9 @@ void emu_barrier_arg(uint32_t id, uint32_t count, bool wait, bool predicate) {
     }
     leave();
 }
-void emu_barrier(uint32_t id, uint32_t count, bool wait) { emu_barrier_arg(id, count, wait, false); }
+void emu_barrier(uint32_t id, uint32_t count, bool wait) {
+    emu_barrier_arg(id, count, wait, false);
+}
 uint32_t emu_barrier_count(bool predicate) {
     emu_barrier_arg(0, 0, true, predicate);
     return now->predicates;
@@ -295,7 +310,8 @@ static void check_stuck(const emu_block *b, const emu_warp *w) {
         return;
     place.block = b->index;
     fflush(stdout);
-    fprintf(stderr, "emulator: the lanes of warp %u of block (%u, %u, %u) wait for different things:\n",
+    fprintf(stderr,
+            "emulator: the lanes of warp %u of block (%u, %u, %u) wait for different things:\n",
             w->index, b->index.x, b->index.y, b->index.z);
     say_lanes(w);
     emu_die("divergent collective");
@@ -424,11 +440,12 @@ int emu_launch(void (*start)(void *), void *arg, dim3 grid, dim3 block, size_t d
     if (dynamic + statics() - sizeof anchor > SMEM_BYTES)
         return 1; // cudaErrorInvalidValue
     if (lost)
-        return 700; // cudaErrorIllegalAddress
+        return seen ? 700 : 0; // cudaErrorIllegalAddress
     catch_faults();
     const char *seed = getenv("KVPOOL_EMULATE_SEED");
     launches++;
-    random_state = (seed != nullptr ? strtoull(seed, nullptr, 0) : 1) * 0x9e3779b97f4a7c15u + launches;
+    random_state =
+        (seed != nullptr ? strtoull(seed, nullptr, 0) : 1) * 0x9e3779b97f4a7c15u + launches;
     entry = start;
     entry_arg = arg;
     place.block_dim = block;
