@@ -289,9 +289,9 @@ struct attention_setup *attention_setup(const struct attention_case *c) {
 }
 
 void attention_free(struct attention_setup *s) {
-    struct buffer *all[] = {&s->k,     &s->v,        &s->q,        &s->out,  &s->lse,
+    struct buffer *all[] = {&s->k,     &s->v,        &s->q,        &s->out,       &s->lse,
                             &s->table, &s->rows,     &s->kv_len,   &s->qo_indptr, &s->index,
-                            &s->sinks, &s->k_scales, &s->v_scales, &s->plan, &s->workspace};
+                            &s->sinks, &s->k_scales, &s->v_scales, &s->plan,      &s->workspace};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++)
         buffer_free(all[i]);
     free(s->launched);

@@ -19,7 +19,8 @@ static const char *describe(const struct attention_setup *s, const struct attent
     static char text[512];
     const struct attention_case *c = s->c;
     snprintf(text, sizeof text,
-             "%s, \"%s\": %s over %s, heads %u/%u of %u, pages of %u, layout %d, %u sequences, seed %llu%s%s%s%s%s",
+             "%s, \"%s\": %s over %s, heads %u/%u of %u, pages of %u, layout %d, %u sequences, "
+             "seed %llu%s%s%s%s%s",
              k->name, c->name, dtype_name(c->dtype), dtype_name(c->kv_dtype), c->qo_heads,
              c->kv_heads, c->head_dim, c->page_size, (int)c->layout, c->n,
              (unsigned long long)c->seed, c->causal ? ", causal" : "",
@@ -202,9 +203,9 @@ static void check_unwritten(const struct attention_setup *s, const struct attent
 }
 
 static void check_read_only(struct attention_setup *s) {
-    struct buffer *inputs[] = {&s->k,      &s->v,         &s->q,     &s->table,    &s->rows,
-                               &s->kv_len, &s->qo_indptr, &s->index, &s->sinks,    &s->k_scales,
-                               &s->v_scales, &s->plan};
+    struct buffer *inputs[] = {&s->k,     &s->v,        &s->q,         &s->table,
+                               &s->rows,  &s->kv_len,   &s->qo_indptr, &s->index,
+                               &s->sinks, &s->k_scales, &s->v_scales,  &s->plan};
     for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++)
         buffer_unchanged(inputs[i]);
     if (s->workspace.allocation != NULL)

@@ -74,8 +74,8 @@ size_t element_size(uint32_t dtype) {
 }
 float e4m3_load(uint8_t b) {
     int exponent = b >> 3 & 15, mantissa = b & 7;
-    float x = exponent == 0 ? (float)mantissa * 0x1p-9f
-                            : ldexpf((float)(8 + mantissa), exponent - 10);
+    float x =
+        exponent == 0 ? (float)mantissa * 0x1p-9f : ldexpf((float)(8 + mantissa), exponent - 10);
     if ((b & 0x7f) == 0x7f)
         x = NAN;
     return (b & 0x80) != 0 ? -x : x;

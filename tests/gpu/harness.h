@@ -74,9 +74,9 @@ struct buffer {
     unsigned char *allocation;
 };
 struct buffer buffer_new(const char *name, size_t bytes);
-void buffer_up(struct buffer *b);         // host -> device
-void buffer_down(struct buffer *b);       // device -> host; checks the guards
-void buffer_unchanged(struct buffer *b);  // fails unless device == host; checks the guards
+void buffer_up(struct buffer *b);        // host -> device
+void buffer_down(struct buffer *b);      // device -> host; checks the guards
+void buffer_unchanged(struct buffer *b); // fails unless device == host; checks the guards
 void buffer_free(struct buffer *b);
 void device_sync(void); // fails the test on an error of the device
 

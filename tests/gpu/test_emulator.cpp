@@ -104,8 +104,8 @@ static void test_numbers_round_to_nearest_even(void **) {
     assert_int_equal(emu_fp32_to_e4m3(NAN) & 0x7f, 0x7f);
     assert_true(emu_e4m3_to_fp32(0x7e) == 448);
     assert_true(emu_e4m3_to_fp32(0x01) == 0x1p-9f);
-    assert_int_equal(emu_fp32_to_bf16(1.00390625f), 0x3f80);             // tie to even
-    assert_int_equal(emu_fp32_to_bf16(1.01171875f), 0x3f82);             // tie to even, upwards
+    assert_int_equal(emu_fp32_to_bf16(1.00390625f), 0x3f80); // tie to even
+    assert_int_equal(emu_fp32_to_bf16(1.01171875f), 0x3f82); // tie to even, upwards
     assert_int_equal(pack2<bf16>(1, -2), 0xc0003f80u);
     assert_true(exp2_fast(-INFINITY) == 0 && exp2_fast(3) == 8 && exp2_fast(-140) == 0);
 }
@@ -238,7 +238,8 @@ static void test_named_barriers(void **) {
 }
 
 // The last block adds up what all have written.
-static __global__ void last_adds(uint32_t *partial, uint32_t *counter, uint32_t *sum, uint32_t *who) {
+static __global__ void last_adds(uint32_t *partial, uint32_t *counter, uint32_t *sum,
+                                 uint32_t *who) {
     if (threadIdx.x != 0)
         return;
     partial[blockIdx.x] = blockIdx.x + 1;
@@ -283,7 +284,9 @@ static __global__ void bad_warp_missing_at_barrier() {
     if (threadIdx.x < 32)
         __syncthreads();
 }
-static __global__ void bad_other_mask() { __syncwarp(threadIdx.x < 16 ? 0xffffu : ALL); }
+static __global__ void bad_other_mask() {
+    __syncwarp(threadIdx.x < 16 ? 0xffffu : ALL);
+}
 static __global__ void bad_misaligned_copy() {
     KVPOOL_SHARED smem[];
     static const float4 zero = {};
@@ -307,7 +310,7 @@ static __global__ void bad_misaligned_load() {
     KVPOOL_SHARED smem[];
     __ldcg((const float4 *)(smem + 4));
 }
-[[maybe_unused]] static __global__ void bad_address() {
+static __global__ void bad_address() {
     KVPOOL_SHARED smem[];
     ((uint64_t *)smem)[threadIdx.x % 8] = *(volatile uint64_t *)0x7f0000000008;
 }
@@ -326,7 +329,8 @@ static void check_dies(void (*kernel)(), const char *text) {
     close(fds[1]);
     static char said[65536];
     size_t n = 0;
-    for (ssize_t got; n < sizeof said - 1 && (got = read(fds[0], said + n, sizeof said - 1 - n)) > 0;)
+    for (ssize_t got;
+         n < sizeof said - 1 && (got = read(fds[0], said + n, sizeof said - 1 - n)) > 0;)
         n += (size_t)got;
     said[n] = 0;
     close(fds[0]);
@@ -347,9 +351,24 @@ static void test_undefined_ends_with_the_reason(void **) {
     check_dies(bad_ldmatrix_outside, "ldmatrix: shared address 64 is outside");
     check_dies(bad_source_of_shuffle, "reads lane 9, which is not in mask");
     check_dies(bad_misaligned_load, "misaligned");
-#if !defined(__SANITIZE_ADDRESS__)
-    check_dies(bad_address, "access to 0x7f0000000008, which is no memory of the device");
-#endif
+}
+// As on a GPU: the launch succeeds, everything after it does not.
+static void test_fault_loses_the_device(void **) {
+    pid_t pid = fork();
+    assert_true(pid >= 0);
+    if (pid == 0) {
+        void *p;
+        bool good = start_kernel(bad_address, 4, 64, 64, nullptr, false) == 0 &&
+                    cudaDeviceSynchronize() == cudaErrorIllegalAddress &&
+                    cudaGetLastError() == cudaErrorIllegalAddress &&
+                    cudaGetLastError() == cudaErrorIllegalAddress &&
+                    cudaMalloc(&p, 16) == cudaErrorIllegalAddress &&
+                    start_kernel(bad_address, 1, 64, 64, nullptr, false) == 700;
+        _exit(good ? 0 : 1);
+    }
+    int status;
+    assert_int_equal(waitpid(pid, &status, 0), pid);
+    assert_int_equal(status, 0);
 }
 static void test_wrong_launches_are_refused(void **) {
     assert_int_equal(start_kernel(bad_exited_lane, 0, 32, 0, nullptr, false), 9);
@@ -368,6 +387,7 @@ int main() {
         cmocka_unit_test(test_named_barriers),
         cmocka_unit_test(test_blocks_run_in_varying_order),
         cmocka_unit_test(test_undefined_ends_with_the_reason),
+        cmocka_unit_test(test_fault_loses_the_device),
         cmocka_unit_test(test_wrong_launches_are_refused),
     };
     return cmocka_run_group_tests_name("emulator", tests, nullptr, nullptr);

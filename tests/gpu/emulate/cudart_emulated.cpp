@@ -6,9 +6,10 @@
 //  2. A wrong handle, pointer or size is refused as the runtime does, not followed.
 // Memory: device_memory.cpp; the driver's part: driver_emulated.cpp.
 // Threads: any.
+#include "tests/gpu/emulate/cudart_emulated.h"
 #include "cuda_runtime_api.h"
 #include "tests/gpu/emulate/device_memory.h"
-#include "tests/gpu/emulate/cudart_emulated.h"
+#include "tests/gpu/emulate/emulator.h"
 
 #include <stdio.h>
 #include <stdlib.h>
@@ -23,11 +24,15 @@ static std::mutex lock; // of streams and events
 static thread_local cudaError_t last;
 
 cudaError_t emu_result(cudaError_t e) {
+    if (emu_device_loss_seen(false))
+        e = cudaErrorIllegalAddress;
     if (e != cudaSuccess)
         last = e;
     return e;
 }
-static cudaError_t result(cudaError_t e) { return emu_result(e); }
+static cudaError_t result(cudaError_t e) {
+    return emu_result(e);
+}
 
 // --- errors -----------------------------------------------------------------------------------------
 
@@ -47,6 +52,8 @@ const char *cudaGetErrorString(cudaError_t e) {
         return "invalid device ordinal";
     case cudaErrorInvalidResourceHandle:
         return "invalid resource handle";
+    case cudaErrorIllegalAddress:
+        return "an illegal memory access was encountered";
     case cudaErrorNotSupported:
         return "operation not supported";
     case cudaErrorHostMemoryAlreadyRegistered:
@@ -57,10 +64,14 @@ const char *cudaGetErrorString(cudaError_t e) {
         return "unknown error";
     }
 }
-const char *cudaGetErrorName(cudaError_t e) { return cudaGetErrorString(e); }
-cudaError_t cudaPeekAtLastError(void) { return last; }
+const char *cudaGetErrorName(cudaError_t e) {
+    return cudaGetErrorString(e);
+}
+cudaError_t cudaPeekAtLastError(void) {
+    return emu_device_loss_seen(false) ? cudaErrorIllegalAddress : last;
+}
 cudaError_t cudaGetLastError(void) {
-    cudaError_t e = last;
+    cudaError_t e = cudaPeekAtLastError();
     last = cudaSuccess;
     return e;
 }
@@ -81,7 +92,8 @@ cudaError_t cudaGetDevice(int *device) {
     return result(emu_device_count() == 0 ? cudaErrorNoDevice : cudaSuccess);
 }
 cudaError_t cudaSetDevice(int device) {
-    return result(device < 0 || device >= emu_device_count() ? cudaErrorInvalidDevice : cudaSuccess);
+    return result(device < 0 || device >= emu_device_count() ? cudaErrorInvalidDevice
+                                                             : cudaSuccess);
 }
 cudaError_t cudaDeviceGetAttribute(int *value, enum cudaDeviceAttr attr, int device) {
     if (device < 0 || device >= emu_device_count())
@@ -133,8 +145,13 @@ cudaError_t cudaGetDeviceProperties(struct cudaDeviceProp *prop, int device) {
     *prop = p;
     return cudaSuccess;
 }
-cudaError_t cudaDeviceSynchronize(void) { return cudaSuccess; }
-cudaError_t cudaDeviceReset(void) { return cudaSuccess; }
+cudaError_t cudaDeviceSynchronize(void) {
+    emu_device_loss_seen(true);
+    return result(cudaSuccess);
+}
+cudaError_t cudaDeviceReset(void) {
+    return cudaSuccess;
+}
 cudaError_t cudaDriverGetVersion(int *version) {
     *version = emu_device_count() == 0 ? 0 : CUDART_VERSION;
     return cudaSuccess;
@@ -146,17 +163,23 @@ cudaError_t cudaRuntimeGetVersion(int *version) {
 
 // --- copies -----------------------------------------------------------------------------------------
 
-cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind) {
+static cudaError_t copy(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind) {
     if ((bytes != 0 && (dst == nullptr || src == nullptr)) || kind < 0 || kind > cudaMemcpyDefault)
         return result(cudaErrorInvalidValue);
-    memmove(dst, src, bytes);
-    return cudaSuccess;
+    if (!emu_device_lost())
+        memmove(dst, src, bytes);
+    return result(cudaSuccess);
+}
+cudaError_t cudaMemcpy(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind) {
+    emu_device_loss_seen(true);
+    return copy(dst, src, bytes, kind);
 }
 cudaError_t cudaMemset(void *p, int value, size_t bytes) {
     if (bytes != 0 && p == nullptr)
         return result(cudaErrorInvalidValue);
-    memset(p, value, bytes);
-    return cudaSuccess;
+    if (!emu_device_lost())
+        memset(p, value, bytes);
+    return result(cudaSuccess);
 }
 
 // --- streams and events -----------------------------------------------------------------------------
@@ -185,7 +208,7 @@ static cudaError_t check(cudaStream_t s) {
 
 cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaMemcpyKind kind,
                             cudaStream_t s) {
-    return check(s) == cudaSuccess ? cudaMemcpy(dst, src, bytes, kind) : last;
+    return check(s) == cudaSuccess ? copy(dst, src, bytes, kind) : last;
 }
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s) {
     return check(s) == cudaSuccess ? cudaMemset(p, value, bytes) : last;
@@ -197,7 +220,9 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t *ret, unsigned int, int) {
     *ret = s;
     return cudaSuccess;
 }
-cudaError_t cudaStreamCreate(cudaStream_t *ret) { return cudaStreamCreateWithPriority(ret, 0, 0); }
+cudaError_t cudaStreamCreate(cudaStream_t *ret) {
+    return cudaStreamCreateWithPriority(ret, 0, 0);
+}
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *ret, unsigned int flags) {
     return cudaStreamCreateWithPriority(ret, flags, 0);
 }
@@ -208,8 +233,13 @@ cudaError_t cudaStreamDestroy(cudaStream_t s) {
     delete s;
     return cudaSuccess;
 }
-cudaError_t cudaStreamSynchronize(cudaStream_t s) { return check(s); }
-cudaError_t cudaStreamQuery(cudaStream_t s) { return check(s); }
+cudaError_t cudaStreamSynchronize(cudaStream_t s) {
+    emu_device_loss_seen(true);
+    return check(s);
+}
+cudaError_t cudaStreamQuery(cudaStream_t s) {
+    return cudaStreamSynchronize(s);
+}
 cudaError_t cudaLaunchHostFunc(cudaStream_t s, cudaHostFn_t f, void *arg) {
     if (check(s) != cudaSuccess)
         return last;
@@ -230,18 +260,23 @@ cudaError_t cudaEventCreateWithFlags(cudaEvent_t *ret, unsigned int) {
     *ret = e;
     return cudaSuccess;
 }
-cudaError_t cudaEventCreate(cudaEvent_t *ret) { return cudaEventCreateWithFlags(ret, 0); }
+cudaError_t cudaEventCreate(cudaEvent_t *ret) {
+    return cudaEventCreateWithFlags(ret, 0);
+}
 cudaError_t cudaEventRecord(cudaEvent_t e, cudaStream_t s) {
     if (!event_known(e) || !stream_known(s))
         return result(cudaErrorInvalidResourceHandle);
     e->recorded = true;
     clock_gettime(CLOCK_MONOTONIC, &e->at);
-    return cudaSuccess;
+    return result(cudaSuccess);
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t e) {
+    emu_device_loss_seen(true);
     return result(event_known(e) ? cudaSuccess : cudaErrorInvalidResourceHandle);
 }
-cudaError_t cudaEventQuery(cudaEvent_t e) { return cudaEventSynchronize(e); }
+cudaError_t cudaEventQuery(cudaEvent_t e) {
+    return cudaEventSynchronize(e);
+}
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end) {
     if (!event_known(start) || !event_known(end) || !start->recorded || !end->recorded)
         return result(cudaErrorInvalidResourceHandle);

@@ -86,6 +86,8 @@ static unsigned char *map_guarded(size_t rounded, emu_allocation *a) {
 
 static cudaError_t allocate(void **ret, size_t bytes, bool host) {
     std::lock_guard<std::mutex> hold(emu_memory_lock);
+    if (emu_result(cudaSuccess) != cudaSuccess)
+        return cudaErrorIllegalAddress;
     if (bytes == 0) {
         *ret = nullptr;
         return cudaSuccess;
@@ -134,11 +136,21 @@ static cudaError_t release(void *p, bool host) {
     emu_memory.erase(at);
     return cudaSuccess;
 }
-cudaError_t cudaMalloc(void **p, size_t bytes) { return allocate(p, bytes, false); }
-cudaError_t cudaFree(void *p) { return release(p, false); }
-cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned int) { return allocate(p, bytes, true); }
-cudaError_t cudaMallocHost(void **p, size_t bytes) { return allocate(p, bytes, true); }
-cudaError_t cudaFreeHost(void *p) { return release(p, true); }
+cudaError_t cudaMalloc(void **p, size_t bytes) {
+    return allocate(p, bytes, false);
+}
+cudaError_t cudaFree(void *p) {
+    return release(p, false);
+}
+cudaError_t cudaHostAlloc(void **p, size_t bytes, unsigned int) {
+    return allocate(p, bytes, true);
+}
+cudaError_t cudaMallocHost(void **p, size_t bytes) {
+    return allocate(p, bytes, true);
+}
+cudaError_t cudaFreeHost(void *p) {
+    return release(p, true);
+}
 
 // --- host memory that the device reaches --------------------------------------------------------
 

@@ -22,8 +22,8 @@ extern std::mutex emu_memory_lock;
 extern std::map<unsigned char *, emu_allocation> emu_memory; // by address
 extern size_t emu_memory_used;
 
-size_t emu_memory_limit(); // of the device, bytes: KVPOOL_EMULATE_MEMORY
-int emu_device_count();    // KVPOOL_EMULATE_DEVICES
+size_t emu_memory_limit();         // of the device, bytes: KVPOOL_EMULATE_MEMORY
+int emu_device_count();            // KVPOOL_EMULATE_DEVICES
 int emu_memory_file(size_t bytes); // a new one, or -1
 bool emu_memory_is_file(int fd, size_t *ret_bytes);
 // The allocation that holds p, or NULL.

@@ -33,7 +33,9 @@ static std::map<CUmemGenericAllocationHandle, allocation *> handles;
 static std::map<unsigned char *, reserved> ranges;
 static CUmemGenericAllocationHandle last_handle;
 
-static unsigned char *at(CUdeviceptr p) { return reinterpret_cast<unsigned char *>(p); }
+static unsigned char *at(CUdeviceptr p) {
+    return reinterpret_cast<unsigned char *>(p);
+}
 
 static CUresult get_error_string(CUresult error, const char **ret) {
     *ret = cudaGetErrorString((cudaError_t)error); // the numbers are the same
@@ -88,7 +90,8 @@ static CUresult mem_release(CUmemGenericAllocationHandle handle) {
     return CUDA_SUCCESS;
 }
 
-static CUresult address_reserve(CUdeviceptr *ret, size_t size, size_t, CUdeviceptr, unsigned long long) {
+static CUresult address_reserve(CUdeviceptr *ret, size_t size, size_t, CUdeviceptr,
+                                unsigned long long) {
     std::lock_guard<std::mutex> hold(emu_memory_lock);
     if (size == 0 || size % GRANULARITY != 0)
         return CUDA_ERROR_INVALID_VALUE;
@@ -131,7 +134,8 @@ static CUresult mem_unmap(CUdeviceptr address, size_t size) {
     if (range == ranges.end() || range->second.mapped == nullptr ||
         emu_memory[range->first].bytes != size)
         return CUDA_ERROR_INVALID_VALUE;
-    mmap(range->first, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1, 0);
+    mmap(range->first, size, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED | MAP_NORESERVE, -1,
+         0);
     put(range->second.mapped);
     range->second.mapped = nullptr;
     emu_memory.erase(range->first);
@@ -193,8 +197,8 @@ static CUresult address_range(CUdeviceptr *base, size_t *size, CUdeviceptr addre
 cudaError_t cudaGetDriverEntryPointByVersion(const char *symbol, void **ret, unsigned int,
                                              unsigned long long,
                                              enum cudaDriverEntryPointQueryResult *status) {
-#define ENTRY(name, version, function)                                                             \
-    {#name, reinterpret_cast<void *>(static_cast<PFN_##name##_##version>(function))}
+#define ENTRY(name, version, function) \
+    { #name, reinterpret_cast < void *>(static_cast <PFN_##name##_##version>(function)) }
     static const struct {
         const char *name;
         void *function;

@@ -9,6 +9,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <ucontext.h>
 
 #include <mutex>
 #include <vector>
@@ -33,7 +34,9 @@ extern "C" unsigned char __start_emu_shared[], __stop_emu_shared[];
 static emu_block *loaded; // whose shared memory is in place
 static size_t smem_bytes; // of the launch
 
-static size_t statics() { return (size_t)(__stop_emu_shared - __start_emu_shared); }
+static size_t statics() {
+    return (size_t)(__stop_emu_shared - __start_emu_shared);
+}
 
 static void load_shared(emu_block *b) {
     if (loaded == b)
@@ -57,7 +60,8 @@ unsigned char *emu_smem_at(uint32_t address, size_t bytes, const char *what) {
     if (address % bytes != 0)
         emu_die("%s: shared address %u is not a multiple of %zu", what, address, bytes);
     if ((size_t)address + bytes > smem_bytes)
-        emu_die("%s: shared address %u is outside the block's %zu bytes", what, address, smem_bytes);
+        emu_die("%s: shared address %u is outside the block's %zu bytes", what, address,
+                smem_bytes);
     return smem + address;
 }
 
@@ -87,7 +91,8 @@ static void say_lanes(const emu_warp *w) {
         else if (l->state == EMU_WAITS_WARP)
             fprintf(stderr, "  lane %2u waits in %s with mask %08x\n", i, op, l->mask);
         else if (l->state == EMU_WAITS_BLOCK)
-            fprintf(stderr, "  lane %2u waits at barrier %u of %u threads\n", i, l->barrier, l->count);
+            fprintf(stderr, "  lane %2u waits at barrier %u of %u threads\n", i, l->barrier,
+                    l->count);
         else
             fprintf(stderr, "  lane %2u runs\n", i);
     }
@@ -101,9 +106,9 @@ void emu_die(const char *format, ...) {
     vfprintf(stderr, format, args);
     va_end(args);
     if (now != nullptr) {
-        fprintf(stderr, "\n  in block (%u, %u, %u), thread (%u, %u, %u), launch %lu\n", place.block.x,
-                place.block.y, place.block.z, place.thread.x, place.thread.y, place.thread.z,
-                (unsigned long)launches);
+        fprintf(stderr, "\n  in block (%u, %u, %u), thread (%u, %u, %u), launch %lu\n",
+                place.block.x, place.block.y, place.block.z, place.thread.x, place.thread.y,
+                place.thread.z, (unsigned long)launches);
     }
     fputc('\n', stderr);
     abort();
@@ -115,26 +120,49 @@ emu_lane *emu_lane_now() {
     return now;
 }
 
-// A fault in a kernel: says where, then takes the usual way.
-[[maybe_unused]] static void fault(int sig, siginfo_t *info, void *) {
-    signal(sig, SIG_DFL);
-    if (now != nullptr)
-        emu_die("access to %p, which is no memory of the device", info->si_addr);
-    raise(sig);
+// A fault in a kernel loses the device, as on a GPU: it says where, the grid ends, and from then on
+// everything fails: as soon as somebody has waited for the device.
+static bool lost, seen;
+bool emu_device_lost() {
+    return lost;
+}
+bool emu_device_loss_seen(bool look) {
+    seen = seen || (look && lost);
+    return seen;
+}
+
+static void lane_faulted() {
+    lost = true;
+    emu_fibre_exit(&now->fibre, &home);
+}
+static void fault(int sig, siginfo_t *info, void *context) {
+    if (now == nullptr) { // not a kernel's: the usual way
+        signal(sig, SIG_DFL);
+        return;
+    }
+    fprintf(stderr,
+            "emulator: access to %p, which is no memory of the device\n"
+            "  in block (%u, %u, %u), thread (%u, %u, %u), launch %lu\n",
+            info->si_addr, place.block.x, place.block.y, place.block.z, place.thread.x,
+            place.thread.y, place.thread.z, (unsigned long)launches);
+    // The lane goes on in lane_faulted, its stack aligned as after a call.
+    greg_t *r = static_cast<ucontext_t *>(context)->uc_mcontext.gregs;
+    r[REG_RSP] = ((r[REG_RSP] - 256) & ~(greg_t)15) - 8;
+    r[REG_RIP] = (greg_t)(uintptr_t)&lane_faulted;
 }
 static void catch_faults() {
-#if !defined(__SANITIZE_ADDRESS__) // it says more
     static unsigned char stack[64 * 1024];
     const stack_t alternate = {stack, 0, sizeof stack};
-    struct sigaction action = {}, old;
+    struct sigaction action = {};
     action.sa_sigaction = fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigaltstack(&alternate, nullptr);
-    sigaction(SIGSEGV, &action, &old);
-#endif
+    sigaction(SIGSEGV, &action, nullptr);
 }
 
-static void leave() { emu_fibre_switch(&now->fibre, &home); }
+static void leave() {
+    emu_fibre_switch(&now->fibre, &home);
+}
 
 static void lane_main() {
     entry(entry_arg);
@@ -203,9 +231,9 @@ static void run_warp(emu_warp *w) {
         uint64_t r = random_next();
         uint32_t start = (uint32_t)r & 31u, step = (r & 32u) != 0 ? 1 : 31;
         for (uint32_t i = 0, at = start; i < 32; i++, at = (at + step) & 31u)
-            if (at < w->count && w->lanes[at].state == EMU_RUNS)
+            if (at < w->count && w->lanes[at].state == EMU_RUNS && !lost)
                 run_lane(&w->lanes[at]);
-        if (!perform(w))
+        if (lost || !perform(w))
             return;
         if ((r >> 32 & 15u) == 0)
             return;
@@ -236,7 +264,8 @@ void emu_barrier_arg(uint32_t id, uint32_t count, bool wait, bool predicate) {
         s->waiting.push_back(l);
     }
     // The warps' lanes that do not exist count as there.
-    uint32_t absent = s->count == (b->threads + 31) / 32 * 32 ? (uint32_t)(s->count - b->threads) : 0;
+    uint32_t absent =
+        s->count == (b->threads + 31) / 32 * 32 ? (uint32_t)(s->count - b->threads) : 0;
     if (s->arrived + absent == s->count) {
         for (emu_lane *m : s->waiting) {
             m->state = EMU_RUNS;
@@ -249,7 +278,9 @@ void emu_barrier_arg(uint32_t id, uint32_t count, bool wait, bool predicate) {
     }
     leave();
 }
-void emu_barrier(uint32_t id, uint32_t count, bool wait) { emu_barrier_arg(id, count, wait, false); }
+void emu_barrier(uint32_t id, uint32_t count, bool wait) {
+    emu_barrier_arg(id, count, wait, false);
+}
 uint32_t emu_barrier_count(bool predicate) {
     emu_barrier_arg(0, 0, true, predicate);
     return now->predicates;
@@ -279,7 +310,8 @@ static void check_stuck(const emu_block *b, const emu_warp *w) {
         return;
     place.block = b->index;
     fflush(stdout);
-    fprintf(stderr, "emulator: the lanes of warp %u of block (%u, %u, %u) wait for different things:\n",
+    fprintf(stderr,
+            "emulator: the lanes of warp %u of block (%u, %u, %u) wait for different things:\n",
             w->index, b->index.x, b->index.y, b->index.z);
     say_lanes(w);
     emu_die("divergent collective");
@@ -351,7 +383,7 @@ static bool block_step(emu_block *b) {
     w->able = false;
     for (uint32_t i = 0; i < w->count && !w->able; i++)
         w->able = w->lanes[i].state == EMU_RUNS;
-    if (!w->able)
+    if (!w->able && !lost)
         check_stuck(b, w);
     return true;
 }
@@ -384,10 +416,13 @@ static void run_grid(const dim3 &grid, const dim3 &block) {
             if (resident[i].live)
                 live[n++] = i;
         }
-        if (n == 0)
+        if (lost)
+            for (emu_block &b : resident)
+                b.live = false;
+        if (n == 0 || lost)
             return;
         emu_block *b = &resident[live[random_next() % n]];
-        for (uint64_t steps = 1 + random_next() % 64; steps != 0; steps--)
+        for (uint64_t steps = 1 + random_next() % 64; steps != 0 && !lost; steps--)
             if (!block_step(b)) {
                 block_end(b);
                 break;
@@ -404,10 +439,13 @@ int emu_launch(void (*start)(void *), void *arg, dim3 grid, dim3 block, size_t d
         return 9; // cudaErrorInvalidConfiguration
     if (dynamic + statics() - sizeof anchor > SMEM_BYTES)
         return 1; // cudaErrorInvalidValue
+    if (lost)
+        return seen ? 700 : 0; // cudaErrorIllegalAddress
     catch_faults();
     const char *seed = getenv("KVPOOL_EMULATE_SEED");
     launches++;
-    random_state = (seed != nullptr ? strtoull(seed, nullptr, 0) : 1) * 0x9e3779b97f4a7c15u + launches;
+    random_state =
+        (seed != nullptr ? strtoull(seed, nullptr, 0) : 1) * 0x9e3779b97f4a7c15u + launches;
     entry = start;
     entry_arg = arg;
     place.block_dim = block;

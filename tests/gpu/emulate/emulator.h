@@ -12,6 +12,7 @@
 //     what.
 //  5. Shared memory is 0xff when a block begins. cp.async poisons its destination at issue and copies
 //     at the wait that completes it: as late as a GPU may.
+//  6. A fault in a kernel is the device's, not the process's: cudaErrorIllegalAddress from then on.
 // Threads: any one at a time (launches are serialised by a mutex).
 #ifndef KVPOOL_TESTS_GPU_EMULATE_EMULATOR_H
 #define KVPOOL_TESTS_GPU_EMULATE_EMULATOR_H
@@ -37,6 +38,10 @@ extern const emu_place *emu_at;
 
 // Runs entry(arg) as every thread of the grid. Returns the cudaError_t.
 int emu_launch(void (*entry)(void *arg), void *arg, dim3 grid, dim3 block, size_t smem);
+// A kernel has touched what is no memory: nothing is done any more.
+bool emu_device_lost();
+// Whether callers know: what waits for the device looks, what enqueues does not.
+bool emu_device_loss_seen(bool look);
 
 // The dynamic shared memory of the running block is at the same place for every block, as on a GPU;
 // kernels name it by KVPOOL_SHARED smem[]. The offset of p in it.
@@ -63,7 +68,8 @@ uint32_t emu_barrier_count(bool predicate);
 
 void emu_cp_async_16(uint32_t dst, const void *src, bool valid);
 void emu_cp_async_commit();
-void emu_cp_async_wait(uint32_t newest_left); // groups that may remain; UINT32_MAX: none, uncommitted too
+void emu_cp_async_wait(
+    uint32_t newest_left); // groups that may remain; UINT32_MAX: none, uncommitted too
 
 // Others may run now (atomics, fences).
 void emu_yield();

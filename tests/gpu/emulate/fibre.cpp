@@ -90,7 +90,9 @@ static void jump(emu_fibre *from, emu_fibre *to, bool ends) {
     emu_fibre_jump(&from->sp, to->sp);
     arrived();
 }
-void emu_fibre_switch(emu_fibre *from, emu_fibre *to) { jump(from, to, false); }
+void emu_fibre_switch(emu_fibre *from, emu_fibre *to) {
+    jump(from, to, false);
+}
 void emu_fibre_exit(emu_fibre *from, emu_fibre *to) {
     jump(from, to, true);
     abort();

@@ -9,10 +9,10 @@
 #include <stddef.h>
 
 struct emu_fibre {
-    void *sp = nullptr;              // while it does not run
-    unsigned char *stack = nullptr;  // lowest address; NULL: the thread's own
-    void *fake = nullptr;            // AddressSanitizer's
-    const void *bottom = nullptr;    // of the stack, for AddressSanitizer
+    void *sp = nullptr;             // while it does not run
+    unsigned char *stack = nullptr; // lowest address; NULL: the thread's own
+    void *fake = nullptr;           // AddressSanitizer's
+    const void *bottom = nullptr;   // of the stack, for AddressSanitizer
     size_t bytes = 0;
 };
 

@@ -7,7 +7,9 @@
 #include <string.h>
 
 // x rounded to a multiple of 2^exponent, ties to even. Exact scaling by powers of two.
-static double round_to(double x, int exponent) { return ldexp(nearbyint(ldexp(x, -exponent)), exponent); }
+static double round_to(double x, int exponent) {
+    return ldexp(nearbyint(ldexp(x, -exponent)), exponent);
+}
 
 static uint32_t bits_of(float x) {
     uint32_t bits;
@@ -30,7 +32,9 @@ struct fp16_table {
 };
 static const fp16_table FP16;
 
-float emu_fp16_to_fp32(uint16_t h) { return FP16.value[h]; }
+float emu_fp16_to_fp32(uint16_t h) {
+    return FP16.value[h];
+}
 
 uint16_t emu_fp32_to_fp16(float x) {
     uint32_t bits = bits_of(x);

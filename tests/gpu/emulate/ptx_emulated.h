@@ -5,13 +5,19 @@
 
 #include "tests/gpu/emulate/vocabulary.h"
 
-static inline uint32_t smem_address(const void *p) { return emu_smem_address(p); }
+static inline uint32_t smem_address(const void *p) {
+    return emu_smem_address(p);
+}
 
 static inline void cp_async_16(uint32_t dst, const void *src, bool valid) {
     emu_cp_async_16(dst, src, valid);
 }
-static inline void cp_async_commit() { emu_cp_async_commit(); }
-template <int N> static inline void cp_async_wait() { emu_cp_async_wait(N); }
+static inline void cp_async_commit() {
+    emu_cp_async_commit();
+}
+template <int N> static inline void cp_async_wait() {
+    emu_cp_async_wait(N);
+}
 
 static inline void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
     emu_ldmatrix_x4(r, address, false);
@@ -19,7 +25,9 @@ static inline void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
 static inline void ldmatrix_x4_trans(uint32_t (&r)[4], uint32_t address) {
     emu_ldmatrix_x4(r, address, true);
 }
-static inline uint32_t movmatrix_trans(uint32_t a) { return emu_movmatrix(a); }
+static inline uint32_t movmatrix_trans(uint32_t a) {
+    return emu_movmatrix(a);
+}
 template <class T>
 static inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1) {
     static_assert(std::is_same_v<T, fp16> || std::is_same_v<T, bf16>, "fp16 or bf16");

@@ -5,7 +5,9 @@
 
 #include <string.h>
 
-static bool in(uint32_t mask, uint32_t lane) { return lane < 32 && (mask >> lane & 1u) != 0; }
+static bool in(uint32_t mask, uint32_t lane) {
+    return lane < 32 && (mask >> lane & 1u) != 0;
+}
 
 // --- shuffles, votes, reductions ----------------------------------------------------------------
 
@@ -84,7 +86,9 @@ uint32_t emu_match_any(uint32_t mask, uint64_t value) {
 
 static void nothing(void *const *, uint32_t) {}
 static const emu_op SYNCWARP = {"__syncwarp", nothing};
-void emu_syncwarp(uint32_t mask) { emu_collective(&SYNCWARP, mask, nullptr); }
+void emu_syncwarp(uint32_t mask) {
+    emu_collective(&SYNCWARP, mask, nullptr);
+}
 
 uint32_t emu_activemask() {
     emu_die("__activemask: which lanes are together is not defined");
@@ -173,7 +177,8 @@ static void movmatrix_perform(void *const *args, uint32_t) {
     }
     for (uint32_t t = 0; t < 32; t++) {
         uint32_t g = t / 4, c = t % 4;
-        static_cast<word *>(args[t])->result = (uint32_t)m[2 * c][g] | (uint32_t)m[2 * c + 1][g] << 16;
+        static_cast<word *>(args[t])->result = (uint32_t)m[2 * c][g] | (uint32_t)m[2 * c + 1][g]
+                                                                           << 16;
     }
 }
 static const emu_op MOVMATRIX = {"movmatrix", movmatrix_perform};
@@ -248,7 +253,9 @@ void emu_cp_async_16(uint32_t dst, const void *src, bool valid) {
     }
     l->copies.push_back(copy);
 }
-void emu_cp_async_commit() { emu_lane_now()->groups++; }
+void emu_cp_async_commit() {
+    emu_lane_now()->groups++;
+}
 void emu_cp_async_wait(uint32_t newest_left) {
     emu_lane *l = emu_lane_now();
     while (!l->copies.empty()) {

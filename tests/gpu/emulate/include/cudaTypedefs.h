@@ -6,9 +6,8 @@
 #include <cuda.h>
 
 typedef CUresult (*PFN_cuGetErrorString_v6000)(CUresult error, const char **ret);
-typedef CUresult (*PFN_cuMemGetAllocationGranularity_v10020)(size_t *ret,
-                                                             const CUmemAllocationProp *prop,
-                                                             CUmemAllocationGranularity_flags option);
+typedef CUresult (*PFN_cuMemGetAllocationGranularity_v10020)(
+    size_t *ret, const CUmemAllocationProp *prop, CUmemAllocationGranularity_flags option);
 typedef CUresult (*PFN_cuMemCreate_v10020)(CUmemGenericAllocationHandle *ret, size_t size,
                                            const CUmemAllocationProp *prop,
                                            unsigned long long flags);
