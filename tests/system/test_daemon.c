@@ -70,6 +70,8 @@ static void a_socket_path_that_is_too_long_is_refused(void **state) {
 static void backend_cuda_says_plainly_that_there_is_none(void **state) {
     (void)state;
     const char *const extra[] = {"--backend", "cuda", NULL};
+    if (access("/dev/nvidiactl", F_OK) == 0)
+        skip(); // this machine may well have one
     assert_int_equal(daemon_run_to_end(&kvd, extra, 10000), 1);
     assert_non_null(strstr(daemon_log(&kvd), "CUDA"));
 }

@@ -1,0 +1,61 @@
+# shellcheck shell=bash
+# SPDX-License-Identifier: Apache-2.0
+# gpu-lib.sh: shared by gpu-check, gpu-bench and gpu-pack. Source it after lib.sh: it defines functions
+# and sets nothing until gpu_programs is called.
+#
+#   gpu_present              true where a GPU answers
+#   gpu_programs TARGET...   sets $gpu (folder with bin, tests, lib): that of $KVPOOL_GPU_PREBUILT (a folder,
+#                            or the archive that gpu-pack makes), else build/release with the targets
+#                            built; sets KVPOOL_BIN
+#   gpu_run COMMAND...       runs a program of $gpu with its libraries
+#   gpu_system_tests         names of the system tests that take --backend cuda
+#   gpu_kernel_tests         names of the tests of backends
+
+gpu_present() {
+    command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q '^GPU '
+}
+
+gpu_system_tests() {
+    printf 'test_%s\n' road kill tenant restart resume reattach crowd hostile input daemon cmd fork \
+        trace fairness soak
+}
+
+gpu_kernel_tests() {
+    printf 'test_kernels_%s\n' attention backend determinism pages
+}
+
+gpu_unpacked=""
+
+gpu_programs() {
+    local prebuilt=${KVPOOL_GPU_PREBUILT:-}
+    if [ -z "$prebuilt" ]; then
+        need_packages build
+        configure release
+        build release "$@"
+        gpu=$root/build/release
+    elif [ -d "$prebuilt" ]; then
+        gpu=$(cd "$prebuilt" && pwd)
+    elif [ -f "$prebuilt" ]; then
+        gpu_unpacked=$(mktemp -d "${TMPDIR:-/tmp}/kvpool-gpu.XXXXXX")
+        # Not every machine with a GPU has xz; every one with PyTorch has this.
+        python3 -c 'import sys, tarfile; tarfile.open(sys.argv[1]).extractall(sys.argv[2])' \
+            "$prebuilt" "$gpu_unpacked" || die "cannot unpack $prebuilt"
+        gpu=$gpu_unpacked
+    else
+        die "KVPOOL_GPU_PREBUILT names neither a folder nor an archive: $prebuilt"
+    fi
+    export KVPOOL_BIN=$gpu/bin
+}
+
+gpu_forget() {
+    [ -z "$gpu_unpacked" ] || rm -rf "$gpu_unpacked"
+}
+
+# The libraries that travel are for these programs alone: a Python beside them has its own.
+gpu_run() {
+    if [ -n "${KVPOOL_GPU_PREBUILT:-}" ]; then
+        LD_LIBRARY_PATH=$gpu/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} "$@"
+    else
+        "$@"
+    fi
+}
