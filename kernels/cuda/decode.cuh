@@ -1,0 +1,475 @@
+// SPDX-License-Identifier: Apache-2.0
+// decode.cuh: attention of few query tokens a sequence over paged K and V. One CTA on each
+// multiprocessor, of independent warps: each streams the tiles of its run through its own ring in
+// shared memory and keeps its own softmax. docs/kernels.md, "Decode".
+//
+// A tile: S (tokens x columns) = K Q, on the matrix unit with K as the first operand, so that 8
+// columns are enough to fill it; online softmax over the tokens; O (head_dim x columns) += V P. The
+// columns of S, P and O are the same lanes' (2c, 2c+1 of lane 4*g + c), so that m, l and the scaling
+// of O need no exchange between lanes.
+//
+// Invariants
+//  1. No barrier of the block in the loop; warps meet once, after all of them have read their tiles.
+//  2. A stage is copied to only after __syncwarp behind its last read.
+//  3. STAGES copies are committed at any time (empty ones past the end), so that waiting for all but
+//     STAGES - 1 waits for the oldest.
+#ifndef KVPOOL_KERNELS_CUDA_DECODE_CUH
+#define KVPOOL_KERNELS_CUDA_DECODE_CUH
+
+#include "kernels/cuda/decode_merge.cuh"
+#include "kernels/cuda/start.cuh"
+
+// Softmax and O of the segment at hand, of one lane.
+template <class C> struct decode_state {
+    float o[C::NT][C::DT][4];
+    float m[C::NT][2], l[C::NT][2];
+};
+
+template <class C>
+static __device__ __forceinline__ void reset_state(struct decode_state<C> &state) {
+#pragma unroll
+    for (int nt = 0; nt < C::NT; nt++) {
+#pragma unroll
+        for (int dt = 0; dt < C::DT; dt++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                state.o[nt][dt][i] = 0;
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            state.m[nt][e] = minus_infinity();
+            state.l[nt][e] = 0;
+        }
+    }
+}
+
+// --- Q -------------------------------------------------------------------------------------------
+
+// Fragments of Q: in registers, or in shared memory that each lane reads and writes for itself.
+template <class C, bool SHARED> struct decode_queries;
+template <class C> struct decode_queries<C, false> {
+    uint2 b[C::NT][C::DT];
+    __device__ __forceinline__ explicit decode_queries(uint2 *) {}
+    __device__ __forceinline__ void put(int nt, int dt, uint2 x) { b[nt][dt] = x; }
+    __device__ __forceinline__ uint2 get(int nt, int dt) const { return b[nt][dt]; }
+};
+template <class C> struct decode_queries<C, true> {
+    uint2 *own;
+    __device__ __forceinline__ explicit decode_queries(uint2 *q) : own(q + threadIdx.x % 32) {}
+    __device__ __forceinline__ void put(int nt, int dt, uint2 x) {
+        own[(nt * C::DT + dt) * 32] = x;
+    }
+    __device__ __forceinline__ uint2 get(int nt, int dt) const {
+        return own[(nt * C::DT + dt) * 32];
+    }
+};
+
+// Q of an item. Elements of step dt that a lane holds: 16*dt + 2c, +1, +8, +9; of 8-bit K, whose
+// fragments come 4 neighbours at a time, 16*dt + 4c .. 4c+3.
+template <class C, class Q>
+static __device__ __forceinline__ void load_queries(const struct decode_args &a, uint32_t q0,
+                                                    uint32_t what, Q &queries) {
+    uint32_t lane = threadIdx.x % 32, c = lane % 4;
+#pragma unroll
+    for (int nt = 0; nt < C::NT; nt++) {
+        uint32_t j, head;
+        bool there =
+            decode_column(a, what, (place_block(what) * C::NT + nt) * 8 + lane / 4, j, head);
+        const unsigned char *row = a.q + (q0 + j) * a.q_token_stride + head * a.q_head_stride;
+#pragma unroll
+        for (int dt = 0; dt < C::DT; dt++) {
+            uint2 x = { 0, 0 };
+            if constexpr (C::KV8) {
+                if (there)
+                    x = __ldg(reinterpret_cast<const uint2 *>(row + dt * 32 + c * 8));
+                float2 low = unpack2<typename C::T>(x.x), high = unpack2<typename C::T>(x.y);
+                x = { pack2<fp16>(low.x, low.y), pack2<fp16>(high.x, high.y) };
+            } else if (there) {
+                x.x = __ldg(reinterpret_cast<const uint32_t *>(row + dt * 32 + c * 4));
+                x.y = __ldg(reinterpret_cast<const uint32_t *>(row + dt * 32 + 16 + c * 4));
+            }
+            queries.put(nt, dt, x);
+        }
+    }
+}
+
+// --- one tile ------------------------------------------------------------------------------------
+
+// Shared addresses inside a stage, of this lane: row of the first 8x8 matrix row it names and
+// swizzled chunk. Step s (32 bytes): row + (32 * s ^ chunk).
+struct decode_lanes {
+    uint32_t k_row, k_chunk, v_row, v_chunk;
+};
+template <class C> static __device__ __forceinline__ struct decode_lanes decode_lanes_of() {
+    uint32_t lane = threadIdx.x % 32;
+    uint32_t upper = lane >> 3 & 1, right = lane >> 4;
+    uint32_t k = (lane & 7) + upper * 8; // matrices 0..3: rows 0, 8, 0, 8; chunks 0, 0, 1, 1
+    uint32_t v = C::KV8 ? k : (lane & 7) + right * 8; // rows 0, 0, 8, 8; chunks 0, 1, 0, 1
+    return { k * C::ROW, (right ^ decode_swizzle<C>(k)) * 16, v * C::ROW,
+             ((C::KV8 ? right : upper) ^ decode_swizzle<C>(v)) * 16 };
+}
+
+// Four bytes of e4m3 as 2 + 2 fp16: the first and third, the second and fourth.
+static __device__ __forceinline__ uint32_t even_bytes(uint32_t x) {
+    return e4m3x2_to_fp16x2((x & 0xff) | (x >> 8 & 0xff00));
+}
+static __device__ __forceinline__ uint32_t odd_bytes(uint32_t x) {
+    return e4m3x2_to_fp16x2((x >> 8 & 0xff) | (x >> 16 & 0xff00));
+}
+
+// S = K Q.
+template <class C, class Q>
+static __device__ __forceinline__ void times_queries(uint32_t stage,
+                                                     const struct decode_lanes &lanes,
+                                                     const Q &queries,
+                                                     float (&s)[C::MT][C::NT][4]) {
+    constexpr int CHAINS = C::MT * C::NT == 1 ? 2 : 1; // independent sums, where there is but one
+    float sum[CHAINS][C::MT][C::NT][4] = {};
+#pragma unroll
+    for (int dt = 0; dt < C::DT; dt += C::KV8 ? 2 : 1)
+#pragma unroll
+        for (int mt = 0; mt < C::MT; mt++) {
+            uint32_t k[4];
+            ldmatrix_x4(k, stage + lanes.k_row + mt * 16 * C::ROW +
+                               ((C::KV8 ? 16 : 32) * (uint32_t)dt ^ lanes.k_chunk));
+#pragma unroll
+            for (int half = 0; half < (C::KV8 ? 2 : 1); half++) {
+                uint32_t f[4] = { k[0], k[1], k[2], k[3] };
+                if constexpr (C::KV8) {
+                    f[0] = e4m3x2_to_fp16x2(k[2 * half] & 0xffff);
+                    f[1] = e4m3x2_to_fp16x2(k[2 * half + 1] & 0xffff);
+                    f[2] = e4m3x2_to_fp16x2(k[2 * half] >> 16);
+                    f[3] = e4m3x2_to_fp16x2(k[2 * half + 1] >> 16);
+                }
+#pragma unroll
+                for (int nt = 0; nt < C::NT; nt++) {
+                    uint2 q = queries.get(nt, dt + half);
+                    mma_16816<typename C::M>(sum[(dt + half) % CHAINS][mt][nt], f, q.x, q.y);
+                }
+            }
+        }
+#pragma unroll
+    for (int mt = 0; mt < C::MT; mt++)
+#pragma unroll
+        for (int nt = 0; nt < C::NT; nt++)
+#pragma unroll
+            for (int i = 0; i < 4; i++)
+                s[mt][nt][i] = CHAINS == 2 ? sum[0][mt][nt][i] + sum[CHAINS - 1][mt][nt][i]
+                                           : sum[0][mt][nt][i];
+}
+
+// Keys that a column does not see become -infinity.
+template <class C>
+static __device__ __forceinline__ void mask_tile(const struct decode_args &a,
+                                                 const struct decode_place &place,
+                                                 float (&s)[C::MT][C::NT][4]) {
+    uint32_t lane = threadIdx.x % 32;
+    int kv_len = (int)place.kv_len, first = kv_len - (int)place_q_len(place.what);
+    int token = (int)place.token + (int)(lane / 4);
+#pragma unroll
+    for (int nt = 0; nt < C::NT; nt++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            uint32_t column =
+                (place_block(place.what) * C::NT + nt) * 8 + lane % 4 * 2 + e;
+            int p = first + (int)(column * a.group_inverse >> 16);
+            int end = a.causal ? min(p + 1, kv_len) : kv_len;
+            int begin = a.window_left < 0 ? 0 : p - min(a.window_left, kv_len);
+#pragma unroll
+            for (int mt = 0; mt < C::MT; mt++)
+#pragma unroll
+                for (int row = 0; row < 2; row++) {
+                    int t = token + mt * 16 + row * 8;
+                    if (t < begin || t >= end)
+                        s[mt][nt][row * 2 + e] = minus_infinity();
+                }
+        }
+}
+
+// Does some column of the item not see the whole tile?
+template <class C>
+static __device__ __forceinline__ bool needs_mask(const struct decode_args &a,
+                                                  const struct decode_place &place) {
+    int kv_len = (int)place.kv_len, token = (int)place.token;
+    int end = a.causal ? kv_len - (int)place_q_len(place.what) + 1 : kv_len;
+    bool cut = a.window_left >= 0 && token < kv_len - 1 - a.window_left;
+    return token + C::TOKENS > end || cut;
+}
+
+// Logits (times log2 e) to weights; the state's m, l and O follow the growing maximum.
+template <class C>
+static __device__ __forceinline__ void weigh(float (&s)[C::MT][C::NT][4],
+                                             struct decode_state<C> &state) {
+    float max[C::NT][2];
+    bool grew = false;
+#pragma unroll
+    for (int nt = 0; nt < C::NT; nt++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            max[nt][e] = fmaxf(s[0][nt][e], s[0][nt][2 + e]);
+            if constexpr (C::MT == 2)
+                max[nt][e] =
+                    fmaxf(max[nt][e], fmaxf(s[C::MT - 1][nt][e], s[C::MT - 1][nt][2 + e]));
+            grew = grew || max[nt][e] > state.m[nt][e];
+        }
+    if (__any_sync(ALL_LANES, grew)) {
+#pragma unroll
+        for (int nt = 0; nt < C::NT; nt++)
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                float m = max[nt][e];
+                m = fmaxf(m, __shfl_xor_sync(ALL_LANES, m, 4));
+                m = fmaxf(m, __shfl_xor_sync(ALL_LANES, m, 8));
+                m = fmaxf(m, __shfl_xor_sync(ALL_LANES, m, 16));
+                m = fmaxf(m, state.m[nt][e]);
+                float up = exp2_fast(state.m[nt][e] - finite_or_0(m));
+                state.m[nt][e] = m;
+                state.l[nt][e] *= up;
+#pragma unroll
+                for (int dt = 0; dt < C::DT; dt++) {
+                    state.o[nt][dt][e] *= up;
+                    state.o[nt][dt][2 + e] *= up;
+                }
+            }
+    }
+#pragma unroll
+    for (int nt = 0; nt < C::NT; nt++)
+#pragma unroll
+        for (int e = 0; e < 2; e++) {
+            float m = finite_or_0(state.m[nt][e]);
+#pragma unroll
+            for (int mt = 0; mt < C::MT; mt++)
+#pragma unroll
+                for (int row = 0; row < 2; row++) {
+                    float p = exp2_fast(s[mt][nt][row * 2 + e] - m);
+                    s[mt][nt][row * 2 + e] = p;
+                    state.l[nt][e] += p;
+                }
+        }
+}
+
+// O += V P.
+template <class C>
+static __device__ __forceinline__ void add_values(uint32_t stage, const struct decode_lanes &lanes,
+                                                  const float (&p)[C::MT][C::NT][4],
+                                                  struct decode_state<C> &state) {
+#pragma unroll
+    for (int mt = 0; mt < C::MT; mt++) {
+        uint32_t b[C::NT][2];
+#pragma unroll
+        for (int nt = 0; nt < C::NT; nt++) {
+            const float(&x)[4] = p[mt][nt];
+            b[nt][0] = movmatrix_trans(pack2<typename C::M>(x[0], x[1]));
+            b[nt][1] = movmatrix_trans(pack2<typename C::M>(x[2], x[3]));
+        }
+#pragma unroll
+        for (int dt = 0; dt < C::DT; dt += C::KV8 ? 2 : 1) {
+            uint32_t v[4];
+            ldmatrix_x4_trans(v, stage + C::TILE / 2 + lanes.v_row + mt * 16 * C::ROW +
+                                     ((C::KV8 ? 16 : 32) * (uint32_t)dt ^ lanes.v_chunk));
+#pragma unroll
+            for (int half = 0; half < (C::KV8 ? 2 : 1); half++) {
+                uint32_t f[4] = { v[0], v[1], v[2], v[3] };
+                if constexpr (C::KV8) {
+                    f[0] = even_bytes(v[2 * half]);
+                    f[1] = odd_bytes(v[2 * half]);
+                    f[2] = even_bytes(v[2 * half + 1]);
+                    f[3] = odd_bytes(v[2 * half + 1]);
+                }
+#pragma unroll
+                for (int nt = 0; nt < C::NT; nt++)
+                    mma_16816<typename C::M>(state.o[nt][dt + half], f, b[nt][0], b[nt][1]);
+            }
+        }
+    }
+}
+
+// --- ends of segments ----------------------------------------------------------------------------
+
+template <class C>
+static __device__ __forceinline__ void sum_lanes(struct decode_state<C> &state) {
+#pragma unroll
+    for (int nt = 0; nt < C::NT; nt++)
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+#pragma unroll
+            for (int by = 4; by < 32; by *= 2)
+                state.l[nt][e] += __shfl_xor_sync(ALL_LANES, state.l[nt][e], by);
+}
+
+template <class C>
+static __device__ __forceinline__ void write_state(const struct decode_args &a,
+                                                   const struct decode_place &place,
+                                                   const struct decode_state<C> &state) {
+#pragma unroll
+    for (int nt = 0; nt < C::NT; nt++) {
+        struct decode_rows rows =
+            end_columns<C>(a, nt, place.q0, place.what, state.m[nt], state.l[nt], true);
+#pragma unroll
+        for (int dt = 0; dt < C::DT; dt++) {
+            const float(&o)[4] = state.o[nt][dt];
+            write_block<C>(rows, dt, { o[0], o[1], o[2], o[3] });
+        }
+    }
+}
+
+template <class C>
+static __device__ __forceinline__ void keep_state(const struct decode_state<C> &state, float4 *o,
+                                                  float4 *ml) {
+    uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+    for (int nt = 0; nt < C::NT; nt++) {
+#pragma unroll
+        for (int dt = 0; dt < C::DT; dt++) {
+            const float(&x)[4] = state.o[nt][dt];
+            o[(nt * C::DT + dt) * 32 + lane] = { x[0], x[1], x[2], x[3] };
+        }
+        if (lane < 4)
+            ml[nt * 4 + lane] = { state.m[nt][0], state.l[nt][0], state.m[nt][1], state.l[nt][1] };
+    }
+}
+
+// Batch-invariant: keeps a piece in the workspace; the warp that brings an item's last one merges.
+template <class C>
+static __device__ __forceinline__ void keep_piece(const struct decode_args &a,
+                                                  const struct decode_place &place,
+                                                  const struct decode_state<C> &state) {
+    constexpr uint32_t BYTES = decode_partial_bytes(C::D, C::NT);
+    uint32_t blocks = (place_q_len(place.what) * a.group + 8 * C::NT - 1) / (8 * C::NT);
+    uint32_t item =
+        place.slot * a.items + place_head(place.what) * blocks + place_block(place.what);
+    uint32_t first = item * DECODE_MAX_PIECES, n = place_pieces(place.what);
+    unsigned char *p = a.partials + (uint64_t)(first + place_piece(place.what)) * BYTES;
+    keep_state<C>(state, reinterpret_cast<float4 *>(p),
+                  reinterpret_cast<float4 *>(p + decode_o_bytes(C::D, C::NT)));
+    __syncwarp();
+    uint32_t old = 0;
+    if (threadIdx.x % 32 == 0)
+        old = atomic_inc_acq_rel(a.counters + item, n - 1);
+    if (__shfl_sync(ALL_LANES, old, 0) != n - 1)
+        return;
+    for (uint32_t block = 0; block < C::NT * C::DT; block++)
+        write_part<C>(a, block, place.q0, place.what, merge_parts<C>(a, block, n, first, first, 1));
+}
+
+// --- the kernel ----------------------------------------------------------------------------------
+
+template <class T, class KV, int D, int NT>
+__global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct decode_args a) {
+    using C = decode_config<T, KV, D, NT>;
+    KVPOOL_SHARED dynamic[];
+    struct decode_shared<C> shared = { dynamic, blockDim.x / 32 };
+    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+
+    start_next_kernel();
+    wait_previous_kernel();
+
+    const struct decode_run *run = a.runs + blockIdx.x * shared.warps + warp;
+    uint4 begin = __ldg(reinterpret_cast<const uint4 *>(run));
+    struct decode_cursor at = { begin.x, begin.y, begin.z, decode_load(&run->sequence) };
+    uint32_t count = begin.w;
+    struct decode_lane<C::GROUPS> tiles, next;
+    uint32_t ring = smem_address(shared.ring(warp));
+    if (lane < 2)
+        shared.notes(warp)[lane].flags = 0;
+    if (count > 0)
+        decode_find<C>(a, at, count, tiles);
+    next = tiles;
+#pragma unroll
+    for (int i = 0; i < C::STAGES; i++) {
+        if ((uint32_t)i < count)
+            decode_fetch<C>(a, tiles, i, ring + i * C::TILE, shared.place(warp, i));
+        cp_async_commit();
+    }
+    __syncwarp();
+    if (count > 32)
+        decode_find<C>(a, at, count - 32, next);
+
+    struct decode_lanes lanes = decode_lanes_of<C>();
+    struct decode_queries<C, C::Q_SHARED> queries(shared.q(warp));
+    struct decode_state<C> state;
+    float before = 1, after = 1; // of tanh; k_scale is in them
+    bool is_new = true, begun = false, first_segment = true;
+    uint32_t stage = 0;
+    for (uint32_t i = 0; i < count; i++) {
+        struct decode_place place = *shared.place(warp, stage);
+        uint32_t bytes = ring + stage * C::TILE;
+        if (is_new) {
+            load_queries<C>(a, place.q0, place.what, queries);
+            reset_state<C>(state);
+            before = a.sm_scale;
+            if constexpr (C::KV8)
+                before *= a.k_scales ? __ldg(a.k_scales + place_head(place.what)) : a.k_scale;
+            if (a.soft_cap > 0) {
+                before /= a.soft_cap;
+                after = a.soft_cap * DECODE_LOG2E;
+            } else {
+                before *= DECODE_LOG2E;
+            }
+            begun = place.what & 1;
+            is_new = false;
+        }
+        cp_async_wait<C::STAGES - 1>();
+        __syncwarp();
+
+        float s[C::MT][C::NT][4];
+        times_queries<C>(bytes, lanes, queries, s);
+#pragma unroll
+        for (int mt = 0; mt < C::MT; mt++)
+#pragma unroll
+            for (int nt = 0; nt < C::NT; nt++)
+#pragma unroll
+                for (int j = 0; j < 4; j++) {
+                    float x = s[mt][nt][j] * before;
+                    s[mt][nt][j] = a.soft_cap > 0 ? tanhf(x) * after : x;
+                }
+        if (needs_mask<C>(a, place))
+            mask_tile<C>(a, place, s);
+        weigh<C>(s, state);
+        add_values<C>(bytes, lanes, s, state);
+        __syncwarp();
+
+        bool ended = place.what & 2;
+        if (ended || i + 1 == count) {
+            sum_lanes<C>(state);
+            if (place_pieces(place.what) > 1) {
+                keep_piece<C>(a, place, state);
+            } else if (begun && ended) {
+                write_state<C>(a, place, state);
+            } else {
+                uint32_t slot = first_segment ? 0 : 1;
+                keep_state<C>(state, shared.o(warp, slot), shared.ml(warp, slot));
+                if (lane == 0)
+                    shared.notes(warp)[slot] = { NOTE_THERE | (begun ? NOTE_BEGINS : 0u) |
+                                                     (ended ? NOTE_ENDS : 0u),
+                                                 place.q0, place.what, 0 };
+            }
+            first_segment = false;
+            is_new = true;
+        }
+
+        uint32_t coming = i + C::STAGES;
+        if (coming < count) {
+            if (coming % 32 == 0)
+                tiles = next;
+            decode_fetch<C>(a, tiles, coming % 32, bytes, shared.place(warp, stage));
+            if (coming % 32 == 0 && coming + 32 < count)
+                decode_find<C>(a, at, count - coming - 32, next);
+        }
+        cp_async_commit();
+        __syncwarp();
+        stage = stage + 1 == C::STAGES ? 0 : stage + 1;
+    }
+    merge_block<C>(a, shared);
+}
+
+// Instances are explicit: one file a few of them.
+#define DECODE_INSTANCE(T, KV, D, NT)                                                              \
+    template <>                                                                                    \
+    int decode_start<T, KV, D, NT>(const struct decode_args &args, uint32_t ctas, uint32_t warps,  \
+                                   void *stream, bool after_previous) {                            \
+        return start_kernel(decode_kernel<T, KV, D, NT>, dim3(ctas), dim3(warps * 32),             \
+                            decode_smem_bytes(D, decode_is_8bit<KV>::value, NT, warps), stream,    \
+                            after_previous, args);                                                 \
+    }
+
+#endif

@@ -1,0 +1,6 @@
+// SPDX-License-Identifier: Apache-2.0
+// decode_inst_bf16_same_256.cu: instances of decode.cuh.
+#include "kernels/cuda/decode.cuh"
+
+DECODE_INSTANCE(bf16, bf16, 256, 1)
+DECODE_INSTANCE(bf16, bf16, 256, 2)

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+// decode_inst_bf16_same_64.cu: instances of decode.cuh.
+#include "kernels/cuda/decode.cuh"
+
+DECODE_INSTANCE(bf16, bf16, 64, 1)
+DECODE_INSTANCE(bf16, bf16, 64, 2)
+DECODE_INSTANCE(bf16, bf16, 64, 4)

@@ -1,0 +1,7 @@
+// SPDX-License-Identifier: Apache-2.0
+// decode_inst_fp16_same_128.cu: instances of decode.cuh.
+#include "kernels/cuda/decode.cuh"
+
+DECODE_INSTANCE(fp16, fp16, 128, 1)
+DECODE_INSTANCE(fp16, fp16, 128, 2)
+DECODE_INSTANCE(fp16, fp16, 128, 4)

@@ -1,0 +1,319 @@
+// SPDX-License-Identifier: Apache-2.0
+// decode_merge.cuh: partial results of the decode kernel: how they are kept, combined and written.
+//
+// O of 16 rows (head_dim) and 8 columns is a block: one float4 a lane, the fragment of the matrix
+// instruction: x, y = O[g][2c, 2c+1], z, w = O[g+8][2c, 2c+1] of lane 4*g + c. A partial result is
+// NT * D/16 blocks and m, l of each column; it stays in this order in shared memory and in the
+// workspace, so that combining is elementwise. m is the maximum of the logits, times log2(e), l the
+// sum of exp2(logit - m); -infinity and 0 where no key was seen.
+//
+// Invariant: partial results are combined in the order of the line, in groups that depend only on how
+// many there are.
+// Runs in the decode kernel.
+#ifndef KVPOOL_KERNELS_CUDA_DECODE_MERGE_CUH
+#define KVPOOL_KERNELS_CUDA_DECODE_MERGE_CUH
+
+#include "kernels/cuda/decode_tiles.cuh"
+
+static constexpr float DECODE_LOG2E = 1.4426950408889634f;
+static constexpr float DECODE_LN2 = 0.6931471805599453f;
+
+// A lane's share of one block, with m and l of columns 2c and 2c+1.
+struct decode_part {
+    float4 o;
+    float m[2], l[2];
+};
+
+static __device__ __forceinline__ float minus_infinity() { return __uint_as_float(0xff800000u); }
+// What to subtract from logits of which m is the maximum.
+static __device__ __forceinline__ float finite_or_0(float m) {
+    return m == minus_infinity() ? 0.0f : m;
+}
+static __device__ __forceinline__ struct decode_part no_part() {
+    return { { 0, 0, 0, 0 }, { minus_infinity(), minus_infinity() }, { 0, 0 } };
+}
+// ml: that of columns 2c and 2c+1: m, l, m, l.
+static __device__ __forceinline__ struct decode_part load_part(const float4 *o, const float4 *ml) {
+    float4 x = *ml;
+    return { *o, { x.x, x.z }, { x.y, x.w } };
+}
+
+// sum += the parts that are there.
+template <int N>
+static __device__ __forceinline__ void add_parts(struct decode_part &sum,
+                                                 const struct decode_part (&part)[N]) {
+    float up[2];
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        float m = sum.m[e];
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            m = fmaxf(m, part[i].m[e]);
+        up[e] = exp2_fast(sum.m[e] - finite_or_0(m));
+        sum.m[e] = m;
+        sum.l[e] *= up[e];
+    }
+    sum.o.x *= up[0];
+    sum.o.y *= up[1];
+    sum.o.z *= up[0];
+    sum.o.w *= up[1];
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        float w0 = exp2_fast(part[i].m[0] - finite_or_0(sum.m[0]));
+        float w1 = exp2_fast(part[i].m[1] - finite_or_0(sum.m[1]));
+        sum.l[0] += w0 * part[i].l[0];
+        sum.l[1] += w1 * part[i].l[1];
+        sum.o.x += w0 * part[i].o.x;
+        sum.o.y += w1 * part[i].o.y;
+        sum.o.z += w0 * part[i].o.z;
+        sum.o.w += w1 * part[i].o.w;
+    }
+}
+
+// Block `block` of n partial results of the workspace: the first is number `first`, the k-th number
+// rest + k * step.
+template <class C>
+static __device__ __forceinline__ struct decode_part
+merge_parts(const struct decode_args &a, uint32_t block, uint32_t n, uint32_t first, uint32_t rest,
+            uint32_t step) {
+    constexpr uint32_t BYTES = decode_partial_bytes(C::D, C::NT);
+    uint32_t lane = threadIdx.x % 32;
+    uint32_t at = (block * 32 + lane) * 16;
+    uint32_t ml = decode_o_bytes(C::D, C::NT) + (block / C::DT) * 64 + lane % 4 * 16;
+    struct decode_part sum = no_part();
+    for (uint32_t k = 0; k < n; k += 8) {
+        struct decode_part part[8];
+#pragma unroll
+        for (uint32_t i = 0; i < 8; i++) {
+            uint32_t index = k + i == 0 ? first : rest + (k + i) * step;
+            const unsigned char *p = a.partials + (uint64_t)index * BYTES;
+            part[i] = no_part();
+            if (k + i < n)
+                part[i] = load_part(reinterpret_cast<const float4 *>(p + at),
+                                    reinterpret_cast<const float4 *>(p + ml));
+        }
+        add_parts(sum, part);
+    }
+    return sum;
+}
+
+// --- the result ----------------------------------------------------------------------------------
+
+// One n-tile: factors of columns 2c, 2c+1, and the row that the lane writes, of column g (NULL: the
+// column is padding).
+struct decode_rows {
+    float scale[2];
+    unsigned char *out;
+};
+
+// Column `column` of the item: its token and query head; false: padding.
+static __device__ __forceinline__ bool decode_column(const struct decode_args &a, uint32_t what,
+                                                     uint32_t column, uint32_t &j, uint32_t &head) {
+    j = column * a.group_inverse >> 16;
+    head = place_head(what) * a.group + column - j * a.group;
+    return j < place_q_len(what);
+}
+
+// Ends n-tile nt of an item: m and l are those of columns 2c and 2c+1. write_lse: of these columns.
+template <class C>
+static __device__ __forceinline__ struct decode_rows
+end_columns(const struct decode_args &a, uint32_t nt, uint32_t q0, uint32_t what, const float *m,
+            const float *l, bool write_lse) {
+    uint32_t lane = threadIdx.x % 32;
+    uint32_t column0 = (place_block(what) * C::NT + nt) * 8;
+    struct decode_rows ret;
+    float v_scale = 1;
+    if constexpr (C::KV8)
+        v_scale = a.v_scales ? __ldg(a.v_scales + place_head(what)) : a.v_scale;
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        uint32_t j, head;
+        bool there = decode_column(a, what, column0 + lane % 4 * 2 + e, j, head);
+        float max = m[e], sum = l[e], up = 1;
+        if (a.sinks && there) {
+            float sink = __ldg(a.sinks + head) * DECODE_LOG2E;
+            max = fmaxf(max, sink);
+            up = exp2_fast(m[e] - finite_or_0(max));
+            sum = sum * up + exp2_fast(sink - finite_or_0(max));
+        }
+        ret.scale[e] = sum == 0 ? 0 : v_scale * up / sum;
+        if (write_lse && a.lse && there && lane < 4)
+            a.lse[(q0 + j) * a.lse_token_stride + head * a.lse_head_stride] =
+                sum == 0 ? minus_infinity() : (max + log2f(sum)) * DECODE_LN2;
+    }
+    uint32_t j, head;
+    bool there = decode_column(a, what, column0 + lane / 4, j, head);
+    ret.out = there ? a.out + (q0 + j) * a.out_token_stride + head * a.out_head_stride : nullptr;
+    return ret;
+}
+
+// Writes block dt (16 elements of each column) of the n-tile: transposed, the lanes of a column are
+// neighbours.
+template <class C>
+static __device__ __forceinline__ void write_block(const struct decode_rows &rows, uint32_t dt,
+                                                   float4 o) {
+    uint32_t c = threadIdx.x % 4;
+    uint32_t low =
+        movmatrix_trans(pack2<typename C::T>(o.x * rows.scale[0], o.y * rows.scale[1]));
+    uint32_t high =
+        movmatrix_trans(pack2<typename C::T>(o.z * rows.scale[0], o.w * rows.scale[1]));
+    if (!rows.out)
+        return;
+    if constexpr (C::KV8) { // rows g and g+8 are elements 2g and 2g+1
+        uint2 both = { (low & 0xffff) | high << 16, low >> 16 | (high & 0xffff0000u) };
+        *reinterpret_cast<uint2 *>(rows.out + dt * 32 + c * 8) = both;
+    } else {
+        *reinterpret_cast<uint32_t *>(rows.out + dt * 32 + c * 4) = low;
+        *reinterpret_cast<uint32_t *>(rows.out + dt * 32 + 16 + c * 4) = high;
+    }
+}
+
+template <class C>
+static __device__ __forceinline__ void write_part(const struct decode_args &a, uint32_t block,
+                                                  uint32_t q0, uint32_t what,
+                                                  const struct decode_part &part) {
+    uint32_t nt = block / C::DT, dt = block % C::DT;
+    struct decode_rows rows = end_columns<C>(a, nt, q0, what, part.m, part.l, dt == 0);
+    write_block<C>(rows, dt, part.o);
+}
+
+// --- the partial results of a CTA ----------------------------------------------------------------
+
+// What a warp leaves of a segment that is not a whole item: flags: there, begins an item, ends one.
+struct decode_note {
+    uint32_t flags, q0, what, unused;
+};
+enum { NOTE_THERE = 1, NOTE_BEGINS = 2, NOTE_ENDS = 4 };
+
+// Where warp w's two partial results, their m, l and notes are in shared memory.
+template <class C> struct decode_shared {
+    static constexpr uint32_t RING = C::STAGES * C::TILE;
+    static constexpr uint32_t O = decode_o_bytes(C::D, C::NT), ML = decode_ml_bytes(C::NT);
+    static constexpr uint32_t Q = C::Q_SHARED ? C::NT * C::D * 16 : 0;
+    static constexpr uint32_t OWN = decode_own_bytes(C::D, C::KV8, C::NT);
+    unsigned char *base;
+    uint32_t warps;
+
+    __device__ __forceinline__ unsigned char *ring(uint32_t w) const { return base + w * RING; }
+    __device__ __forceinline__ unsigned char *own(uint32_t w) const {
+        return base + warps * RING + w * OWN;
+    }
+    // of slot 0 (a run's first segment) or 1 (its last one, where the ring was)
+    __device__ __forceinline__ float4 *o(uint32_t w, uint32_t slot) const {
+        return reinterpret_cast<float4 *>(slot ? ring(w) : own(w));
+    }
+    __device__ __forceinline__ uint2 *q(uint32_t w) const {
+        return reinterpret_cast<uint2 *>(own(w) + O);
+    }
+    __device__ __forceinline__ float4 *ml(uint32_t w, uint32_t slot) const {
+        return reinterpret_cast<float4 *>(own(w) + O + Q + slot * ML);
+    }
+    __device__ __forceinline__ struct decode_note *notes(uint32_t w) const {
+        return reinterpret_cast<struct decode_note *>(own(w) + O + Q + 2 * ML);
+    }
+    // 32 bytes apart
+    __device__ __forceinline__ struct decode_place *place(uint32_t w, uint32_t stage) const {
+        return reinterpret_cast<struct decode_place *>(own(w) + O + Q + 2 * ML + 32 + stage * 32);
+    }
+    __device__ __forceinline__ uint32_t *last() const {
+        return reinterpret_cast<uint32_t *>(own(warps));
+    }
+};
+
+// Block `block` of the partial results of the slots in mask (bit 2 * warp + slot).
+template <class C>
+static __device__ __forceinline__ struct decode_part
+combine_slots(const struct decode_shared<C> &shared, uint32_t block, uint32_t mask) {
+    uint32_t lane = threadIdx.x % 32;
+    uint32_t at = block * 32 + lane, ml = block / C::DT * 4 + lane % 4;
+    struct decode_part sum = no_part();
+    for (uint32_t w = 0; w < shared.warps; w += 4) {
+        struct decode_part part[8];
+#pragma unroll
+        for (uint32_t i = 0; i < 8; i++) {
+            part[i] = no_part();
+            if (mask >> (2 * w + i) & 1)
+                part[i] = load_part(shared.o(w + i / 2, i % 2) + at,
+                                    shared.ml(w + i / 2, i % 2) + ml);
+        }
+        if (mask >> 2 * w & 0xff)
+            add_parts(sum, part);
+    }
+    return sum;
+}
+
+// Combines what the warps of the CTA left and writes items that end here; of items shared with other
+// CTAs, the last CTA to come merges the partial results of all.
+template <class C>
+static __device__ __forceinline__ void merge_block(const struct decode_args &a,
+                                                   const struct decode_shared<C> &shared) {
+    constexpr uint32_t BLOCKS = C::NT * C::DT;
+    constexpr uint32_t BYTES = decode_partial_bytes(C::D, C::NT);
+    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, cta = blockIdx.x;
+    struct decode_span span = a.spans[cta];
+
+    __syncthreads();
+    uint32_t flags = lane < 2 * shared.warps ? shared.notes(lane / 2)[lane % 2].flags : 0;
+    uint32_t there = __ballot_sync(ALL_LANES, (flags & NOTE_THERE) != 0);
+    uint32_t begins = __ballot_sync(ALL_LANES, (flags & NOTE_BEGINS) != 0);
+    uint32_t ends = __ballot_sync(ALL_LANES, (flags & NOTE_ENDS) != 0);
+    int shares[2] = { -1, -1 }; // a slot of the item that is shared with CTAs before, after
+    while (there) {
+        int first = __ffs((int)there) - 1;
+        // This item's slots: up to one that ends it, or to before one that begins another.
+        uint32_t end = ends & there, next = begins & there & (there - 1);
+        uint32_t mask = there;
+        if (end)
+            mask &= (end ^ (end - 1));
+        if (next)
+            mask &= (next & (0 - next)) - 1;
+        bool begun = begins >> first & 1, ended = (ends & mask) != 0;
+        const struct decode_note *note = &shared.notes((uint32_t)first / 2)[first % 2];
+        for (uint32_t block = warp; block < BLOCKS; block += shared.warps) {
+            struct decode_part part = combine_slots(shared, block, mask);
+            if (begun && ended) {
+                write_part<C>(a, block, note->q0, note->what, part);
+                continue;
+            }
+            unsigned char *p = a.partials + (uint64_t)(2 * cta + begun) * BYTES;
+            reinterpret_cast<float4 *>(p)[block * 32 + lane] = part.o;
+            if (block % C::DT == 0 && lane < 4)
+                reinterpret_cast<float4 *>(p + shared.O)[block / C::DT * 4 + lane] = { part.m[0], part.l[0], part.m[1], part.l[1] };
+        }
+        if (!(begun && ended))
+            shares[begun] = first;
+        there &= ~mask;
+    }
+    if (shares[0] < 0 && shares[1] < 0)
+        return;
+
+    __syncthreads();
+    if (threadIdx.x < 2) {
+        bool shared_item = shares[0] >= 0;
+        uint32_t first = span.back_first, n = span.back_last - first + 1;
+        if (threadIdx.x == 1) {
+            shared_item = shares[1] >= 0;
+            first = cta;
+            n = span.forward_last - cta + 1;
+        }
+        shared.last()[threadIdx.x] =
+            shared_item && atomic_inc_acq_rel(a.counters + first, n - 1) == n - 1;
+    }
+    __syncthreads();
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        if (!shared.last()[i])
+            continue;
+        uint32_t first = i ? cta : span.back_first;
+        uint32_t n = (i ? span.forward_last : span.back_last) - first + 1;
+        uint32_t slot = (uint32_t)shares[i];
+        const struct decode_note *note = &shared.notes(slot / 2)[slot % 2];
+        for (uint32_t block = warp; block < BLOCKS; block += shared.warps) {
+            struct decode_part part =
+                merge_parts<C>(a, block, n, 2 * first + 1, 2 * first, 2);
+            write_part<C>(a, block, note->q0, note->what, part);
+        }
+    }
+}
+
+#endif

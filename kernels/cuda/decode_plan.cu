@@ -1,0 +1,196 @@
+// SPDX-License-Identifier: Apache-2.0
+// decode_plan.cu: divides a batch among the warps of the decode kernel. One block; everything is read
+// and written on the device. docs/kernels.md, "Decode".
+//
+// Invariants
+//  1. The plan depends only on kv_len, the differences of qo_indptr, rows, index, the arguments' host
+//     numbers and the device.
+//  2. Sequences without query tokens are left out; DECODE_PAD zeroed records follow the others.
+#include "kernels/cuda/decode_plan.cuh"
+#include "kernels/cuda/start.cuh"
+
+enum { THREADS = 1024, WARPS = THREADS / 32, KEPT = 1024 };
+// Warps get at least so many tiles before there is one more.
+enum { RUN_MIN = 1 };
+
+static constexpr uint32_t ALL = 0xffffffffu;
+
+// Shared memory: the sums and records of the first sequences, and what the scan exchanges. Batches of
+// more than KEPT sequences are searched in the plan itself.
+struct plan_shared {
+    uint64_t sums[KEPT + 1]; // tiles before each
+    struct decode_sequence sequences[KEPT];
+    uint64_t warp_tiles[WARPS];
+    uint32_t warp_live[WARPS];
+};
+
+// What sequence i of the batch is for the decode kernel; false: it has no query tokens.
+static __device__ __forceinline__ bool describe(const struct decode_plan_args &a, uint32_t i,
+                                                struct decode_sequence *ret) {
+    if (a.index)
+        i = a.index[i];
+    uint32_t kv_len = a.kv_len[i], q0 = a.qo_indptr[i], row = a.rows[i];
+    uint32_t q_len = min(a.qo_indptr[i + 1] - q0, a.max_q_len);
+    if (q_len == 0)
+        return false;
+    uint32_t first = 0;
+    if (a.window_left >= 0) {
+        int64_t seen = (int64_t)kv_len - q_len - a.window_left; // by the first query token
+        first = seen > 0 ? (uint32_t)seen / a.tile_tokens : 0;
+    }
+    uint32_t tiles = (uint32_t)(((uint64_t)kv_len + a.tile_tokens - 1) / a.tile_tokens);
+    tiles = tiles > first ? tiles - first : 1;
+    uint32_t blocks = (q_len * a.group + a.columns - 1) / a.columns, pieces = 1;
+    if (a.batch_invariant) {
+        pieces = (uint32_t)((uint64_t)tiles * a.tile_tokens / DECODE_PIECE_TOKENS);
+        pieces = min(max(pieces, 1u), (uint32_t)DECODE_MAX_PIECES);
+    }
+    *ret = { row, kv_len, q0, q_len | blocks << 8 | pieces << 16, first, tiles, { 0, 0 } };
+    return true;
+}
+
+static __device__ __forceinline__ uint64_t line_tiles(const struct decode_plan_args &a,
+                                                      const struct decode_sequence &s) {
+    return (uint64_t)a.kv_heads * (s.parts >> 8 & 0xff) * s.tiles;
+}
+
+// Sums of all threads before this one, added to tiles and live; returns those of all in *total.
+static __device__ __forceinline__ void scan(struct plan_shared *shared, uint64_t &tiles,
+                                            uint32_t &live, uint64_t *total_tiles,
+                                            uint32_t *total_live) {
+    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    uint64_t own_tiles = tiles;
+    uint32_t own_live = live;
+    for (int by = 1; by < 32; by *= 2) {
+        uint64_t t = __shfl_up_sync(ALL, tiles, by);
+        uint32_t l = __shfl_up_sync(ALL, live, by);
+        if ((int)lane >= by) {
+            tiles += t;
+            live += l;
+        }
+    }
+    if (lane == 31) {
+        shared->warp_tiles[warp] = tiles;
+        shared->warp_live[warp] = live;
+    }
+    __syncthreads();
+    uint64_t before_tiles = shared->warp_tiles[lane], all_tiles = before_tiles;
+    uint32_t before_live = shared->warp_live[lane], all_live = before_live;
+    if (lane >= warp) {
+        before_tiles = 0;
+        before_live = 0;
+    }
+    for (int by = 16; by > 0; by /= 2) {
+        before_tiles += __shfl_xor_sync(ALL, before_tiles, by);
+        before_live += __shfl_xor_sync(ALL, before_live, by);
+        all_tiles += __shfl_xor_sync(ALL, all_tiles, by);
+        all_live += __shfl_xor_sync(ALL, all_live, by);
+    }
+    tiles += before_tiles - own_tiles;
+    live += before_live - own_live;
+    *total_tiles = all_tiles;
+    *total_live = all_live;
+}
+
+// Tile x of the line, x < all: its sequence (of `live`), item and place in the item.
+static __device__ __forceinline__ void locate(const struct decode_plan_args &a,
+                                              const uint64_t *sums,
+                                              const struct decode_sequence *sequences,
+                                              uint32_t live, uint64_t x, struct decode_run *ret) {
+    uint32_t low = 0, high = live;
+    while (high - low > 1) {
+        uint32_t middle = (low + high) / 2;
+        if (sums[middle] <= x)
+            low = middle;
+        else
+            high = middle;
+    }
+    struct decode_sequence s = sequences[low];
+    uint64_t off = x - sums[low];
+    ret->slot = low;
+    ret->item = (uint32_t)(off / s.tiles);
+    ret->tile = (uint32_t)(off % s.tiles);
+    ret->sequence = s;
+}
+
+// Moves a run's beginning back to that of its piece; returns by how many tiles.
+static __device__ __forceinline__ uint32_t snap(struct decode_run *run) {
+    uint32_t tiles = run->sequence.tiles, pieces = run->sequence.parts >> 16;
+    uint32_t piece = (uint32_t)((((uint64_t)run->tile + 1) * pieces - 1) / tiles);
+    uint32_t begin = (uint32_t)((uint64_t)piece * tiles / pieces), by = run->tile - begin;
+    run->tile = begin;
+    return by;
+}
+
+// The runs and spans of `warps` warps over `all` tiles.
+static __device__ __forceinline__ void divide(const struct decode_plan_args &a,
+                                              const uint64_t *sums,
+                                              const struct decode_sequence *sequences,
+                                              uint32_t live, uint64_t all) {
+    uint32_t warps = a.ctas * a.cta_warps;
+    uint64_t used = min((uint64_t)warps, (all + RUN_MIN - 1) / RUN_MIN);
+    for (uint32_t i = threadIdx.x; i < warps; i += THREADS) {
+        struct decode_run run = { 0, 0, 0, 0, { 0, 0, 0, 0, 0, 0, { 0, 0 } } };
+        if (i < used) {
+            uint64_t x = i * all / used, end = (i + 1) * all / used;
+            locate(a, sums, sequences, live, x, &run);
+            if (a.batch_invariant) {
+                x -= snap(&run);
+                struct decode_run next;
+                if (end < all) {
+                    locate(a, sums, sequences, live, end, &next);
+                    end -= snap(&next);
+                }
+            } else if (i % a.cta_warps == 0 && run.tile > 0) {
+                uint64_t first = x - run.tile, last = first + run.sequence.tiles - 1;
+                // Warp w has tile x if w * all / used <= x < (w + 1) * all / used.
+                struct decode_span *span = a.spans + i / a.cta_warps;
+                uint32_t last_cta =
+                    (uint32_t)(((last + 1) * used - 1) / all) / a.cta_warps;
+                span->back_first = (uint32_t)(((first + 1) * used - 1) / all) / a.cta_warps;
+                span->back_last = last_cta;
+                span[-1].forward_last = last_cta;
+            }
+            run.count = (uint32_t)(end - x);
+        }
+        a.runs[i] = run;
+    }
+}
+
+static __global__ void __launch_bounds__(THREADS, 1) decode_plan_kernel(struct decode_plan_args a) {
+    KVPOOL_SHARED dynamic[];
+    struct plan_shared *shared = reinterpret_cast<struct plan_shared *>(dynamic);
+    bool kept = a.n <= KEPT;
+    uint64_t *sums = kept ? shared->sums : a.sums;
+    struct decode_sequence *sequences = kept ? shared->sequences : a.sequences;
+
+    start_next_kernel();
+    wait_previous_kernel();
+
+    uint64_t all = 0;
+    uint32_t live = 0;
+    for (uint32_t i = 0; i < a.n; i += THREADS) {
+        struct decode_sequence s;
+        bool is = i + threadIdx.x < a.n && describe(a, i + threadIdx.x, &s);
+        uint64_t before = is ? line_tiles(a, s) : 0, tiles;
+        uint32_t slot = is, count;
+        scan(shared, before, slot, &tiles, &count);
+        if (is) {
+            sums[live + slot] = all + before;
+            sequences[live + slot] = s;
+            if (kept)
+                a.sequences[live + slot] = s;
+        }
+        all += tiles;
+        live += count;
+        __syncthreads(); // the scan's memory is used again
+    }
+    if (threadIdx.x < DECODE_PAD)
+        a.sequences[live + threadIdx.x] = { 0, 0, 0, 0, 0, 0, { 0, 0 } };
+    divide(a, sums, sequences, live, all);
+}
+
+int decode_plan_start(const struct decode_plan_args &args, void *stream, bool after_previous) {
+    return start_kernel(decode_plan_kernel, dim3(1), dim3(THREADS), sizeof(struct plan_shared),
+                        stream, after_previous, args);
+}

@@ -1,0 +1,120 @@
+// SPDX-License-Identifier: Apache-2.0
+// decode_shape.cuh: what the decode kernel, its plan and its launcher agree on: sizes of tiles and of
+// shared memory, the records of a plan, the kernel's arguments. docs/kernels.md, "Decode".
+//
+// Words: an *item* is one sequence, one kv head and one block of 8*NT columns; a *column* is one
+// (query token, head of the group) pair, query-major. A *tile* is K and V of 16 or 32 tokens of an
+// item. The tiles of all items in a row (sequence-major, then head, then block) are the *line*, and
+// every warp owns a *run*: consecutive tiles of the line. What a run has of one item is a *segment*.
+// In batch-invariant mode an item is cut in *pieces* by its own length alone, and runs end where
+// pieces end.
+//
+// Invariants
+//  1. Every sequence with query tokens has at least one tile an item, also where kv_len is 0, so that
+//     its rows are written.
+//  2. Runs differ by at most one tile (outside batch-invariant mode).
+// Any thread.
+#ifndef KVPOOL_KERNELS_CUDA_DECODE_SHAPE_CUH
+#define KVPOOL_KERNELS_CUDA_DECODE_SHAPE_CUH
+
+#include "kernels/cuda/launch.h"
+#include "kernels/cuda/ptx.cuh"
+
+enum {
+    DECODE_MAX_Q_LEN = 8,
+    DECODE_MAX_GROUP = 16,
+    DECODE_MAX_WARPS = 8,      // of a CTA; fewer where its shared memory is small
+    DECODE_MAX_PIECES = 16,    // batch-invariant: of an item
+    DECODE_PIECE_TOKENS = 128, // batch-invariant: of a piece, at least
+    DECODE_COUNTERS = 65536,   // words at the beginning of a workspace; zero between launches
+    DECODE_MAX_HEADS = 8192,   // kv heads that decode_place can hold
+};
+
+// One sequence that has query tokens.
+struct alignas(16) decode_sequence {
+    uint32_t row; // its page ids: table + row * row_entries
+    uint32_t kv_len;
+    uint32_t q0;    // its first query token
+    uint32_t parts; // q_len | column blocks << 8 | pieces << 16
+    uint32_t first; // tile of its sequence where its items begin (sliding window)
+    uint32_t tiles; // of each item
+    uint32_t unused[2];
+};
+// Where one warp begins and how many tiles it has; a copy of its first sequence saves a memory hop.
+struct alignas(16) decode_run {
+    uint32_t slot; // index of the sequence among those with query tokens
+    uint32_t item; // of the sequence: head * blocks + block
+    uint32_t tile; // of the item
+    uint32_t count;
+    struct decode_sequence sequence;
+};
+// Which CTAs share the items at the ends of one CTA's tiles. Fields are set only where there is one.
+struct alignas(16) decode_span {
+    uint32_t back_first, back_last; // of the item that began in an earlier CTA
+    uint32_t forward_last;          // of the item that begins here and goes on in later ones
+    uint32_t unused;
+};
+
+struct decode_args {
+    const unsigned char *k; // strides in bytes
+    int64_t page_stride, value_stride, head_stride, token_stride;
+    const unsigned char *q;
+    int64_t q_token_stride, q_head_stride; // bytes
+    unsigned char *out;
+    int64_t out_token_stride, out_head_stride; // bytes
+    float *lse;                                // NULL: none
+    int64_t lse_token_stride, lse_head_stride; // elements
+    const uint32_t *table;
+    const float *sinks, *k_scales, *v_scales;
+    const struct decode_run *runs;
+    const struct decode_span *spans;
+    const struct decode_sequence *sequences;
+    uint32_t *counters;
+    unsigned char *partials;
+    uint32_t row_entries, page_shift, kv_heads, group;
+    uint32_t group_inverse; // column / group = column * group_inverse >> 16
+    uint32_t items;         // of a sequence, at most (batch-invariant: stride of counters)
+    float sm_scale, soft_cap, k_scale, v_scale;
+    int32_t window_left;
+    bool causal;
+};
+
+// --- sizes ---------------------------------------------------------------------------------------
+
+static constexpr __host__ __device__ uint32_t decode_tile_tokens(uint32_t head_dim, bool kv8) {
+    return head_dim == 64 || (head_dim == 128 && kv8) ? 32 : 16;
+}
+static constexpr __host__ __device__ uint32_t decode_tile_bytes(uint32_t head_dim, bool kv8) {
+    return 2 * decode_tile_tokens(head_dim, kv8) * head_dim * (kv8 ? 1 : 2);
+}
+static constexpr __host__ __device__ uint32_t decode_stages(uint32_t head_dim, bool kv8, uint32_t nt) {
+    return decode_tile_bytes(head_dim, kv8) == 4096                ? 6
+           : decode_tile_bytes(head_dim, kv8) == 16384 && nt == 2 ? 2
+                                                                   : 3;
+}
+// Fragments of Q beyond 32 registers are kept in shared memory.
+static constexpr __host__ __device__ bool decode_q_shared(uint32_t head_dim, uint32_t nt) { return nt * head_dim / 8 > 32; }
+static constexpr __host__ __device__ uint32_t decode_o_bytes(uint32_t head_dim, uint32_t nt) { return nt * 8 * head_dim * 4; }
+static constexpr __host__ __device__ uint32_t decode_ml_bytes(uint32_t nt) { return nt * 8 * 8; }
+// A partial result: O in the order of fragments, then (m, l) of each column.
+static constexpr __host__ __device__ uint32_t decode_partial_bytes(uint32_t head_dim, uint32_t nt) {
+    return decode_o_bytes(head_dim, nt) + decode_ml_bytes(nt);
+}
+static constexpr __host__ __device__ uint32_t decode_ring_bytes(uint32_t head_dim, bool kv8, uint32_t nt) {
+    return decode_stages(head_dim, kv8, nt) * decode_tile_bytes(head_dim, kv8);
+}
+// Of one warp, besides its ring: O of its first segment, Q, (m, l) of both, what both are, places.
+static constexpr __host__ __device__ uint32_t decode_own_bytes(uint32_t head_dim, bool kv8, uint32_t nt) {
+    return decode_o_bytes(head_dim, nt) + (decode_q_shared(head_dim, nt) ? nt * head_dim * 16 : 0) +
+           2 * decode_ml_bytes(nt) + 2 * 16 + decode_stages(head_dim, kv8, nt) * 32;
+}
+static constexpr __host__ __device__ uint32_t decode_smem_bytes(uint32_t head_dim, bool kv8, uint32_t nt, uint32_t warps) {
+    return warps * (decode_ring_bytes(head_dim, kv8, nt) + decode_own_bytes(head_dim, kv8, nt)) + 16;
+}
+
+// Starts the kernel of one instance; defined by decode_inst_*.cu.
+template <class T, class KV, int D, int NT>
+int decode_start(const struct decode_args &args, uint32_t ctas, uint32_t warps, void *stream,
+                 bool after_previous);
+
+#endif

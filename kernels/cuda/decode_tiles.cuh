@@ -1,0 +1,217 @@
+// SPDX-License-Identifier: Apache-2.0
+// decode_tiles.cuh: the stream of K/V tiles of a warp's run: where tiles lie, found for 32 of them at
+// a time (one a lane), and their copies to the warp's ring.
+//
+// Invariants
+//  1. All lanes of the warp call together.
+//  2. Page ids of positions >= kv_len are not read; rows of a tile at positions >= kv_len are zeros.
+// Runs in the decode kernel.
+#ifndef KVPOOL_KERNELS_CUDA_DECODE_TILES_CUH
+#define KVPOOL_KERNELS_CUDA_DECODE_TILES_CUH
+
+#include "kernels/cuda/decode_shape.cuh"
+
+static constexpr uint32_t ALL_LANES = 0xffffffffu;
+
+template <class T> struct decode_is_8bit {
+    static constexpr bool value = false;
+};
+template <> struct decode_is_8bit<e4m3> {
+    static constexpr bool value = true;
+};
+template <class T, class KV> struct decode_matrix_type {
+    using type = T;
+};
+template <class T> struct decode_matrix_type<T, e4m3> {
+    using type = fp16;
+};
+
+template <class T_, class KV_, int D_, int NT_> struct decode_config {
+    using T = T_;
+    using M = typename decode_matrix_type<T_, KV_>::type; // elements of the matrix instructions
+    static constexpr int D = D_, NT = NT_;
+    static constexpr bool KV8 = decode_is_8bit<KV_>::value;
+    static constexpr int TOKENS = (int)decode_tile_tokens(D, KV8);
+    static constexpr int STAGES = (int)decode_stages(D, KV8, NT);
+    static constexpr int TILE = (int)decode_tile_bytes(D, KV8);
+    static constexpr int ROW = D * (KV8 ? 1 : 2); // bytes of a row of K or V
+    static constexpr int GROUPS = TOKENS / 8;     // 8 rows lie in one page
+    static constexpr int MT = TOKENS / 16;        // row tiles of K times Q
+    static constexpr int DT = D / 16;             // steps of K times Q, row tiles of V times P
+    static constexpr bool Q_SHARED = decode_q_shared(D, NT);
+    static_assert(STAGES * TILE >= (int)decode_o_bytes(D, NT), "the ring holds O at the end");
+};
+
+// What the loop has to know of a tile besides its bytes.
+struct decode_place {
+    uint32_t token; // its first
+    uint32_t kv_len;
+    uint32_t q0;
+    uint32_t what;
+    uint32_t slot;
+};
+// what = begins piece | ends piece << 1 | q_len << 2 | block << 6 | piece << 10 | pieces << 14 |
+//        head << 19
+static __device__ __forceinline__ uint32_t place_q_len(uint32_t what) { return what >> 2 & 15; }
+static __device__ __forceinline__ uint32_t place_block(uint32_t what) { return what >> 6 & 15; }
+static __device__ __forceinline__ uint32_t place_piece(uint32_t what) { return what >> 10 & 15; }
+static __device__ __forceinline__ uint32_t place_pieces(uint32_t what) { return what >> 14 & 31; }
+static __device__ __forceinline__ uint32_t place_head(uint32_t what) { return what >> 19; }
+
+// 32 tiles, one a lane.
+template <int GROUPS> struct decode_lane {
+    struct decode_place place;
+    uint32_t page[GROUPS]; // of every 8 tokens
+};
+// The first of the next 32.
+struct decode_cursor {
+    uint32_t slot, item, tile;
+    struct decode_sequence sequence;
+};
+
+static __device__ __forceinline__ struct decode_sequence
+decode_load(const struct decode_sequence *p) {
+    uint4 a = __ldg(reinterpret_cast<const uint4 *>(p));
+    uint4 b = __ldg(reinterpret_cast<const uint4 *>(p) + 1);
+    return { a.x, a.y, a.z, a.w, b.x, b.y, { b.z, b.w } };
+}
+static __device__ __forceinline__ uint32_t decode_items(const struct decode_args &a,
+                                                        const struct decode_sequence &s) {
+    return a.kv_heads * (s.parts >> 8 & 0xff);
+}
+
+// The sequences from at's on, one a lane, and which of them has the tile `lane` tiles after at:
+// changes s, slot, item and tile from those of at's sequence to those of the tile's.
+static __device__ __forceinline__ void decode_cross(const struct decode_args &a,
+                                                    const struct decode_cursor &at, uint64_t rest,
+                                                    struct decode_sequence &s, uint32_t &slot,
+                                                    uint32_t &item, uint32_t &tile) {
+    uint32_t lane = threadIdx.x % 32;
+    struct decode_sequence mine = at.sequence;
+    uint64_t tiles = rest;
+    if (lane > 0) {
+        mine = decode_load(a.sequences + at.slot + lane);
+        tiles = (uint64_t)decode_items(a, mine) * mine.tiles;
+    }
+    uint32_t end = (uint32_t)min(tiles, (uint64_t)64);
+    for (int by = 1; by < 32; by *= 2) {
+        uint32_t up = __shfl_up_sync(ALL_LANES, end, by);
+        if ((int)lane >= by)
+            end += up;
+    }
+    uint32_t ends = end < 32 ? 1u << end : 0; // bit i: a sequence begins i tiles after at
+    for (int by = 16; by > 0; by /= 2)
+        ends |= __shfl_xor_sync(ALL_LANES, ends, by);
+    int which = __popc(ends & (ALL_LANES >> (31 - lane)));
+    uint32_t begin = __shfl_sync(ALL_LANES, end, max(which - 1, 0));
+    s.row = __shfl_sync(ALL_LANES, mine.row, which);
+    s.kv_len = __shfl_sync(ALL_LANES, mine.kv_len, which);
+    s.q0 = __shfl_sync(ALL_LANES, mine.q0, which);
+    s.parts = __shfl_sync(ALL_LANES, mine.parts, which);
+    s.first = __shfl_sync(ALL_LANES, mine.first, which);
+    s.tiles = __shfl_sync(ALL_LANES, mine.tiles, which);
+    if (which > 0) {
+        slot += (uint32_t)which;
+        item = 0;
+        tile = lane - begin;
+    }
+}
+
+// The next min(left, 32) tiles; at moves on past them where there are more.
+template <class C>
+static __device__ __forceinline__ void decode_find(const struct decode_args &a,
+                                                   struct decode_cursor &at, uint32_t left,
+                                                   struct decode_lane<C::GROUPS> &ret) {
+    uint32_t lane = threadIdx.x % 32;
+    uint32_t limit = min(left, 32u);
+    struct decode_sequence s = at.sequence;
+    uint32_t slot = at.slot, item = at.item, tile = at.tile + lane;
+    uint64_t rest = (uint64_t)(decode_items(a, s) - item) * s.tiles - at.tile;
+    if (rest < limit)
+        decode_cross(a, at, rest, s, slot, item, tile);
+    uint32_t tiles = max(s.tiles, 1u); // lanes past the end of the line have none
+    item += tile / tiles;
+    tile %= tiles;
+
+    uint32_t token = (s.first + tile) * C::TOKENS;
+    const uint32_t *ids = a.table + (uint64_t)s.row * a.row_entries;
+#pragma unroll
+    for (int g = 0; g < C::GROUPS; g++) {
+        bool valid = lane < limit && token + 8 * g < s.kv_len;
+        ret.page[g] = valid ? __ldg(ids + ((token + 8 * g) >> a.page_shift)) : 0;
+    }
+    uint32_t blocks = max(s.parts >> 8 & 0xff, 1u), pieces = s.parts >> 16;
+    uint32_t piece = 0, begin = 0, end = tiles;
+    if (pieces > 1) {
+        piece = ((tile + 1) * pieces - 1) / tiles;
+        begin = piece * tiles / pieces;
+        end = (piece + 1) * tiles / pieces;
+    }
+    uint32_t head = item / blocks;
+    ret.place.token = token;
+    ret.place.kv_len = s.kv_len;
+    ret.place.q0 = s.q0;
+    ret.place.slot = slot;
+    ret.place.what = (tile == begin ? 1u : 0u) | (tile + 1 == end ? 2u : 0u) |
+                     (s.parts & 15) << 2 | (item - head * blocks) << 6 | piece << 10 |
+                     pieces << 14 | head << 19;
+    if (left > 32) {
+        uint32_t items = __shfl_sync(ALL_LANES, decode_items(a, s), 31);
+        at.slot = __shfl_sync(ALL_LANES, slot, 31);
+        at.item = __shfl_sync(ALL_LANES, item, 31);
+        at.tile = __shfl_sync(ALL_LANES, tile, 31) + 1;
+        if (at.tile == __shfl_sync(ALL_LANES, tiles, 31)) {
+            at.tile = 0;
+            if (++at.item == items) {
+                at.item = 0;
+                at.slot++;
+            }
+        }
+        at.sequence = decode_load(a.sequences + at.slot);
+    }
+}
+
+// 16-byte chunk c of row r lies at chunk c ^ decode_swizzle(r): 8 rows of one chunk are in 8
+// different groups of banks.
+template <class C> static __device__ __forceinline__ uint32_t decode_swizzle(uint32_t row) {
+    return C::ROW >= 128 ? row & 7 : row >> 1 & 3;
+}
+
+// Copies the tile of lane `from` to the stage at `stage` (a shared address) and its place to `place`.
+template <class C>
+static __device__ __forceinline__ void decode_fetch(const struct decode_args &a,
+                                                    const struct decode_lane<C::GROUPS> &tiles,
+                                                    uint32_t from, uint32_t stage,
+                                                    struct decode_place *place) {
+    constexpr int CHUNKS = C::ROW / 16; // of a row
+    constexpr int ROWS = 32 / CHUNKS;   // of one copy of the warp
+    uint32_t lane = threadIdx.x % 32;
+    uint32_t row = lane / CHUNKS, chunk = lane % CHUNKS;
+    uint32_t token = __shfl_sync(ALL_LANES, tiles.place.token, (int)from);
+    uint32_t kv_len = __shfl_sync(ALL_LANES, tiles.place.kv_len, (int)from);
+    uint32_t head = place_head(__shfl_sync(ALL_LANES, tiles.place.what, (int)from));
+    if (lane == from)
+        *place = tiles.place;
+    const unsigned char *base =
+        a.k + head * a.head_stride + row * a.token_stride + (int64_t)(chunk * 16);
+    int left = (int)kv_len - (int)token - (int)row;
+    uint32_t mask = (1u << a.page_shift) - 1;
+    uint32_t slab = stage + row * C::ROW;
+    uint32_t spot = (chunk ^ decode_swizzle<C>(row)) * 16;
+#pragma unroll
+    for (int g = 0; g < C::GROUPS; g++) {
+        uint32_t page = __shfl_sync(ALL_LANES, tiles.page[g], (int)from);
+        const unsigned char *k = base + page * a.page_stride +
+                                 (int64_t)((token + 8 * g) & mask) * a.token_stride;
+#pragma unroll
+        for (int i = 0; i < 8; i += ROWS) {
+            // i and row share no bits.
+            uint32_t to = slab + (8 * g + i) * C::ROW + (spot ^ decode_swizzle<C>(i) * 16);
+            cp_async_16(to, k, 8 * g + i < left);
+            cp_async_16(to + C::TILE / 2, k + a.value_stride, 8 * g + i < left);
+            k += ROWS * a.token_stride;
+        }
+    }
+}
+
+#endif
