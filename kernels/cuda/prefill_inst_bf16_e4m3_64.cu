@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+// prefill_inst_bf16_e4m3_64.cu: prefill kernels: q and out bf16, K and V e4m3, head_dim 64.
+#include "kernels/cuda/prefill.cuh"
+
+PREFILL_INSTANCE(prefill_shapes<bf16, e4m3>::d64);

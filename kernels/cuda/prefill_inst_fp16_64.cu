@@ -1,0 +1,5 @@
+// SPDX-License-Identifier: Apache-2.0
+// prefill_inst_fp16_64.cu: prefill kernels: q and out fp16, K and V fp16, head_dim 64.
+#include "kernels/cuda/prefill.cuh"
+
+PREFILL_INSTANCE(prefill_shapes<fp16, fp16>::d64);
