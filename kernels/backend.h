@@ -172,12 +172,17 @@ struct backend_ops {
     // worked on in blocks of so many. Where a causal ATTEND is cut between blocks the bits of the
     // result stay. 0: ATTEND may not be cut.
     uint32_t row_block;
+    // Once a program has failed only a new process can use the device again.
+    bool fatal;
 
     // Errors: BACKEND (no such device, driver or build; the text says which), NOMEM.
     int (*open)(const struct backend_config *config, struct backend **ret, struct err *err);
     void (*close)(struct backend *b); // no object of it remains
     // One line for logs and `kvpool status`: e.g. "cpu: 2 threads, avx512".
     const char *(*describe)(const struct backend *b);
+    // One line why no program can be run any more, or NULL while they can (optional: not known).
+    // Any thread.
+    const char *(*failure)(const struct backend *b);
     // Blocks of rows that it works on side by side (optional: 1).
     uint32_t (*lanes)(const struct backend *b);
 
@@ -228,5 +233,6 @@ struct backend_ops {
 int backend_find(const char *name, const struct backend_ops **ret, struct err *err);
 
 extern const struct backend_ops backend_cpu;
+extern const struct backend_ops backend_cuda; // in builds that have it
 
 #endif

@@ -2,6 +2,8 @@
 // cpu_append.c: see cpu_append.h.
 #include "kernels/cpu_append.h"
 
+#include "kernels/dtype.h"
+
 #include <string.h>
 
 enum {
@@ -12,8 +14,33 @@ enum {
 struct append_job {
     const struct cpu_cache *cache;
     const struct backend_append_op *op;
-    const char *k, *v;
+    const char *k, *v, *scales;
 };
+
+// n elements of `dtype` over `scale`, as e4m3.
+static void narrow(kvpool_dtype dtype, const char *from, float scale, size_t n, uint8_t *to) {
+    if (dtype == KVPOOL_FP32)
+        for (size_t i = 0; i < n; i++)
+            to[i] = dtype_fp32_to_e4m3(dtype_load(KVPOOL_FP32, from, i) / scale);
+    else if (dtype == KVPOOL_FP16)
+        for (size_t i = 0; i < n; i++)
+            to[i] = dtype_fp32_to_e4m3(dtype_load(KVPOOL_FP16, from, i) / scale);
+    else
+        for (size_t i = 0; i < n; i++)
+            to[i] = dtype_fp32_to_e4m3(dtype_load(KVPOOL_BF16, from, i) / scale);
+}
+
+// One head's K or V of one token.
+static void append_row(const struct append_job *job, uint32_t value, uint32_t head,
+                       const char *from, char *to) {
+    const struct cpu_cache *c = job->cache;
+    if (cpu_cache_is_fp8(c))
+        narrow(c->geometry.dtype, from,
+               cpu_cache_scale(c, &job->op->scales, job->scales, value, head), c->geometry.head_dim,
+               (uint8_t *)to);
+    else
+        memcpy(to, from, c->row_bytes);
+}
 
 static void append_token(const struct append_job *job, uint32_t sequence, uint32_t token) {
     const struct cpu_cache *c = job->cache;
@@ -28,8 +55,8 @@ static void append_token(const struct append_job *job, uint32_t sequence, uint32
     const char *v = job->v + token * op->v.token_stride * element;
     size_t v_offset = c->geometry.kv_heads * c->slab_bytes;
     for (uint32_t h = 0; h < c->geometry.kv_heads; h++, to += c->slab_bytes) {
-        memcpy(to, k + h * op->k.head_stride * element, c->row_bytes);
-        memcpy(to + v_offset, v + h * op->v.head_stride * element, c->row_bytes);
+        append_row(job, 0, h, k + h * op->k.head_stride * element, to);
+        append_row(job, 1, h, v + h * op->v.head_stride * element, to + v_offset);
     }
 }
 
@@ -59,8 +86,9 @@ static void append_block(void *arg, uint32_t index, uint32_t worker) {
 }
 
 void cpu_append(const struct cpu_cache *cache, struct cpu_threads *threads,
-                const struct backend_append_op *op, const char *k, const char *v) {
-    struct append_job job = {cache, op, k, v};
+                const struct backend_append_op *op, const char *k, const char *v,
+                const char *scales) {
+    struct append_job job = {cache, op, k, v, scales};
     uint32_t tokens = op->batch.qo_indptr[op->batch.n];
     uint32_t blocks = tokens / BLOCK_TOKENS + (tokens % BLOCK_TOKENS != 0);
     if (2 * cache->row_bytes * cache->geometry.kv_heads * tokens < ALONE_BYTES)

@@ -11,6 +11,7 @@
 #include "kernels/cpu_attention.h"
 
 #include "kernels/cpu_attention_isa.h"
+#include "kernels/dtype.h"
 
 #include <math.h>
 #include <stdatomic.h>
@@ -48,8 +49,7 @@ struct group {
 struct wave { // the op at hand, and the units planned and not yet run
     const struct cpu_cache *cache;
     const struct backend_attend_op *op;
-    const char *q;
-    char *out, *lse;
+    struct cpu_attention_tensors at;
     uint32_t group_heads; // query heads per K/V head
     uint32_t units, groups;
     size_t part_floats;
@@ -131,14 +131,17 @@ static void load_unit(const struct wave *wave, const struct unit *u, struct attn
     w->head_rows = attn_head_rows(u->rows);
     w->begin = u->begin;
     w->end = u->end;
-    w->sm_scale = op->sm_scale;
+    w->widen = cpu_cache_is_fp8(c);
     w->soft_cap = op->soft_cap;
     uint32_t first = op->batch.qo_indptr[u->sequence];
     for (uint32_t head = 0; head < u->heads; head++) {
         struct place at = first_place(wave, u, head);
+        w->sm_scale[head] =
+            op->sm_scale * cpu_cache_scale(c, &op->scales, wave->at.scales, 0, u->head + head);
         for (uint32_t r = 0; r < u->rows; r++, next_place(wave, &at)) {
             w->row_q[head * w->head_rows + r] =
-                wave->q + (at.token * op->q.token_stride + at.head * op->q.head_stride) * element;
+                wave->at.q +
+                (at.token * op->q.token_stride + at.head * op->q.head_stride) * element;
             if (head != 0)
                 continue;
             uint32_t lo;
@@ -150,17 +153,37 @@ static void load_unit(const struct wave *wave, const struct unit *u, struct attn
     }
 }
 
+// What a sink, a natural logit, makes of a row that sees keys: the factor of its o. A NaN stays one.
+static float take_sink(float sink, float *max, float *sum) {
+    float x = sink * (float)M_LOG2E;
+    float new = x > *max ? x : *max;
+    float factor = exp2f(*max - new);
+    *sum = *sum * factor + exp2f(x - new);
+    *max = new;
+    return factor;
+}
+
 static void write_row(const struct cpu_attention *a, const struct place *at, const float *o,
                       float max, float sum) {
     const struct wave *wave = &a->wave;
     const struct backend_attend_op *op = wave->op;
     const struct kv_geometry *g = &wave->cache->geometry;
-    char *out = wave->out + (at->token * op->out.token_stride + at->head * op->out.head_stride) *
-                                kv_dtype_size(g->dtype);
-    a->isa->finish(g->dtype, g->head_dim, o, sum == 0 ? 0 : 1 / sum, out);
-    if (wave->lse != NULL) {
-        float lse = sum == 0 ? -INFINITY : (float)((double)max * M_LN2) + logf(sum);
-        memcpy(wave->lse +
+    float sink =
+        wave->at.sinks != NULL ? dtype_load(KVPOOL_FP32, wave->at.sinks, at->head) : -INFINITY;
+    float lse = sink;
+    float factor = 0;
+    if (sum != 0) { // or NaN
+        factor = wave->at.sinks != NULL ? take_sink(sink, &max, &sum) : 1;
+        factor = factor / sum *
+                 cpu_cache_scale(wave->cache, &op->scales, wave->at.scales, 1,
+                                 at->head / wave->group_heads);
+        lse = (float)((double)max * M_LN2) + logf(sum);
+    }
+    char *out = wave->at.out + (at->token * op->out.token_stride + at->head * op->out.head_stride) *
+                                   kv_dtype_size(g->dtype);
+    a->isa->finish(g->dtype, g->head_dim, o, factor, out);
+    if (wave->at.lse != NULL) {
+        memcpy(wave->at.lse +
                    (at->token * op->lse.token_stride + at->head * op->lse.head_stride) * sizeof lse,
                &lse, sizeof lse);
     }
@@ -329,13 +352,12 @@ static void add_sequence(struct cpu_attention *a, uint32_t sequence) {
 }
 
 void cpu_attention_run(struct cpu_attention *a, const struct cpu_cache *cache,
-                       const struct backend_attend_op *op, const char *q, char *out, char *lse) {
+                       const struct backend_attend_op *op,
+                       const struct cpu_attention_tensors *tensors) {
     a->wave = (struct wave){
         .cache = cache,
         .op = op,
-        .q = q,
-        .out = out,
-        .lse = lse,
+        .at = *tensors,
         .group_heads = op->qo_heads / cache->geometry.kv_heads,
     };
     for (uint32_t i = 0; i < op->batch.n; i++)

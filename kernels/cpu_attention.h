@@ -24,8 +24,14 @@ int cpu_attention_open(struct cpu_threads *threads, struct cpu_attention **ret, 
 void cpu_attention_close(struct cpu_attention *a);
 const char *cpu_attention_isa(const struct cpu_attention *a);
 
-// q, out and lse (NULL: not wanted): addresses of the op's tensors.
+// Addresses of the op's tensors; NULL: none.
+struct cpu_attention_tensors {
+    const char *q;
+    char *out, *lse;
+    const char *sinks, *scales; // scales: op->scales.heads
+};
 void cpu_attention_run(struct cpu_attention *a, const struct cpu_cache *cache,
-                       const struct backend_attend_op *op, const char *q, char *out, char *lse);
+                       const struct backend_attend_op *op,
+                       const struct cpu_attention_tensors *tensors);
 
 #endif

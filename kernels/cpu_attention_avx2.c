@@ -98,10 +98,23 @@ static inline v_mask v_first_lanes(size_t n) {
     return (v_mask)n;
 }
 
+// Eight, as fp16, whose exponents are biased by 8 more; NaN is made one first.
+static inline vf widen_e4m3(__m128i x) {
+    __m128i e = _mm_cvtepu8_epi16(x);
+    __m128i magnitude = _mm_and_si128(e, _mm_set1_epi16(0x7f));
+    __m128i nan = _mm_cmpeq_epi16(magnitude, _mm_set1_epi16(0x7f));
+    __m128i half = _mm_or_si128(_mm_slli_epi16(magnitude, 7),
+                                _mm_slli_epi16(_mm_and_si128(e, _mm_set1_epi16(0x80)), 8));
+    half = _mm_or_si128(half, _mm_and_si128(nan, _mm_set1_epi16(0x7e00)));
+    return _mm256_mul_ps(_mm256_cvtph_ps(half), _mm256_set1_ps(0x1p8f));
+}
+
 static inline vf v_words(kvpool_dtype dtype, const void *row, size_t i, v_mask mask) {
     (void)mask;
     if (dtype == KVPOOL_FP32)
         return _mm256_loadu_ps((const float *)row + i);
+    if (dtype == KVPOOL_FP8_E4M3)
+        return widen_e4m3(_mm_loadl_epi64((const __m128i *)((const uint8_t *)row + i)));
     __m128i half = _mm_loadu_si128((const __m128i *)((const uint16_t *)row + i));
     if (dtype == KVPOOL_FP16)
         return _mm256_cvtph_ps(half);

@@ -6,6 +6,8 @@
 // so that lo and hi never fall from row to row, and are the same for every head. Row r of head h
 // has index h * head_rows + r. Few rows come with many heads, many rows with one head.
 //
+// K and V are of the dtype of q, or e4m3 (`widen`): then each tile of them is widened to it first.
+//
 // A kernel leaves, for each row, o = sum(2^(x - max) v), sum = sum(2^(x - max)) and max, where x is
 // the logit times log2(e).
 //
@@ -20,6 +22,7 @@
 #define KVPOOL_KERNELS_CPU_ATTENTION_ISA_H
 
 #include <kvpool/kvpool.h>
+#include <stdbool.h>
 
 enum {
     ATTN_ROWS = 120,                  // indices of a unit: a multiple of every kernel's row block
@@ -42,7 +45,9 @@ struct attn_work {
     struct attn_keys keys;
     uint32_t heads, rows, head_rows; // head_rows: attn_head_rows(rows)
     uint32_t head_dim, begin, end;
-    float sm_scale, soft_cap;
+    bool widen; // K and V are e4m3
+    float soft_cap;
+    float sm_scale[ATTN_ROWS]; // of each head
     const void *row_q[ATTN_ROWS];
     uint32_t lo[ATTN_ROWS], hi[ATTN_ROWS]; // of row r of every head; within begin..end, lo <= hi
 
@@ -59,6 +64,8 @@ struct attn_work {
     float s[ATTN_ROWS * ATTN_TILE];  // logits, then probabilities
     float k[ATTN_WORDS * ATTN_TILE]; // K tile, transposed
     float v[ATTN_TILE * ATTN_WORDS];
+    const char *wide_at[ATTN_TILE];                                     // K rows in `wide`
+    _Alignas(64) char wide[2 * ATTN_TILE * ATTN_WORDS * sizeof(float)]; // K rows, then V rows
 };
 
 static inline size_t attn_o_stride(size_t head_dim) {

@@ -12,7 +12,8 @@
 //   v_sum4(a,b,c,d,ret)     four v_hsum
 //   v_transpose(vf r[VW])
 //   v_mask v_first_lanes(n)       the first n elements of a load (all, when there are not as many)
-//   v_words(dtype, row, i, mask)  words i.. of a row of K, V or q, zero outside of the mask
+//   v_words(dtype, row, i, mask)  words i.. of a row of K, V or q, zero outside of the mask; of e4m3
+//                                 widened elements
 //   v_out(dtype, out, i, mask, x) narrows and stores elements i.. of an output row
 //   with ISA_PAIRS: v_dot_pairs(acc, a, b), v_pair_rows(a, b, i, mask_a, mask_b, &lo, &hi),
 //                   v_narrow_pairs(a, b)
@@ -106,6 +107,12 @@ static void find_rows(const struct attn_keys *keys, size_t first, size_t n, cons
     }
 }
 
+// Keys of a tile for one head: K of key i is at[i] + k, its V at[i] + v.
+struct span {
+    const char *const *at;
+    size_t n, k, v;
+};
+
 ALWAYS size_t element_bytes(kvpool_dtype dtype) {
     return dtype == KVPOOL_FP32 ? 4 : 2;
 }
@@ -113,6 +120,42 @@ ALWAYS size_t element_bytes(kvpool_dtype dtype) {
 ALWAYS void prefetch(const char *at) {
     __builtin_prefetch(at, 0, 2);
 } // into the level-2 cache
+
+// Widens the e4m3 rows of a span, `padded` of them, to `dtype` in w->wide, which is exact; meanwhile
+// fetches those of `next`.
+ALWAYS struct span widen_as(struct attn_work *w, const struct span *span, size_t padded,
+                            const struct span *next, kvpool_dtype dtype) {
+    size_t row_bytes = (w->head_dim * element_bytes(dtype) + 63) / 64 * 64;
+    size_t v_offset = ATTN_TILE * row_bytes;
+    for (size_t t = 0; t < padded; t++) {
+        const char *k = span->at[t] + span->k;
+        const char *v = span->at[t] + span->v;
+        const char *next_k = t < next->n ? next->at[t] + next->k : k;
+        const char *next_v = t < next->n ? next->at[t] + next->v : v;
+        char *to = w->wide + t * row_bytes;
+        w->wide_at[t] = to;
+        for (size_t i = 0; i < w->head_dim; i += VW) {
+            v_mask mask = v_first_lanes(w->head_dim - i);
+            if (i % 64 == 0) {
+                prefetch(next_k + i);
+                prefetch(next_v + i);
+            }
+            v_out(dtype, to, i, mask, v_words(KVPOOL_FP8_E4M3, k, i, mask));
+            v_out(dtype, to + v_offset, i, mask, v_words(KVPOOL_FP8_E4M3, v, i, mask));
+        }
+    }
+    return (struct span){w->wide_at, span->n, 0, v_offset};
+}
+
+static __attribute__((noinline)) struct span widen(struct attn_work *w, const struct span *span,
+                                                   size_t padded, const struct span *next,
+                                                   kvpool_dtype dtype) {
+    if (dtype == KVPOOL_FP32)
+        return widen_as(w, span, padded, next, KVPOOL_FP32);
+    if (dtype == KVPOOL_FP16)
+        return widen_as(w, span, padded, next, KVPOOL_FP16);
+    return widen_as(w, span, padded, next, KVPOOL_BF16);
+}
 
 // q rows as words; rows of no query are zero.
 ALWAYS void load_q(struct attn_work *w, size_t words, size_t stride, kvpool_dtype dtype) {

@@ -12,11 +12,7 @@
 
 enum { STREAM_TILE = 64 }; // keys
 
-// Keys of a tile for one head: K of key i is at[i] + k, its V at[i] + v.
-struct span {
-    const char *const *at; // padded to a multiple of 4 entries
-    size_t n, k, v;
-};
+// The addresses of a span are padded to a multiple of 4 entries here.
 
 // Where the lines of keys t..t+count of the next span are; when it has none, those of this one
 // again, which costs nothing.
@@ -200,7 +196,7 @@ ALWAYS void stream_rows(struct attn_work *w, const struct span *span, const stru
         same = same && a[i] == a[0] && b[i] == b[0];
         if (a[i] < b[i])
             w->alpha[r + i] =
-                softmax_step(s + i * ATTN_TILE, a[i], b[i], width, w->sm_scale, w->soft_cap,
+                softmax_step(s + i * ATTN_TILE, a[i], b[i], width, w->sm_scale[head], w->soft_cap,
                              &w->max[row + i], &w->sum[row + i], in_pairs(dtype));
     }
     if (same) {
@@ -240,13 +236,19 @@ ALWAYS void run_stream(struct attn_work *w, kvpool_dtype dtype) {
                 next.k += w->keys.slab_bytes;
                 next.v += w->keys.slab_bytes;
             }
+            struct span now = span;
+            struct span fetch = next;
+            if (w->widen) {
+                now = widen(w, &span, (span.n + 3) / 4 * 4, &next, dtype);
+                fetch = none;
+            }
             if (w->head_rows == 1)
-                stream_rows(w, &span, &next, t0, words, q_stride, head, 0, 1, dtype);
+                stream_rows(w, &now, &fetch, t0, words, q_stride, head, 0, 1, dtype);
             else if (w->head_rows == 2)
-                stream_rows(w, &span, &next, t0, words, q_stride, head, 0, 2, dtype);
+                stream_rows(w, &now, &fetch, t0, words, q_stride, head, 0, 2, dtype);
             else
                 for (size_t r = 0; r < w->head_rows; r += 4)
-                    stream_rows(w, &span, r == 0 ? &next : &none, t0, words, q_stride, head, r, 4,
+                    stream_rows(w, &now, r == 0 ? &fetch : &none, t0, words, q_stride, head, r, 4,
                                 dtype);
             if (head + 1 < w->heads)
                 span = next;

@@ -123,8 +123,9 @@ ALWAYS bool has_nonfinite(const float *v, size_t rows, size_t stride, size_t col
     return bad != 0;
 }
 
-ALWAYS void tile_rows(struct attn_work *w, const char *const *at, size_t t0, size_t n, size_t words,
+ALWAYS void tile_rows(struct attn_work *w, struct span span, size_t t0, size_t words,
                       size_t q_stride, kvpool_dtype dtype) {
+    const size_t n = span.n;
     const bool pairs = in_pairs(dtype);
     const size_t step = pairs ? 2 * VW : VW;
     size_t width = (n + step - 1) / step * step;
@@ -143,8 +144,11 @@ ALWAYS void tile_rows(struct attn_work *w, const char *const *at, size_t t0, siz
     size_t row = first / MR * MR;
     size_t rows = (last - row + MR - 1) / MR * MR;
 
-    pack_keys(at, n, words, w->k, dtype);
-    pack_values(at, w->keys.v_offset, n, w->head_dim, w->v, w->o_stride, dtype);
+    const struct span none = {0};
+    if (w->widen)
+        span = widen(w, &span, n, &none, dtype);
+    pack_keys(span.at, n, words, w->k, dtype);
+    pack_values(span.at, span.v, n, w->head_dim, w->v, w->o_stride, dtype);
     product(w->q + row * q_stride, q_stride, w->k, ATTN_TILE, w->s + row * ATTN_TILE, ATTN_TILE,
             NULL, words, rows, width / VW, pairs);
 
@@ -160,15 +164,14 @@ ALWAYS void tile_rows(struct attn_work *w, const char *const *at, size_t t0, siz
         size_t a = clamp(w->lo[r], t0, t0 + n) - t0;
         size_t b = clamp(w->hi[r], t0, t0 + n) - t0;
         partial = partial || a != 0 || b != n;
-        w->alpha[r] =
-            softmax_step(s, a, b, width, w->sm_scale, w->soft_cap, &w->max[r], &w->sum[r], pairs);
+        w->alpha[r] = softmax_step(s, a, b, width, w->sm_scale[0], w->soft_cap, &w->max[r],
+                                   &w->sum[r], pairs);
     }
     if (!partial || !has_nonfinite(w->v, depth, w->o_stride, w->head_dim, pairs)) {
         product(w->s + row * ATTN_TILE, ATTN_TILE, w->v, w->o_stride, w->o + row * w->o_stride,
                 w->o_stride, w->alpha + row, depth, rows, dims / VW, pairs);
         return;
     }
-    const struct span span = {at, n, 0, w->keys.v_offset};
     for (size_t r = first; r < last; r++)
         one_row_values(w, &span, clamp(w->lo[r], t0, t0 + n) - t0, clamp(w->hi[r], t0, t0 + n) - t0,
                        r, r, dtype);
@@ -192,7 +195,8 @@ ALWAYS void run_tiled(struct attn_work *w, kvpool_dtype dtype) {
                 prefetch(w->at[turn ^ 1][i] + j);
                 prefetch(w->at[turn ^ 1][i] + w->keys.v_offset + j);
             }
-        tile_rows(w, w->at[turn], t0, n, words, q_stride, dtype);
+        tile_rows(w, (struct span){w->at[turn], n, 0, w->keys.v_offset}, t0, words, q_stride,
+                  dtype);
         t0 = after;
         n = n_next;
     }

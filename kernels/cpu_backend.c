@@ -223,6 +223,18 @@ static char *address(const struct backend_tensor *t) {
     return t->mem == NULL ? NULL : t->mem->block.base + t->offset;
 }
 
+static void run_attend(struct backend *b, const struct cpu_cache *cache,
+                       const struct backend_attend_op *op) {
+    const struct cpu_attention_tensors tensors = {
+        .q = address(&op->q),
+        .out = address(&op->out),
+        .lse = address(&op->lse),
+        .sinks = address(&op->sinks),
+        .scales = address(&op->scales.heads),
+    };
+    cpu_attention_run(b->attention, cache, op, &tensors);
+}
+
 static void run_op(struct backend *b, struct backend_pool *pool, const struct backend_op *op) {
     struct cpu_cache *cache = &pool->cache;
     switch (op->kind) {
@@ -235,11 +247,10 @@ static void run_op(struct backend *b, struct backend_pool *pool, const struct ba
         break;
     case BACKEND_APPEND:
         cpu_append(cache, b->threads, &op->u.append, address(&op->u.append.k),
-                   address(&op->u.append.v));
+                   address(&op->u.append.v), address(&op->u.append.scales.heads));
         break;
     case BACKEND_ATTEND:
-        cpu_attention_run(b->attention, cache, &op->u.attend, address(&op->u.attend.q),
-                          address(&op->u.attend.out), address(&op->u.attend.lse));
+        run_attend(b, cache, &op->u.attend);
         break;
     }
 }

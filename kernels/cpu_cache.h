@@ -12,6 +12,9 @@
 
 #include "kernels/backend.h"
 
+#include <stdbool.h>
+#include <string.h>
+
 struct cpu_cache {
     struct kv_geometry geometry;
     char *base;
@@ -24,6 +27,23 @@ struct cpu_cache {
     uint32_t row_entries;
     uint32_t *table; // [rows][row_entries] page ids
 };
+
+static inline bool cpu_cache_is_fp8(const struct cpu_cache *c) {
+    return kv_plane_dtype(&c->geometry) == KVPOOL_FP8_E4M3 && c->geometry.dtype != KVPOOL_FP8_E4M3;
+}
+
+// What the stored K (value 0) or V (1) of a head is multiplied with: 1 where planes have the tensors'
+// dtype. per_head: address of scales->heads, NULL: none.
+static inline float cpu_cache_scale(const struct cpu_cache *c, const struct backend_scales *scales,
+                                    const char *per_head, uint32_t value, uint32_t head) {
+    float scale = value == 0 ? scales->k : scales->v;
+    if (!cpu_cache_is_fp8(c))
+        return 1;
+    if (per_head != NULL)
+        memcpy(&scale, per_head + ((size_t)value * c->geometry.kv_heads + head) * sizeof scale,
+               sizeof scale);
+    return scale == 0 ? 1 : scale;
+}
 
 static inline const uint32_t *cpu_cache_row(const struct cpu_cache *c, uint32_t row) {
     return c->table + (size_t)row * c->row_entries;

@@ -104,10 +104,24 @@ static inline v_mask v_first_lanes(size_t n) {
     return n >= 32 ? ~(v_mask)0 : (v_mask)((1u << n) - 1u);
 }
 
+// As fp16, whose exponents are biased by 8 more; NaN is made one first.
+static inline vf widen_e4m3(__m128i x) {
+    __m256i e = _mm256_cvtepu8_epi16(x);
+    __m256i magnitude = _mm256_and_si256(e, _mm256_set1_epi16(0x7f));
+    __mmask16 nan = _mm256_cmpeq_epi16_mask(magnitude, _mm256_set1_epi16(0x7f));
+    __m256i half =
+        _mm256_or_si256(_mm256_slli_epi16(magnitude, 7),
+                        _mm256_slli_epi16(_mm256_and_si256(e, _mm256_set1_epi16(0x80)), 8));
+    half = _mm256_mask_mov_epi16(half, nan, _mm256_set1_epi16(0x7e00));
+    return _mm512_mul_ps(_mm512_cvtph_ps(half), _mm512_set1_ps(0x1p8f));
+}
+
 static inline vf v_words(kvpool_dtype dtype, const void *row, size_t i, v_mask mask32) {
     __mmask16 mask = (__mmask16)mask32;
     if (dtype == KVPOOL_FP32 || (ISA_PAIRS && dtype == KVPOOL_BF16))
         return _mm512_maskz_loadu_ps(mask, (const float *)row + i);
+    if (dtype == KVPOOL_FP8_E4M3)
+        return widen_e4m3(_mm_maskz_loadu_epi8(mask, (const uint8_t *)row + i));
     __m256i half = _mm256_maskz_loadu_epi16(mask, (const uint16_t *)row + i);
     if (dtype == KVPOOL_FP16)
         return _mm512_cvtph_ps(half);

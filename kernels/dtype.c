@@ -2,6 +2,18 @@
 // dtype.c: see dtype.h.
 #include "kernels/dtype.h"
 
+float dtype_e4m3_to_fp32(uint8_t e) {
+    uint32_t sign = (uint32_t)(e & 0x80u) << 24;
+    uint32_t exponent = e >> 3 & 0xfu;
+    uint32_t mantissa = e & 7u;
+    if ((e & 0x7fu) == 0x7fu)
+        return dtype_from_bits(sign | 0x7fc00000u);
+    if (exponent != 0)
+        return dtype_from_bits(sign | (exponent + 120) << 23 | mantissa << 20);
+    float magnitude = (float)mantissa * 0x1p-9f; // exact: zero or denormal
+    return dtype_from_bits(sign | dtype_to_bits(magnitude));
+}
+
 float dtype_fp16_to_fp32(uint16_t h) {
     uint32_t sign = (uint32_t)(h & 0x8000u) << 16;
     uint32_t exponent = h >> 10 & 0x1fu;
@@ -48,6 +60,8 @@ float dtype_load(kvpool_dtype dtype, const void *array, size_t i) {
         memcpy(&x, at + i * 4, 4);
         return x;
     }
+    if (dtype == KVPOOL_FP8_E4M3)
+        return dtype_e4m3_to_fp32((uint8_t)at[i]);
     memcpy(&half, at + i * 2, 2);
     return dtype == KVPOOL_FP16 ? dtype_fp16_to_fp32(half) : dtype_bf16_to_fp32(half);
 }
@@ -56,6 +70,10 @@ void dtype_store(kvpool_dtype dtype, void *array, size_t i, float x) {
     char *at = array;
     if (dtype == KVPOOL_FP32) {
         memcpy(at + i * 4, &x, 4);
+        return;
+    }
+    if (dtype == KVPOOL_FP8_E4M3) {
+        at[i] = (char)dtype_fp32_to_e4m3(x);
         return;
     }
     uint16_t half = dtype == KVPOOL_FP16 ? dtype_fp32_to_fp16(x) : dtype_fp32_to_bf16(x);

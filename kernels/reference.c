@@ -4,58 +4,75 @@
 
 #include <math.h>
 
-static bool sees(const struct reference_attention *a, int64_t p, int64_t s) {
-    if (a->causal && s > p)
-        return false;
-    return a->window_left < 0 || s >= p - a->window_left;
+// Keys first..end that the query at position p sees.
+static void visible(const struct reference_attention *a, int64_t p, int64_t *first, int64_t *end) {
+    *first = 0;
+    *end = a->kv_len;
+    if (a->causal && p + 1 < *end)
+        *end = p + 1;
+    if (a->window_left >= 0 && p - a->window_left > 0)
+        *first = p - a->window_left;
+}
+
+// Eight sums side by side: one alone waits for each of its additions.
+static double dot(const double *x, const double *y, uint32_t n) {
+    double sums[8] = {0};
+    uint32_t d = 0;
+    for (; d + 8 <= n; d += 8)
+        for (uint32_t i = 0; i < 8; i++)
+            sums[i] += x[d + i] * y[d + i];
+    for (; d < n; d++)
+        sums[0] += x[d] * y[d];
+    return ((sums[0] + sums[1]) + (sums[2] + sums[3])) +
+           ((sums[4] + sums[5]) + (sums[6] + sums[7]));
 }
 
 static double logit(const struct reference_attention *a, const double *q, const double *k) {
-    double x = 0;
-    for (uint32_t d = 0; d < a->head_dim; d++)
-        x += q[d] * k[d];
-    x *= a->sm_scale;
+    double x = dot(q, k, a->head_dim) * a->sm_scale;
     return a->soft_cap > 0 ? a->soft_cap * tanh(x / a->soft_cap) : x;
 }
 
-static void one_row(const struct reference_attention *a, uint32_t j, uint32_t h) {
-    size_t row = (size_t)j * a->qo_heads + h;
+// Row of the query token at position p, head h.
+static void one_row(const struct reference_attention *a, int64_t p, uint32_t h, size_t row) {
     const double *q = a->q + row * a->head_dim;
     double *out = a->out + row * a->head_dim;
-    uint32_t key_head = h / (a->qo_heads / a->kv_heads);
-    int64_t p = (int64_t)a->kv_len - a->q_len + j;
-
+    size_t stride = (size_t)a->kv_heads * a->head_dim;
+    size_t head = (size_t)(h / (a->qo_heads / a->kv_heads)) * a->head_dim;
+    double sink = a->sinks != NULL ? a->sinks[h] : -INFINITY;
+    int64_t first;
+    int64_t end;
+    visible(a, p, &first, &end);
     for (uint32_t d = 0; d < a->head_dim; d++)
         out[d] = 0;
-    a->lse[row] = -INFINITY;
-    double max = -INFINITY;
-    bool any = false;
-    for (uint32_t s = 0; s < a->kv_len; s++)
-        if (sees(a, p, s)) {
-            a->scratch[s] = logit(a, q, a->k + ((size_t)s * a->kv_heads + key_head) * a->head_dim);
-            max = fmax(max, a->scratch[s]);
-            any = true;
-        }
-    if (!any)
+    a->lse[row] = sink;
+    if (first >= end)
         return;
-    double sum = 0;
-    for (uint32_t s = 0; s < a->kv_len; s++)
-        if (sees(a, p, s)) {
-            double weight = exp(a->scratch[s] - max);
-            const double *v = a->v + ((size_t)s * a->kv_heads + key_head) * a->head_dim;
-            sum += weight;
-            for (uint32_t d = 0; d < a->head_dim; d++)
-                out[d] += weight * v[d];
-        }
+    double max = sink;
+    for (int64_t s = first; s < end; s++) {
+        a->scratch[s] = logit(a, q, a->k + (size_t)s * stride + head);
+        max = fmax(max, a->scratch[s]);
+    }
+    double sum = exp(sink - max);
+    for (int64_t s = first; s < end; s++) {
+        double weight = exp(a->scratch[s] - max);
+        const double *v = a->v + (size_t)s * stride + head;
+        sum += weight;
+        for (uint32_t d = 0; d < a->head_dim; d++)
+            out[d] += weight * v[d];
+    }
     for (uint32_t d = 0; d < a->head_dim; d++)
         out[d] /= sum;
     a->lse[row] = max + log(sum);
 }
 
-void reference_attend(const struct reference_attention *a) {
-    for (uint32_t j = 0; j < a->q_len; j++)
+void reference_attend_rows(const struct reference_attention *a, uint32_t first, uint32_t count) {
+    for (uint32_t j = 0; j < count; j++)
         for (uint32_t h = 0; h < a->qo_heads; h++)
-            one_row(a, j, h);
+            one_row(a, (int64_t)a->kv_len - a->q_len + first + j, h, (size_t)j * a->qo_heads + h);
+}
+
+void reference_attend(const struct reference_attention *a) {
+    reference_attend_rows(a, 0, a->q_len);
 }
 
 size_t reference_element(const uint32_t *page_ids, uint32_t kv_heads, uint32_t page_size,

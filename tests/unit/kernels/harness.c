@@ -14,6 +14,7 @@
 
 #include <inttypes.h>
 #include <math.h>
+#include <pthread.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -75,9 +76,15 @@ const struct backend_ops *harness_ops(void) {
     return ops;
 }
 
+bool harness_is_cpu(void) {
+    return harness_ops() == &backend_cpu;
+}
+
 struct backend *harness_open(const char *isa, uint32_t threads) {
     const struct backend_ops *ops = harness_ops();
-    struct backend_config config = {.threads = threads};
+    const char *device = getenv("KVPOOL_TEST_DEVICE");
+    struct backend_config config = {.threads = threads,
+                                    .device = device != NULL ? atoi(device) : 0};
     struct backend *b = NULL;
     struct err err = {0};
     if (isa != NULL)
@@ -92,9 +99,20 @@ struct backend *harness_open(const char *isa, uint32_t threads) {
     return b;
 }
 
+// A program that somebody waits for.
+struct wait {
+    pthread_mutex_t lock;
+    pthread_cond_t over;
+    int done, status;
+};
+
 static void count_done(void *arg, int status) {
-    assert_int_equal(status, 0);
-    ++*(int *)arg;
+    struct wait *w = arg;
+    pthread_mutex_lock(&w->lock);
+    w->done++;
+    w->status = status;
+    pthread_cond_signal(&w->over);
+    pthread_mutex_unlock(&w->lock);
 }
 
 void harness_run(struct backend *b, struct backend_pool *pool, const struct backend_op *ops,
@@ -103,12 +121,33 @@ void harness_run(struct backend *b, struct backend_pool *pool, const struct back
     struct backend_stream *stream = NULL;
     struct err err = {0};
     struct backend_program program = {pool, ops, n};
-    int done = 0;
+    struct wait w = {.lock = PTHREAD_MUTEX_INITIALIZER, .over = PTHREAD_COND_INITIALIZER};
     if (vt->stream_open(b, &stream, &err) != 0 ||
-        vt->submit(b, stream, &program, count_done, &done, &err) != 0)
+        vt->submit(b, stream, &program, count_done, &w, &err) != 0)
         fail_msg("%s", err.text);
-    assert_int_equal(done, 1);
+    pthread_mutex_lock(&w.lock);
+    while (w.done == 0)
+        pthread_cond_wait(&w.over, &w.lock);
+    pthread_mutex_unlock(&w.lock);
+    const char *why = vt->failure != NULL ? vt->failure(b) : NULL;
+    if (w.status != 0)
+        fail_msg("%s", why != NULL ? why : "the program failed");
     vt->stream_close(b, stream);
+    assert_int_equal(w.done, 1);
+}
+
+void harness_pool_read(struct backend *b, const struct backend_pool *pool, uint32_t layer, void *to,
+                       size_t bytes) {
+    struct err err = {0};
+    if (harness_ops()->pool_read(b, pool, layer, 0, to, bytes, &err) != 0)
+        fail_msg("%s", err.text);
+}
+
+void harness_pool_write(struct backend *b, struct backend_pool *pool, uint32_t layer,
+                        const void *from, size_t bytes) {
+    struct err err = {0};
+    if (harness_ops()->pool_write(b, pool, layer, 0, from, bytes, &err) != 0)
+        fail_msg("%s", err.text);
 }
 
 struct backend_mem *harness_alloc(struct backend *b, size_t bytes) {
@@ -128,6 +167,25 @@ static double rounded(kvpool_dtype dtype, double x) {
     return (double)dtype_load(dtype, element, 0);
 }
 
+// What a page stands for where x was appended with a scale.
+static double kept(const struct attention_case *c, double x, float scale) {
+    if (c->kv_dtype != KVPOOL_FP8_E4M3)
+        return x;
+    return rounded(KVPOOL_FP8_E4M3, (double)((float)x / scale)) * (double)scale;
+}
+
+// Scales that reach all of e4m3: denormals at one end, saturation at the other.
+static void make_scales(struct attention_data *d, uint64_t *state) {
+    const struct attention_case *c = &d->c;
+    for (uint32_t value = 0; value < 2; value++)
+        for (uint32_t h = 0; h < c->kv_heads; h++) {
+            float scale = value == 0 ? c->k_scale : c->v_scale;
+            if (c->head_scales)
+                scale = (float)exp2((double)random_below(state, 1000) / 100 - 8);
+            d->scales[value * c->kv_heads + h] = scale == 0 ? 1 : scale;
+        }
+}
+
 struct attention_data *attention_data_new(const struct attention_case *c) {
     struct attention_data *d = must_alloc(1, sizeof *d);
     d->c = *c;
@@ -143,10 +201,15 @@ struct attention_data *attention_data_new(const struct attention_case *c) {
     size_t query = (size_t)c->qo_heads * c->head_dim;
     d->k = must_alloc(d->tokens_kv * key, sizeof(double));
     d->v = must_alloc(d->tokens_kv * key, sizeof(double));
+    d->k_kept = must_alloc(d->tokens_kv * key, sizeof(double));
+    d->v_kept = must_alloc(d->tokens_kv * key, sizeof(double));
+    d->scales = must_alloc((size_t)2 * c->kv_heads, sizeof(float));
+    d->sinks = must_alloc(c->qo_heads, sizeof(float));
     d->q = must_alloc(d->tokens_q * query, sizeof(double));
     d->out = must_alloc(d->tokens_q * query, sizeof(double));
     d->lse = must_alloc((size_t)d->tokens_q * c->qo_heads, sizeof(double));
     double *scratch = must_alloc(longest, sizeof(double));
+    double *sinks = must_alloc(c->qo_heads, sizeof(double));
     uint64_t state = c->seed;
     for (size_t i = 0; i < d->tokens_kv * key; i++) {
         d->k[i] = rounded(c->dtype, random_normal(&state));
@@ -154,12 +217,21 @@ struct attention_data *attention_data_new(const struct attention_case *c) {
     }
     for (size_t i = 0; i < d->tokens_q * query; i++)
         d->q[i] = rounded(c->dtype, random_normal(&state));
+    make_scales(d, &state);
+    for (size_t i = 0; i < d->tokens_kv * key; i++) {
+        size_t head = i / c->head_dim % c->kv_heads;
+        d->k_kept[i] = kept(c, d->k[i], d->scales[head]);
+        d->v_kept[i] = kept(c, d->v[i], d->scales[c->kv_heads + head]);
+    }
+    for (uint32_t h = 0; h < c->qo_heads; h++)
+        sinks[h] = (double)(d->sinks[h] = (float)(3 * random_normal(&state)));
     size_t tq = 0;
     size_t tkv = 0;
     for (uint32_t i = 0; i < c->n; i++) {
         for (uint32_t t = c->nan_from; c->nan_from != 0 && t < c->kv_len[i]; t++)
             for (size_t e = 0; e < key; e++)
-                d->k[(tkv + t) * key + e] = d->v[(tkv + t) * key + e] = NAN;
+                d->k[(tkv + t) * key + e] = d->v[(tkv + t) * key + e] =
+                    d->k_kept[(tkv + t) * key + e] = d->v_kept[(tkv + t) * key + e] = NAN;
         struct reference_attention a = {
             .qo_heads = c->qo_heads,
             .kv_heads = c->kv_heads,
@@ -171,8 +243,9 @@ struct attention_data *attention_data_new(const struct attention_case *c) {
             .sm_scale = (double)d->c.sm_scale,
             .soft_cap = (double)c->soft_cap,
             .q = d->q + tq * query,
-            .k = d->k + tkv * key,
-            .v = d->v + tkv * key,
+            .k = d->k_kept + tkv * key,
+            .v = d->v_kept + tkv * key,
+            .sinks = c->sinks ? sinks : NULL,
             .out = d->out + tq * query,
             .lse = d->lse + tq * c->qo_heads,
             .scratch = scratch,
@@ -182,12 +255,17 @@ struct attention_data *attention_data_new(const struct attention_case *c) {
         tkv += c->kv_len[i];
     }
     free(scratch);
+    free(sinks);
     return d;
 }
 
 void attention_data_free(struct attention_data *d) {
     free(d->k);
     free(d->v);
+    free(d->k_kept);
+    free(d->v_kept);
+    free(d->scales);
+    free(d->sinks);
     free(d->q);
     free(d->out);
     free(d->lse);
@@ -273,12 +351,41 @@ static void poison_pool(struct backend *b, struct backend_pool *pool, const stru
     free(ids);
 }
 
+// The op as parts of at most c->cut queries of one sequence, in `ret`; how many. pieces: their
+// lengths and query ranges.
+static uint32_t cut_attention(const struct attention_case *c, uint32_t first,
+                              const struct backend_attend_op *op, struct backend_op *ret,
+                              uint32_t (*pieces)[3]) {
+    const struct backend_attend_op whole = *op;
+    size_t element = kv_dtype_size(c->dtype);
+    uint32_t count = 0;
+    for (uint32_t i = 0; i < whole.batch.n; i++) {
+        uint32_t q_len = c->q_len[first + i];
+        for (uint32_t from = 0; from < q_len; from += c->cut, count++) {
+            uint32_t queries = q_len - from < c->cut ? q_len - from : c->cut;
+            uint32_t token = whole.batch.qo_indptr[i] + from;
+            uint32_t *piece = pieces[count];
+            piece[0] = c->kv_len[first + i] - (q_len - from - queries);
+            piece[1] = 0;
+            piece[2] = queries;
+            struct backend_attend_op part = whole;
+            part.batch = (struct backend_batch){1, &whole.batch.rows[i], &piece[0], &piece[1]};
+            part.part = queries < q_len;
+            part.q.offset += token * part.q.token_stride * element;
+            part.out.offset += token * part.out.token_stride * element;
+            part.lse.offset += token * part.lse.token_stride * sizeof(float);
+            ret[count] = (struct backend_op){.kind = BACKEND_ATTEND, .u.attend = part};
+        }
+    }
+    return count;
+}
+
 unsigned char *attention_run(struct backend *b, const struct attention_data *d, uint32_t first,
                              uint32_t n, uint64_t page_seed, size_t *ret_bytes) {
     const struct backend_ops *vt = harness_ops();
     const struct attention_case *c = &d->c;
     size_t element = kv_dtype_size(c->dtype);
-    struct kv_geometry g = {2, c->kv_heads, c->head_dim, c->page_size, c->dtype, 0};
+    struct kv_geometry g = {2, c->kv_heads, c->head_dim, c->page_size, c->dtype, c->kv_dtype};
     const uint32_t layer = 1;
     uint64_t state = page_seed;
     struct err err = {0};
@@ -321,6 +428,8 @@ unsigned char *attention_run(struct backend *b, const struct attention_data *d, 
     struct placed k = place(NULL, &in_bytes, nkv, c->kv_heads, c->head_dim, element, eh, ed);
     struct placed v = place(NULL, &in_bytes, nkv, c->kv_heads, c->head_dim, element, eh, ed);
     struct placed q = place(NULL, &in_bytes, nq, c->qo_heads, c->head_dim, element, eh, ed);
+    struct placed scales = place(NULL, &in_bytes, 2, c->kv_heads, 1, sizeof(float), 0, 0);
+    struct placed sinks = place(NULL, &in_bytes, 1, c->qo_heads, 1, sizeof(float), 0, 0);
     struct placed out = place(NULL, &out_bytes, nq, c->qo_heads, c->head_dim, element, eh, ed);
     struct placed lse = place(NULL, &out_bytes, nq, c->qo_heads, 1, sizeof(float), eh, ed);
     struct backend_mem *in = harness_alloc(b, in_bytes);
@@ -337,12 +446,19 @@ unsigned char *attention_run(struct backend *b, const struct attention_data *d, 
     put(in_host, &k.t, c->dtype, nkv, c->kv_heads, c->head_dim, d->k + skip_kv * key);
     put(in_host, &v.t, c->dtype, nkv, c->kv_heads, c->head_dim, d->v + skip_kv * key);
     put(in_host, &q.t, c->dtype, nq, c->qo_heads, c->head_dim, d->q + skip_q * query);
+    memcpy(in_host + scales.t.offset, d->scales, (size_t)2 * c->kv_heads * sizeof(float));
+    memcpy(in_host + sinks.t.offset, d->sinks, c->qo_heads * sizeof(float));
+    struct backend_scales kv_scales = {.k = c->k_scale, .v = c->v_scale};
+    if (c->head_scales)
+        kv_scales.heads = (struct backend_tensor){in, scales.t.offset, c->kv_heads, 1};
+    if (c->sinks)
+        sinks.t.mem = in;
 
     // Tables: random pages, then what must never be used.
     uint32_t *order = must_alloc(num_pages, sizeof *order);
     uint32_t *tables = must_alloc((size_t)n * row_entries, sizeof *tables);
     random_permutation(&state, order, num_pages);
-    struct backend_op ops[CASE_MAX_SEQUENCES + 2];
+    struct backend_op *ops = must_alloc(n + 2 + (c->cut != 0 ? nq : 0), sizeof *ops);
     uint32_t used = 0;
     for (uint32_t i = 0; i < n; i++) {
         uint32_t *ids = tables + (size_t)i * row_entries;
@@ -356,7 +472,7 @@ unsigned char *attention_run(struct backend *b, const struct attention_data *d, 
     }
     ops[n] = (struct backend_op){
         .kind = BACKEND_APPEND,
-        .u.append = {layer, {n, rows, c->kv_len + first, kv_indptr}, {0}, k.t, v.t},
+        .u.append = {layer, {n, rows, c->kv_len + first, kv_indptr}, kv_scales, k.t, v.t},
     };
     ops[n + 1] = (struct backend_op){
         .kind = BACKEND_ATTEND,
@@ -369,12 +485,21 @@ unsigned char *attention_run(struct backend *b, const struct attention_data *d, 
                 .soft_cap = c->soft_cap,
                 .window_left = c->window_left,
                 .batch = {n, rows, c->kv_len + first, q_indptr},
+                .batch_invariant = c->batch_invariant,
+                .scales = kv_scales,
+                .sinks = sinks.t,
                 .q = q.t,
                 .out = out.t,
                 .lse = lse.t,
             },
     };
-    harness_run(b, pool, ops, n + 2);
+    uint32_t(*pieces)[3] = must_alloc((size_t)nq + 1, sizeof *pieces);
+    uint32_t count = n + 2;
+    if (c->cut != 0)
+        count = n + 1 + cut_attention(c, first, &ops[n + 1].u.attend, &ops[n + 1], pieces);
+    harness_run(b, pool, ops, count);
+    free(pieces);
+    free(ops);
 
     size_t bytes = (size_t)nq * c->qo_heads * (c->head_dim * element + sizeof(float));
     unsigned char *ret = must_alloc(bytes, 1);
@@ -399,11 +524,13 @@ unsigned char *attention_run(struct backend *b, const struct attention_data *d, 
 // What a case is, for the message of a failure.
 static const char *describe(const struct attention_case *c) {
     static char text[1024];
-    int at = snprintf(text, sizeof text,
-                      "%s: dtype %d, heads %u/%u, head_dim %u, page %u, causal %d, window %d, "
-                      "cap %g, seed %" PRIu64 ", q/kv",
-                      c->name, (int)c->dtype, c->qo_heads, c->kv_heads, c->head_dim, c->page_size,
-                      (int)c->causal, c->window_left, (double)c->soft_cap, c->seed);
+    int at =
+        snprintf(text, sizeof text,
+                 "%s: dtype %d in %d, scales %g %g %d, sinks %d, heads %u/%u, head_dim %u, "
+                 "page %u, causal %d, window %d, cap %g, seed %" PRIu64 ", q/kv",
+                 c->name, (int)c->dtype, (int)c->kv_dtype, (double)c->k_scale, (double)c->v_scale,
+                 (int)c->head_scales, (int)c->sinks, c->qo_heads, c->kv_heads, c->head_dim,
+                 c->page_size, (int)c->causal, c->window_left, (double)c->soft_cap, c->seed);
     for (uint32_t i = 0; i < c->n && at < (int)sizeof text - 32; i++)
         at += snprintf(text + at, sizeof text - (size_t)at, " %u/%u", c->q_len[i], c->kv_len[i]);
     return text;

@@ -2,8 +2,9 @@
 // harness.h: what the tests of the kernels share: random numbers, backends through the vtable, and
 // an attention case that is built, run and compared with the reference.
 //
-// KVPOOL_TEST_BACKEND names the backend (default cpu), KVPOOL_SEED the seed of the random cases. On
-// the cpu backend every kernel that this CPU can run is tested.
+// KVPOOL_TEST_BACKEND names the backend (default cpu), KVPOOL_TEST_DEVICE its device (default 0),
+// KVPOOL_SEED the seed of the random cases. On the cpu backend every kernel that this CPU can run is
+// tested.
 #ifndef KVPOOL_TESTS_HARNESS_H
 #define KVPOOL_TESTS_HARNESS_H
 
@@ -21,6 +22,7 @@ void random_permutation(uint64_t *state, uint32_t *ret, uint32_t n);
 uint64_t seed_from_env(uint64_t otherwise); // prints it
 
 const struct backend_ops *harness_ops(void);
+bool harness_is_cpu(void);
 // A backend of `threads` threads with the kernel `isa` (NULL: the default); NULL when this CPU has
 // not got the kernel. Fails the test on other errors.
 struct backend *harness_open(const char *isa, uint32_t threads);
@@ -29,6 +31,11 @@ extern const char *const harness_isas[HARNESS_MAX_ISAS];
 // Runs ops on a pool and waits. Fails the test on an error.
 void harness_run(struct backend *b, struct backend_pool *pool, const struct backend_op *ops,
                  uint32_t n);
+// The beginning of one plane, with nothing in flight.
+void harness_pool_read(struct backend *b, const struct backend_pool *pool, uint32_t layer, void *to,
+                       size_t bytes);
+void harness_pool_write(struct backend *b, struct backend_pool *pool, uint32_t layer,
+                        const void *from, size_t bytes);
 struct backend_mem *harness_alloc(struct backend *b, size_t bytes);
 
 enum { CASE_MAX_SEQUENCES = 40 };
@@ -36,6 +43,7 @@ enum { CASE_MAX_SEQUENCES = 40 };
 struct attention_case {
     const char *name;
     kvpool_dtype dtype;
+    kvpool_dtype kv_dtype; // of the planes; 0: dtype
     uint32_t qo_heads, kv_heads, head_dim, page_size;
     uint32_t n;
     uint32_t q_len[CASE_MAX_SEQUENCES], kv_len[CASE_MAX_SEQUENCES];
@@ -46,16 +54,25 @@ struct attention_case {
     uint32_t extra_heads; // unused heads between a tensor's tokens (a fused qkv tensor)
     uint32_t extra_dims;  // unused elements between heads, a multiple of 1
     bool no_lse;
-    bool ones;         // V is 1 everywhere
+    bool ones;              // V is 1 everywhere
+    float k_scale, v_scale; // of fp8 planes; 0: 1
+    bool head_scales;       // each key head has its own; k_scale and v_scale must then not matter
+    bool sinks;             // of either sign, about as large as a logit
+    bool batch_invariant;
+    uint32_t cut;      // attention of each sequence in parts of so many queries; 0: whole
     uint32_t nan_from; // K and V of positions from here on are NaN; 0: none
     uint64_t seed;
 };
 
-// The data of a case: K, V and q rounded to the dtype, what the reference makes of them.
+// The data of a case: K, V and q rounded to the dtype, what pages then stand for, what the reference
+// makes of that.
 struct attention_data {
     struct attention_case c;
     uint32_t tokens_q, tokens_kv; // sums
-    double *k, *v;                // [tokens_kv][kv_heads][head_dim]
+    double *k, *v;                // [tokens_kv][kv_heads][head_dim], as given
+    double *k_kept, *v_kept;      // the same, as kept in pages of kv_dtype
+    float *scales;                // [2][kv_heads]
+    float *sinks;                 // [qo_heads]
     double *q;                    // [tokens_q][qo_heads][head_dim]
     double *out, *lse;            // expected
 };

@@ -273,16 +273,121 @@ static void test_interleaved_tensors_and_no_lse(void **state) {
 // Keys that a query does not see may be NaN although its sequence owns them.
 static void test_nan_of_unseen_keys_stays_away(void **state) {
     (void)state;
-    for (size_t j = 0; j < 3; j++)
+    for (size_t j = 0; j < 6; j++)
         for (uint32_t from = 30; from < 70; from += 13) {
-            struct attention_case c = base("NaN in the future", DTYPES[j]);
+            struct attention_case c = base("NaN in the future", DTYPES[j % 3]);
             c.nan_from = from;
+            c.kv_dtype = j < 3 ? 0 : KVPOOL_FP8_E4M3;
             add(&c, 2, from + 1);
             add(&c, 4, from + 2);
             add(&c, 40, from + 9);
             add(&c, 64, 130);
             attention_check(backends, &c);
         }
+}
+
+// Pages of fp8: not scaled, scaled, and with a scale for every key head, where the other two are not
+// used.
+static struct attention_case fp8(const char *name, kvpool_dtype dtype, uint32_t scaling) {
+    struct attention_case c = base(name, dtype);
+    c.kv_dtype = KVPOOL_FP8_E4M3;
+    c.k_scale = scaling == 0 ? 0 : 0.0137f;
+    c.v_scale = scaling == 0 ? 0 : 1.7f;
+    c.head_scales = scaling == 2;
+    return c;
+}
+
+static void test_fp8_pages_of_every_head_dim(void **state) {
+    (void)state;
+    const uint32_t dims[] = {8, 16, 24, 40, 64, 72, 80, 96, 112, 128, 192, 256, 576};
+    for (size_t i = 0; i < sizeof dims / sizeof *dims; i++)
+        for (size_t j = 0; j < 3; j++)
+            for (uint32_t scaling = 0; scaling < 3; scaling++) {
+                struct attention_case c = fp8("fp8 head_dim", DTYPES[j], scaling);
+                c.head_dim = dims[i];
+                c.extra_dims = 3;
+                c.kv_heads = 3;
+                c.qo_heads = 6;
+                add(&c, 1, 1);
+                add(&c, 1, 16);
+                add(&c, 1, 65);
+                add(&c, 9, 90);
+                add(&c, 40, 90);
+                attention_check(backends, &c);
+            }
+}
+
+static void test_fp8_pages_of_every_size_and_group(void **state) {
+    (void)state;
+    const uint32_t groups[] = {1, 2, 3, 5, 8, 16, 17};
+    for (size_t i = 0; i < sizeof groups / sizeof *groups; i++)
+        for (size_t j = 0; j < 3; j++) {
+            struct attention_case c = fp8("fp8 group", DTYPES[j], 2);
+            c.qo_heads = groups[i] * c.kv_heads;
+            c.page_size = 8u << (i % 6);
+            const uint32_t lens[] = {0, 1, 7, 8, 9, 63, 64, 65, 129};
+            for (size_t k = 0; k < sizeof lens / sizeof *lens; k++)
+                add(&c, 1, lens[k]);
+            add(&c, 2, 77);
+            add(&c, 70, 170);
+            attention_check(backends, &c);
+        }
+}
+
+static void test_fp8_pages_of_long_sequences(void **state) {
+    (void)state;
+    for (size_t j = 0; j < 3; j++) {
+        struct attention_case c = fp8("long fp8", DTYPES[j], 2);
+        c.head_dim = 128;
+        c.sinks = true;
+        add(&c, 1, 4096);
+        add(&c, 3, 2049);
+        add(&c, 13, 5000);
+        attention_check(backends, &c);
+    }
+}
+
+// The scale of K goes into the logit before the soft cap.
+static void test_fp8_pages_with_windows_and_soft_caps(void **state) {
+    (void)state;
+    for (size_t j = 0; j < 3; j++)
+        for (uint32_t scaling = 0; scaling < 3; scaling++)
+            for (int causal = 0; causal < 2; causal++) {
+                struct attention_case c = fp8("fp8 window", DTYPES[j], scaling);
+                c.causal = causal != 0;
+                c.window_left = 33;
+                c.soft_cap = 2;
+                add(&c, 1, 300);
+                add(&c, 4, 130);
+                add(&c, 70, 200);
+                add(&c, 6, 3);
+                attention_check(backends, &c);
+            }
+}
+
+// Rows that see no key have the sink's logit as lse.
+static void test_sinks(void **state) {
+    (void)state;
+    for (size_t j = 0; j < 6; j++)
+        for (int causal = 0; causal < 2; causal++)
+            for (int window = 0; window < 2; window++) {
+                struct attention_case c =
+                    j < 3 ? base("sinks", DTYPES[j]) : fp8("sinks, fp8", DTYPES[j - 3], 2);
+                c.qo_heads = 10;
+                c.causal = causal != 0;
+                c.window_left = window != 0 ? 20 : -1;
+                c.soft_cap = window != 0 ? 1 : 0; // not of sinks
+                c.sinks = true;
+                add(&c, 1, 0);
+                add(&c, 1, 1);
+                add(&c, 1, 40);
+                add(&c, 1, 3000); // merged
+                add(&c, 5, 2);
+                add(&c, 70, 30);
+                add(&c, 33, 100);
+                add(&c, 13, 2100);
+                attention_check(backends, &c);
+            }
 }
 
 // The weights of a row sum to 1.
@@ -335,6 +440,13 @@ static void test_random_cases(void **state) {
         c.extra_heads = random_below(&s, 3);
         c.extra_dims = random_below(&s, 2) * 8;
         c.no_lse = random_below(&s, 5) == 0;
+        c.sinks = random_below(&s, 3) == 0;
+        if (random_below(&s, 3) == 0) {
+            c.kv_dtype = KVPOOL_FP8_E4M3;
+            c.head_scales = random_below(&s, 2) != 0;
+            c.k_scale = (float)(1 + random_below(&s, 200)) / 100;
+            c.v_scale = (float)random_below(&s, 3); // 0: 1
+        }
         uint32_t n = 1 + random_below(&s, 4);
         for (uint32_t i = 0; i < n; i++) {
             uint32_t kv_len = random_below(&s, random_below(&s, 8) == 0 ? 1500 : 150);
@@ -364,6 +476,11 @@ int main(void) {
         cmocka_unit_test(test_not_causal),
         cmocka_unit_test(test_interleaved_tensors_and_no_lse),
         cmocka_unit_test(test_nan_of_unseen_keys_stays_away),
+        cmocka_unit_test(test_fp8_pages_of_every_head_dim),
+        cmocka_unit_test(test_fp8_pages_of_every_size_and_group),
+        cmocka_unit_test(test_fp8_pages_of_long_sequences),
+        cmocka_unit_test(test_fp8_pages_with_windows_and_soft_caps),
+        cmocka_unit_test(test_sinks),
         cmocka_unit_test(test_uniform_values_come_back),
         cmocka_unit_test(test_random_cases),
     };

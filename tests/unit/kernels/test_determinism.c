@@ -26,15 +26,20 @@ static struct attention_case mixed(kvpool_dtype dtype) {
         .kv_len = {3000, 17, 2100, 1500, 65, 140},
         .causal = true,
         .window_left = -1,
+        .batch_invariant = true,
         .seed = 77,
     };
     return c;
 }
 
+// With pages of the same dtype, and with fp8 pages and sinks.
 static void for_each_dtype(void (*check)(const struct attention_data *)) {
     const kvpool_dtype dtypes[] = {KVPOOL_BF16, KVPOOL_FP16, KVPOOL_FP32};
-    for (size_t i = 0; i < 3; i++) {
-        struct attention_case c = mixed(dtypes[i]);
+    for (size_t i = 0; i < 6; i++) {
+        struct attention_case c = mixed(dtypes[i % 3]);
+        c.kv_dtype = i < 3 ? 0 : KVPOOL_FP8_E4M3;
+        c.head_scales = i >= 3;
+        c.sinks = i >= 3;
         struct attention_data *d = attention_data_new(&c);
         check(d);
         attention_data_free(d);
@@ -78,28 +83,57 @@ static void test_where_the_pages_lie_does_not_matter(void **state) {
     for_each_dtype(check_pages);
 }
 
+// One sequence alone, and every two and every four neighbours of the batch.
 static void check_neighbours(const struct attention_data *d) {
     const struct attention_case *c = &d->c;
     size_t bytes;
     size_t out_bytes = (size_t)c->qo_heads * c->head_dim * kv_dtype_size(c->dtype);
+    size_t lse_bytes = sizeof(float) * c->qo_heads;
     unsigned char *all = run_with(2, d, 0, c->n, 1, &bytes);
-    const unsigned char *out = all;
-    const unsigned char *lse = all + d->tokens_q * out_bytes;
-    for (uint32_t i = 0; i < c->n; i++) {
-        unsigned char *alone = run_with(2, d, i, 1, 5 + i, &bytes);
-        size_t o = c->q_len[i] * out_bytes;
-        size_t l = sizeof(float) * c->q_len[i] * c->qo_heads;
-        assert_memory_equal(alone, out, o);
-        assert_memory_equal(alone + o, lse, l);
-        out += o;
-        lse += l;
-        free(alone);
+    for (uint32_t n = 1; n < c->n; n *= 2) {
+        size_t skip = 0;
+        for (uint32_t i = 0; i + n <= c->n; skip += c->q_len[i], i++) {
+            size_t tokens = 0;
+            for (uint32_t j = 0; j < n; j++)
+                tokens += c->q_len[i + j];
+            unsigned char *some = run_with(2, d, i, n, 5 + i, &bytes);
+            assert_memory_equal(some, all + skip * out_bytes, tokens * out_bytes);
+            assert_memory_equal(some + tokens * out_bytes,
+                                all + d->tokens_q * out_bytes + skip * lse_bytes,
+                                tokens * lse_bytes);
+            free(some);
+        }
     }
     free(all);
 }
 static void test_a_sequence_does_not_depend_on_its_neighbours(void **state) {
     (void)state;
     for_each_dtype(check_neighbours);
+}
+
+// Cut where blocks of rows end, see backend_ops.row_block.
+static void check_parts(const struct attention_data *d) {
+    uint32_t block = harness_ops()->row_block;
+    uint32_t group = d->c.qo_heads / d->c.kv_heads;
+    if (block == 0)
+        return;
+    uint32_t queries = 1; // the fewest whose rows are whole blocks
+    while (queries * group % block != 0)
+        queries++;
+    size_t bytes;
+    unsigned char *whole = run_with(2, d, 0, d->c.n, 1, &bytes);
+    struct attention_data cut = *d;
+    for (uint32_t blocks = 1; blocks < 5; blocks++) {
+        cut.c.cut = blocks * queries;
+        unsigned char *parts = run_with(2, &cut, 0, d->c.n, 1, &bytes);
+        assert_memory_equal(whole, parts, bytes);
+        free(parts);
+    }
+    free(whole);
+}
+static void test_parts_of_a_sequence_have_the_bits_of_the_whole(void **state) {
+    (void)state;
+    for_each_dtype(check_parts);
 }
 
 static void test_repeated_runs_give_the_same_bits(void **state) {
@@ -125,6 +159,7 @@ int main(void) {
         cmocka_unit_test(test_any_number_of_threads_gives_the_same_bits),
         cmocka_unit_test(test_where_the_pages_lie_does_not_matter),
         cmocka_unit_test(test_a_sequence_does_not_depend_on_its_neighbours),
+        cmocka_unit_test(test_parts_of_a_sequence_have_the_bits_of_the_whole),
         cmocka_unit_test(test_repeated_runs_give_the_same_bits),
     };
     return cmocka_run_group_tests_name("determinism", tests, NULL, NULL);

@@ -9,8 +9,10 @@
 
 #include "harness.h"
 
+#include "kernels/dtype.h"
 #include "kernels/reference.h"
 
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -26,12 +28,13 @@ struct fixture {
     unsigned char *expected[LAYERS];
 };
 
-static void open_pool(struct fixture *f, uint32_t kv_heads, uint32_t head_dim, uint32_t page_size,
-                      kvpool_dtype dtype, uint32_t num_pages) {
+static void open_pool_of(struct fixture *f, uint32_t kv_heads, uint32_t head_dim,
+                         uint32_t page_size, kvpool_dtype dtype, kvpool_dtype kv_dtype,
+                         uint32_t num_pages) {
     struct err err = {0};
     f->ops = harness_ops();
     f->backend = harness_open(NULL, 3);
-    f->g = (struct kv_geometry){LAYERS, kv_heads, head_dim, page_size, dtype, 0};
+    f->g = (struct kv_geometry){LAYERS, kv_heads, head_dim, page_size, dtype, kv_dtype};
     f->num_pages = num_pages;
     f->plane_bytes = num_pages * kv_page_bytes(&f->g);
     if (f->ops->pool_open(f->backend, &f->g, BACKEND_FD, num_pages, 8, ROW_ENTRIES, &f->pool,
@@ -42,15 +45,24 @@ static void open_pool(struct fixture *f, uint32_t kv_heads, uint32_t head_dim, u
         f->expected[l] = malloc(f->plane_bytes);
         assert_non_null(f->expected[l]);
         memset(f->expected[l], 0xff, f->plane_bytes);
-        memset(f->ops->pool_plane(f->pool, l), 0xff, f->plane_bytes);
+        harness_pool_write(f->backend, f->pool, l, f->expected[l], f->plane_bytes);
     }
 }
 
+static void open_pool(struct fixture *f, uint32_t kv_heads, uint32_t head_dim, uint32_t page_size,
+                      kvpool_dtype dtype, uint32_t num_pages) {
+    open_pool_of(f, kv_heads, head_dim, page_size, dtype, 0, num_pages);
+}
+
 static void check_and_close(struct fixture *f) {
+    unsigned char *found = malloc(f->plane_bytes);
+    assert_non_null(found);
     for (uint32_t l = 0; l < LAYERS; l++) {
-        assert_memory_equal(f->ops->pool_plane(f->pool, l), f->expected[l], f->plane_bytes);
+        harness_pool_read(f->backend, f->pool, l, found, f->plane_bytes);
+        assert_memory_equal(found, f->expected[l], f->plane_bytes);
         free(f->expected[l]);
     }
+    free(found);
     f->ops->pool_close(f->backend, f->pool);
     f->ops->close(f->backend);
 }
@@ -119,6 +131,83 @@ static void test_append_writes_the_new_slots_and_nothing_else(void **state) {
     check_append(2, 576, 256, KVPOOL_FP16, 300, 5);
 }
 
+// A scale for every key head, or K's and V's. Scales are powers of two or not; elements reach from
+// e4m3's denormals to beyond its limit, ties, infinities and NaN.
+static void check_fp8_append(uint32_t kv_heads, uint32_t head_dim, uint32_t page_size,
+                             kvpool_dtype dtype, uint32_t tokens, bool head_scales, uint64_t seed) {
+    struct fixture f;
+    open_pool_of(&f, kv_heads, head_dim, page_size, dtype, KVPOOL_FP8_E4M3, MAX_PAGES);
+    uint64_t state = seed;
+    uint32_t order[MAX_PAGES];
+    random_permutation(&state, order, MAX_PAGES);
+    const uint32_t row = 3;
+    const uint32_t kv_len = tokens + 1;
+    const uint32_t indptr[2] = {0, tokens};
+    size_t element = kv_dtype_size(dtype);
+    size_t values = (size_t)tokens * kv_heads * head_dim; // of K, and of V
+    size_t scale_bytes = (size_t)2 * kv_heads * sizeof(float);
+    struct backend_mem *mem = harness_alloc(f.backend, scale_bytes + 16 + 2 * values * element);
+    unsigned char *host = f.ops->mem_host(mem);
+    const uint64_t k_at = (scale_bytes + 15) / 16 * 16;
+    struct backend_tensor k = {mem, k_at, (uint64_t)kv_heads * head_dim, head_dim};
+    struct backend_tensor v = k;
+    v.offset += values * element;
+    for (uint32_t i = 0; i < 2 * kv_heads; i++) {
+        float scale = i % 3 == 0 ? 0.25f : (float)(1 + random_below(&state, 1000)) / 100;
+        memcpy(host + i * sizeof scale, &scale, sizeof scale);
+    }
+    for (size_t i = 0; i < 2 * values; i++) {
+        float x = dtype_from_bits((uint32_t)random_bits(&state));
+        x = isnan(x) ? NAN : x; // the sign of a NaN may be lost
+        uint32_t kind = random_below(&state, 4);
+        if (kind == 1) // ties where the scale is a power of two
+            x = (float)(1 + 2 * random_below(&state, 8)) * 0x1p-5f;
+        else if (kind != 0)
+            x = (float)(random_normal(&state) * exp2((double)random_below(&state, 20) - 12));
+        dtype_store(dtype, host + k_at, i, x);
+    }
+    struct backend_scales scales = {.k = 0.37f}; // v 0: 1
+    if (head_scales)
+        scales.heads = (struct backend_tensor){mem, 0, kv_heads, 1};
+    struct backend_op ops[2] = {
+        table_op(row, 0, ROW_ENTRIES, order),
+        {.kind = BACKEND_APPEND, .u.append = {2, {1, &row, &kv_len, indptr}, scales, k, v}},
+    };
+    harness_run(f.backend, f.pool, ops, 2);
+    for (size_t i = 0; i < 2 * values; i++) {
+        uint32_t value = i < values ? 0 : 1;
+        uint32_t token = (uint32_t)(i % values / head_dim / kv_heads);
+        uint32_t h = (uint32_t)(i / head_dim % kv_heads);
+        float scale = head_scales  ? dtype_load(KVPOOL_FP32, host, value * kv_heads + h)
+                      : value == 0 ? 0.37f
+                                   : 1;
+        size_t to = reference_element(order, kv_heads, page_size, head_dim, value, 1 + token, h,
+                                      (uint32_t)(i % head_dim));
+        f.expected[2][to] = dtype_fp32_to_e4m3(dtype_load(dtype, host + k_at, i) / scale);
+    }
+    // Whole pages are copied as they are.
+    const uint32_t copies = (kv_len + page_size - 1) / page_size;
+    struct backend_op copy = {.kind = BACKEND_COPY, .u.copy = {copies, order, order + 32}};
+    harness_run(f.backend, f.pool, &copy, 1);
+    size_t page = kv_page_bytes(&f.g);
+    for (uint32_t i = 0; i < copies; i++)
+        memcpy(f.expected[2] + order[32 + i] * page, f.expected[2] + order[i] * page, page);
+    f.ops->mem_free(f.backend, mem);
+    check_and_close(&f);
+}
+
+static void test_append_to_fp8_pages(void **state) {
+    (void)state;
+    const kvpool_dtype dtypes[] = {KVPOOL_FP16, KVPOOL_BF16, KVPOOL_FP32};
+    for (size_t i = 0; i < 3; i++)
+        for (uint32_t heads = 0; heads < 2; heads++) {
+            check_fp8_append(1, 8, 8, dtypes[i], 1, heads != 0, 1);
+            check_fp8_append(3, 72, 16, dtypes[i], 40, heads != 0, 2);
+            check_fp8_append(8, 128, 16, dtypes[i], 200, heads != 0, 3); // on all threads
+            check_fp8_append(2, 576, 256, dtypes[i], 300, heads != 0, 4);
+        }
+}
+
 static void test_sequences_without_new_tokens_are_left_alone(void **state) {
     (void)state;
     struct fixture f;
@@ -151,7 +240,7 @@ static void test_copy_takes_whole_pages_in_every_layer(void **state) {
     for (uint32_t l = 0; l < LAYERS; l++) {
         for (size_t i = 0; i < f.plane_bytes; i++)
             f.expected[l][i] = (unsigned char)random_bits(&rng);
-        memcpy(f.ops->pool_plane(f.pool, l), f.expected[l], f.plane_bytes);
+        harness_pool_write(f.backend, f.pool, l, f.expected[l], f.plane_bytes);
     }
     uint32_t order[32];
     random_permutation(&rng, order, 32);
@@ -198,6 +287,7 @@ static void test_table_updates_apply_in_order(void **state) {
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_append_writes_the_new_slots_and_nothing_else),
+        cmocka_unit_test(test_append_to_fp8_pages),
         cmocka_unit_test(test_sequences_without_new_tokens_are_left_alone),
         cmocka_unit_test(test_copy_takes_whole_pages_in_every_layer),
         cmocka_unit_test(test_table_updates_apply_in_order),

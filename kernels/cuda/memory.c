@@ -1,0 +1,399 @@
+// SPDX-License-Identifier: Apache-2.0
+// memory.c: see memory.h.
+#include "kernels/cuda/memory.h"
+
+#include <fcntl.h>
+#include <inttypes.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define IPC_BLOCK ((uint64_t)2 << 20) // CUDA IPC shares memory in whole blocks of this
+
+struct cuda_import {
+    cudaIpcMemHandle_t handle;
+    char *base;
+    uint64_t bytes;
+    uint32_t users;
+    struct cuda_import *next;
+};
+
+static CUmemAllocationProp properties(const struct cuda_memory *m) {
+    return (CUmemAllocationProp){
+        .type = CU_MEM_ALLOCATION_TYPE_PINNED,
+        .requestedHandleTypes = CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR,
+        .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = m->device},
+    };
+}
+
+int cuda_memory_open(struct cuda_memory *m, int device, struct err *err) {
+    struct cuda_memory memory = {.device = device};
+    int status = cuda_driver_load(&memory.driver, err);
+    if (status != 0)
+        return status;
+    const CUmemAllocationProp prop = properties(&memory);
+    size_t unit = 0;
+    CUresult found = memory.driver.p_cuMemGetAllocationGranularity(
+        &unit, &prop, CU_MEM_ALLOC_GRANULARITY_MINIMUM);
+    if (found != CUDA_SUCCESS)
+        return cuda_driver_error(&memory.driver, err, KVPOOL_E_BACKEND,
+                                 "the GPU has no memory that can be shared", found);
+    memory.unit = unit > 0 ? unit : IPC_BLOCK;
+    cudaError_t e = cudaStreamCreateWithFlags(&memory.stream, cudaStreamNonBlocking);
+    if (e != cudaSuccess)
+        return cuda_error(err, KVPOOL_E_BACKEND, "a stream", e);
+    *m = memory;
+    return 0;
+}
+
+void cuda_memory_close(struct cuda_memory *m) {
+    cudaStreamDestroy(m->stream);
+}
+
+static int no_memory(const char *what, uint64_t bytes, uint64_t available, struct err *err) {
+    return err_set(err, KVPOOL_E_NOMEM,
+                   "%s wants %" PRIu64 " bytes, %" PRIu64 " are available on the GPU", what, bytes,
+                   available);
+}
+
+// Rounds up to `unit` and checks against what is free.
+static int reserve(const char *what, uint64_t *bytes, uint64_t unit, uint64_t spare,
+                   uint64_t *ret_available, struct err *err) {
+    size_t available = 0;
+    size_t total = 0;
+    cudaError_t e = cudaMemGetInfo(&available, &total);
+    if (e != cudaSuccess)
+        return cuda_error(err, KVPOOL_E_BACKEND, "free memory of the GPU", e);
+    available = available > spare ? available - spare : 0;
+    if (*bytes > available)
+        return no_memory(what, *bytes, available, err);
+    *bytes = (*bytes + unit - 1) / unit * unit;
+    *ret_available = available;
+    return 0;
+}
+
+static int zero(struct cuda_memory *m, void *address, uint64_t bytes, struct err *err) {
+    cudaError_t e = cudaMemsetAsync(address, 0, bytes, m->stream);
+    if (e == cudaSuccess)
+        e = cudaStreamSynchronize(m->stream);
+    return e == cudaSuccess ? 0 : cuda_error(err, KVPOOL_E_BACKEND, "zeroing memory", e);
+}
+
+// --- BACKEND_FD ---------------------------------------------------------------------------------
+
+// Gives block->allocation an address. Undoes what it did on failure.
+static CUresult map(struct cuda_memory *m, struct cuda_block *block, uint64_t bytes) {
+    const struct cuda_driver *driver = &m->driver;
+    const CUmemAccessDesc access = {
+        .location = {.type = CU_MEM_LOCATION_TYPE_DEVICE, .id = m->device},
+        .flags = CU_MEM_ACCESS_FLAGS_PROT_READWRITE,
+    };
+    CUdeviceptr address = 0;
+    CUresult e = driver->p_cuMemAddressReserve(&address, bytes, 0, 0, 0);
+    if (e != CUDA_SUCCESS)
+        return e;
+    e = driver->p_cuMemMap(address, bytes, 0, block->allocation, 0);
+    if (e != CUDA_SUCCESS)
+        goto free_address;
+    e = driver->p_cuMemSetAccess(address, bytes, &access, 1);
+    if (e != CUDA_SUCCESS)
+        goto unmap;
+    block->mapping = address;
+    block->mapped_bytes = bytes;
+    return CUDA_SUCCESS;
+
+unmap:
+    driver->p_cuMemUnmap(address, bytes);
+free_address:
+    driver->p_cuMemAddressFree(address, bytes);
+    return e;
+}
+
+static void unmap(struct cuda_memory *m, struct cuda_block *block) {
+    m->driver.p_cuMemUnmap(block->mapping, block->mapped_bytes);
+    m->driver.p_cuMemAddressFree(block->mapping, block->mapped_bytes);
+}
+
+static int open_fd(struct cuda_memory *m, const char *what, uint64_t bytes, uint64_t spare,
+                   struct cuda_block *ret, struct err *err) {
+    const CUmemAllocationProp prop = properties(m);
+    struct cuda_block block = {.how = BACKEND_FD, .fd = -1};
+    uint64_t available = 0;
+    int status = reserve(what, &bytes, m->unit, spare, &available, err);
+    if (status != 0)
+        return status;
+    CUresult e = m->driver.p_cuMemCreate(&block.allocation, bytes, &prop, 0);
+    if (e == CUDA_ERROR_OUT_OF_MEMORY)
+        return no_memory(what, bytes, available, err);
+    if (e != CUDA_SUCCESS)
+        return cuda_driver_error(&m->driver, err, KVPOOL_E_BACKEND, "cuMemCreate", e);
+    e = map(m, &block, bytes);
+    if (e != CUDA_SUCCESS) {
+        status = cuda_driver_error(&m->driver, err, KVPOOL_E_NOMEM, "mapping memory", e);
+        goto release;
+    }
+    e = m->driver.p_cuMemExportToShareableHandle(&block.fd, block.allocation,
+                                                 CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR, 0);
+    if (e != CUDA_SUCCESS) {
+        status = cuda_driver_error(&m->driver, err, KVPOOL_E_BACKEND, "exporting memory", e);
+        goto unmap;
+    }
+    fcntl(block.fd, F_SETFD, FD_CLOEXEC);
+    block.address = (char *)(uintptr_t)block.mapping;
+    block.bytes = bytes;
+    status = zero(m, block.address, bytes, err);
+    if (status != 0)
+        goto close_fd;
+    *ret = block;
+    return 0;
+
+close_fd:
+    close(block.fd);
+unmap:
+    unmap(m, &block);
+release:
+    m->driver.p_cuMemRelease(block.allocation);
+    return status;
+}
+
+static int import_fd(struct cuda_memory *m, const struct backend_handle *handle, uint64_t bytes,
+                     struct cuda_block *ret, struct err *err) {
+    struct cuda_block block = {.how = BACKEND_FD, .fd = -1, .bytes = bytes};
+    if (handle->bytes == 0 || handle->bytes % m->unit != 0)
+        return err_set(err, KVPOOL_E_INVAL,
+                       "%" PRIu64 " bytes: device memory behind a file descriptor is a multiple of "
+                       "%" PRIu64,
+                       handle->bytes, m->unit);
+    if (handle->offset > handle->bytes || bytes > handle->bytes - handle->offset)
+        return err_set(err, KVPOOL_E_INVAL,
+                       "%" PRIu64 " bytes at %" PRIu64 " are outside of the memory's %" PRIu64,
+                       bytes, handle->offset, handle->bytes);
+    if (fcntl(handle->fd, F_GETFD) < 0)
+        return err_set(err, KVPOOL_E_INVAL, "%d is not a file descriptor", handle->fd);
+    CUresult e = m->driver.p_cuMemImportFromShareableHandle(
+        &block.allocation, (void *)(uintptr_t)handle->fd, CU_MEM_HANDLE_TYPE_POSIX_FILE_DESCRIPTOR);
+    if (e != CUDA_SUCCESS)
+        return cuda_driver_error(&m->driver, err, KVPOOL_E_INVAL,
+                                 "the file descriptor opens no memory of this GPU", e);
+    e = map(m, &block, handle->bytes);
+    if (e != CUDA_SUCCESS) {
+        m->driver.p_cuMemRelease(block.allocation);
+        return cuda_driver_error(&m->driver, err,
+                                 e == CUDA_ERROR_OUT_OF_MEMORY ? KVPOOL_E_NOMEM : KVPOOL_E_INVAL,
+                                 "mapping imported memory (of the stated size)", e);
+    }
+    block.offset = handle->offset;
+    block.address = (char *)(uintptr_t)block.mapping + handle->offset;
+    *ret = block;
+    return 0;
+}
+
+// --- BACKEND_IPC --------------------------------------------------------------------------------
+
+// cudaMalloc, zeroed; not less than a block of its own when `bytes` is a multiple of IPC_BLOCK.
+static int allocate(struct cuda_memory *m, const char *what, uint64_t *bytes, uint64_t unit,
+                    uint64_t spare, void **ret, struct err *err) {
+    uint64_t available = 0;
+    void *address = NULL;
+    int status = reserve(what, bytes, unit, spare, &available, err);
+    if (status != 0)
+        return status;
+    cudaError_t e = cudaMalloc(&address, *bytes);
+    if (e == cudaErrorMemoryAllocation) {
+        cudaGetLastError();
+        return no_memory(what, *bytes, available, err);
+    }
+    if (e != cudaSuccess)
+        return cuda_error(err, KVPOOL_E_BACKEND, what, e);
+    status = zero(m, address, *bytes, err);
+    if (status != 0) {
+        cudaFree(address);
+        return status;
+    }
+    *ret = address;
+    return 0;
+}
+
+int cuda_private_open(struct cuda_memory *m, const char *what, uint64_t bytes, void **ret,
+                      struct err *err) {
+    return allocate(m, what, &bytes, 1, 0, ret, err);
+}
+
+// Where the allocation that holds an address begins and ends.
+static CUresult range_of(struct cuda_memory *m, const void *address, char **ret_base,
+                         uint64_t *ret_bytes) {
+    CUdeviceptr base = 0;
+    size_t bytes = 0;
+    CUresult e = m->driver.p_cuMemGetAddressRange(&base, &bytes, (CUdeviceptr)(uintptr_t)address);
+    if (e == CUDA_SUCCESS) {
+        *ret_base = (char *)(uintptr_t)base;
+        *ret_bytes = bytes;
+    }
+    return e;
+}
+
+static int open_ipc(struct cuda_memory *m, const char *what, uint64_t bytes, uint64_t spare,
+                    struct cuda_block *ret, struct err *err) {
+    struct cuda_block block = {.how = BACKEND_IPC, .fd = -1};
+    void *address = NULL;
+    char *base = NULL;
+    uint64_t size = 0;
+    int status = allocate(m, what, &bytes, IPC_BLOCK, spare, &address, err);
+    if (status != 0)
+        return status;
+    block.address = address;
+    block.bytes = bytes;
+    CUresult found = range_of(m, address, &base, &size);
+    if (found != CUDA_SUCCESS) {
+        status = cuda_driver_error(&m->driver, err, KVPOOL_E_BACKEND, "range of memory", found);
+        goto free_memory;
+    }
+    block.offset = (uint64_t)(block.address - base);
+    cudaError_t e = cudaIpcGetMemHandle(&block.ipc, address);
+    if (e != cudaSuccess) {
+        status = cuda_error(err, KVPOOL_E_BACKEND, "exporting memory", e);
+        goto free_memory;
+    }
+    *ret = block;
+    return 0;
+
+free_memory:
+    cudaFree(address);
+    return status;
+}
+
+static void put_import(struct cuda_memory *m, struct cuda_import *import) {
+    if (--import->users > 0)
+        return;
+    struct cuda_import **at = &m->imports;
+    while (*at != import)
+        at = &(*at)->next;
+    *at = import->next;
+    cudaIpcCloseMemHandle(import->base);
+    free(import);
+}
+
+// The handle, opened, with a user more; NULL: *ret_status says why.
+static struct cuda_import *get_import(struct cuda_memory *m, const unsigned char *bytes,
+                                      int *ret_status, struct err *err) {
+    for (struct cuda_import *i = m->imports; i != NULL; i = i->next)
+        if (memcmp(&i->handle, bytes, sizeof i->handle) == 0) {
+            i->users++;
+            return i;
+        }
+    int status;
+    void *address = NULL;
+    struct cudaPointerAttributes attributes = {0};
+    struct cuda_import *import = calloc(1, sizeof *import);
+    if (import == NULL) {
+        *ret_status = err_set(err, KVPOOL_E_NOMEM, "no memory for an import");
+        return NULL;
+    }
+    memcpy(&import->handle, bytes, sizeof import->handle);
+    cudaError_t e = cudaIpcOpenMemHandle(&address, import->handle, cudaIpcMemLazyEnablePeerAccess);
+    if (e != cudaSuccess) {
+        status = cuda_error(err, e == cudaErrorMemoryAllocation ? KVPOOL_E_NOMEM : KVPOOL_E_INVAL,
+                            "the IPC handle opens no memory of another process on this GPU", e);
+        goto free_import;
+    }
+    e = cudaPointerGetAttributes(&attributes, address);
+    if (e != cudaSuccess) {
+        status = cuda_error(err, KVPOOL_E_INVAL, "imported memory", e);
+        goto close_handle;
+    }
+    if (attributes.device != m->device) {
+        status = err_set(err, KVPOOL_E_INVAL, "the memory is on GPU %d, this daemon serves GPU %d",
+                         attributes.device, m->device);
+        goto close_handle;
+    }
+    CUresult found = range_of(m, address, &import->base, &import->bytes);
+    if (found != CUDA_SUCCESS || import->base != address) {
+        status =
+            cuda_driver_error(&m->driver, err, KVPOOL_E_INVAL, "range of imported memory", found);
+        goto close_handle;
+    }
+    import->users = 1;
+    import->next = m->imports;
+    m->imports = import;
+    return import;
+
+close_handle:
+    cudaIpcCloseMemHandle(address);
+free_import:
+    free(import);
+    *ret_status = status;
+    return NULL;
+}
+
+static int import_ipc(struct cuda_memory *m, const struct backend_handle *handle, uint64_t bytes,
+                      struct cuda_block *ret, struct err *err) {
+    int status = 0;
+    struct cuda_import *import = get_import(m, handle->ipc, &status, err);
+    if (import == NULL)
+        return status;
+    if (handle->offset > import->bytes || bytes > import->bytes - handle->offset) {
+        status =
+            err_set(err, KVPOOL_E_INVAL,
+                    "%" PRIu64 " bytes at %" PRIu64 " are outside of the allocation's %" PRIu64,
+                    bytes, handle->offset, import->bytes);
+        put_import(m, import);
+        return status;
+    }
+    *ret = (struct cuda_block){.address = import->base + handle->offset,
+                               .bytes = bytes,
+                               .how = BACKEND_IPC,
+                               .fd = -1,
+                               .ipc = import->handle,
+                               .offset = handle->offset,
+                               .import = import};
+    return 0;
+}
+
+// --- both ---------------------------------------------------------------------------------------
+
+int cuda_block_open(struct cuda_memory *m, const char *what, uint64_t bytes, uint64_t spare,
+                    enum backend_export how, struct cuda_block *ret, struct err *err) {
+    return how == BACKEND_FD ? open_fd(m, what, bytes, spare, ret, err)
+                             : open_ipc(m, what, bytes, spare, ret, err);
+}
+
+int cuda_block_import(struct cuda_memory *m, const struct backend_handle *handle, uint64_t bytes,
+                      struct cuda_block *ret, struct err *err) {
+    if (handle->place != BACKEND_DEVICE)
+        return err_set(err, KVPOOL_E_INVAL, "only memory of a GPU can be imported");
+    return handle->how == BACKEND_FD ? import_fd(m, handle, bytes, ret, err)
+                                     : import_ipc(m, handle, bytes, ret, err);
+}
+
+void cuda_block_close(struct cuda_memory *m, struct cuda_block *block) {
+    if (block->how == BACKEND_FD) {
+        if (block->fd >= 0)
+            close(block->fd);
+        unmap(m, block);
+        m->driver.p_cuMemRelease(block->allocation);
+    } else if (block->import != NULL) {
+        put_import(m, block->import);
+    } else {
+        cudaFree(block->address);
+    }
+}
+
+void cuda_block_handle(const struct cuda_block *block, struct backend_handle *ret) {
+    *ret = (struct backend_handle){.place = BACKEND_DEVICE,
+                                   .how = block->how,
+                                   .fd = block->fd,
+                                   .offset = block->offset,
+                                   .bytes = block->bytes};
+    if (block->how == BACKEND_IPC) {
+        _Static_assert(sizeof ret->ipc == sizeof block->ipc, "an IPC handle fits");
+        memcpy(ret->ipc, &block->ipc, sizeof ret->ipc);
+    }
+}
+
+int cuda_memory_copy(struct cuda_memory *m, void *to, const void *from, uint64_t bytes,
+                     struct err *err) {
+    cudaError_t e = cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, m->stream);
+    if (e == cudaSuccess)
+        e = cudaStreamSynchronize(m->stream);
+    return e == cudaSuccess ? 0 : cuda_error(err, KVPOOL_E_BACKEND, "copying memory", e);
+}

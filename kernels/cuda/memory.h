@@ -1,0 +1,65 @@
+// SPDX-License-Identifier: Apache-2.0
+// memory.h: the device's memory in blocks that other processes can open, and theirs in this one.
+//
+//   BACKEND_FD   cuMemCreate memory, exported as a file descriptor: outlives this process
+//   BACKEND_IPC  cudaMalloc memory in whole 2 MiB blocks, exported as a CUDA IPC handle
+//
+// Invariants
+//  1. A new block is zero, or at least holds nothing that anybody else wrote, before it is returned.
+//  2. An IPC handle is opened once, however often it is imported, and closed with its last import.
+//  3. An import lies inside what its handle opens, by what the driver says of it, not the handle.
+// Threads: one at a time for all functions on one cuda_memory.
+#ifndef KVPOOL_KERNELS_CUDA_MEMORY_H
+#define KVPOOL_KERNELS_CUDA_MEMORY_H
+
+#include "kernels/backend.h"
+#include "kernels/cuda/driver.h"
+
+struct cuda_import; // an opened IPC handle
+
+struct cuda_memory {
+    struct cuda_driver driver;
+    int device;
+    cudaStream_t stream;         // for filling and copying by the host
+    uint64_t unit;               // cuMemCreate's sizes are multiples of this
+    struct cuda_import *imports; // all opened IPC handles
+};
+
+struct cuda_block {
+    char *address;  // the device's
+    uint64_t bytes; // a multiple of 2 MiB; of an import: what was asked for
+    enum backend_export how;
+    // BACKEND_FD
+    CUmemGenericAllocationHandle allocation;
+    CUdeviceptr mapping;
+    uint64_t mapped_bytes;
+    int fd; // -1: of an import
+    // BACKEND_IPC
+    cudaIpcMemHandle_t ipc;
+    uint64_t offset;            // of the address in what the handle opens
+    struct cuda_import *import; // NULL: our own memory
+};
+
+// Opens the stream, looks up the driver. Errors: BACKEND.
+int cuda_memory_open(struct cuda_memory *m, int device, struct err *err);
+void cuda_memory_close(struct cuda_memory *m); // no block remains
+
+// `what` names it in errors. spare: bytes of the device's memory to leave free. Errors: NOMEM (the
+// bytes wanted and free), BACKEND.
+int cuda_block_open(struct cuda_memory *m, const char *what, uint64_t bytes, uint64_t spare,
+                    enum backend_export how, struct cuda_block *ret, struct err *err);
+// Another process's: `bytes` at handle->offset. Errors: INVAL, NOMEM.
+int cuda_block_import(struct cuda_memory *m, const struct backend_handle *handle, uint64_t bytes,
+                      struct cuda_block *ret, struct err *err);
+void cuda_block_close(struct cuda_memory *m, struct cuda_block *block);
+void cuda_block_handle(const struct cuda_block *block, struct backend_handle *ret);
+
+// Memory that is not exported, zeroed. Errors: as cuda_block_open.
+int cuda_private_open(struct cuda_memory *m, const char *what, uint64_t bytes, void **ret,
+                      struct err *err);
+
+// Copies and waits. Errors: BACKEND.
+int cuda_memory_copy(struct cuda_memory *m, void *to, const void *from, uint64_t bytes,
+                     struct err *err);
+
+#endif
