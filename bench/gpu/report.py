@@ -101,7 +101,7 @@ def mean(values):
 
 
 def bars(head, rows):
-    """[{name, value, bar, pass}]; pass is None where what it needs was not measured."""
+    """[{name, value, bar, pass}] of what was measured; in brackets: over how many shapes."""
     out = []
 
     def add(name, value, bar, ok):
@@ -116,17 +116,18 @@ def bars(head, rows):
     def at_most(name, selected):
         within = [r["us"]["ours"] - bar_us(r, head) for r in selected if bar_us(r, head)]
         if within:
-            add(name, max(within), "0 us over at most", max(within) <= 0)
+            add(f"{name} [{len(within)}]", max(within), "0 us over at most", max(within) <= 0)
 
     def at_least(name, value, bar):
-        add(name, value, f">= {bar}", None if value is None else value >= bar)
+        add(name, value, f">= {bar:.2f}", None if value is None else value >= bar)
 
     even, odd = of("even"), of("ragged", "short", "heads", "pages")
     odd = [r for r in odd if not (r["table"] == "pages" and r["shape"] == "page16")]
     at_most("even: bytes / roof x 1.01 + 9 us, 1x1024 in 9 us", even)
     for name, selected, bar in (("even", even, 1.08), ("ragged, short, odd", odd, 1.15)):
         if ratios(selected):
-            at_least(f"{name}: geometric mean of FI / ours", mean(ratios(selected)), bar)
+            n = len(ratios(selected))
+            at_least(f"{name}: geometric mean of FI / ours [{n}]", mean(ratios(selected)), bar)
             at_least(f"{name}: least of FI / ours", min(ratios(selected)), 1.0)
     slower = [r["us"]["ours"] / r["seed_us"] for r in even if r["seed_us"]]
     if slower:
@@ -147,14 +148,14 @@ def bars(head, rows):
         at_least("fp8: bf16 / e4m3 at 1 GiB", fp8["bf16-64x4096"] / fp8["e4m3-64x4096"], 1.7)
     step = ratios(of("step"))
     if step:
-        at_least("step: least of FI / ours", min(step), 3.0)
+        at_least(f"step: least of FI / ours [{len(step)}]", min(step), 3.0)
     prefill = [x for x in map(fa2_ratio, of("prefill")) if x]
     if prefill:
-        at_least("prefill: geometric mean of fa2 / ours", mean(prefill), 0.95)
+        at_least(f"prefill: geometric mean of fa2 / ours [{len(prefill)}]", mean(prefill), 0.95)
         at_least("prefill: least of fa2 / ours", min(prefill), 0.85)
     append = ratios(of("append"))
     if append:
-        at_least("append: least of FI / ours", min(append), 1 / 1.05)
+        at_least(f"append: least of FI / ours [{len(append)}]", min(append), 1 / 1.05)
     return out
 
 
@@ -162,7 +163,7 @@ def verdicts(found):
     lines = [""]
     for bar in found:
         word = {True: "PASS", False: "FAIL", None: "-"}[bar["pass"]]
-        lines.append(f"{word}  {bar['name']:48} {bar['value']:8.3f}  ({bar['bar']})")
+        lines.append(f"{word}  {bar['name']:54} {bar['value']:8.3f}  ({bar['bar']})")
     failed = sum(bar["pass"] is False for bar in found)
     lines.append(f"bars: {len(found) - failed} met, {failed} missed")
     return "\n".join(lines)
