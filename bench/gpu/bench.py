@@ -99,7 +99,7 @@ class Bench:
         worst = (0.0, 0.0)
         for out in references:
             worst = max(worst, cases.difference(c.out, out))
-        if worst[0] > 1:
+        if not worst[0] <= 1:
             self.wrong += 1
         return worst
 

@@ -116,7 +116,7 @@ static bool run_shapes(struct gpu_measure *m, void *pool, const struct roofs *ro
     const struct gpu_shape *shapes;
     size_t n = gpu_shapes(&shapes);
     bool right = true;
-    uint32_t filled = 0;
+    uint32_t filled = CUDA_BF16; // by main
     for (size_t i = 0; i < n; i++) {
         const struct gpu_shape *s = &shapes[i];
         if (!listed(o->only, s->table) || strcmp(s->table, "step") == 0 ||
@@ -185,6 +185,7 @@ int main(int argc, char **argv) {
     struct gpu_measure m;
     gpu_measure_open(&m);
     void *pool = gpu_alloc((uint64_t)POOL_MIB << 20);
+    gpu_check(gpu_probe_fill(pool, (uint64_t)POOL_MIB << 19, CUDA_BF16, 7, m.stream), "fill");
     struct cudaDeviceProp properties;
     gpu_check((int)cudaGetDeviceProperties(&properties, m.device.ordinal), "device");
     double bytes = (double)((uint64_t)ROOF_MIB << 20);

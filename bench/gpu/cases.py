@@ -155,5 +155,5 @@ def difference(got, want):
     if not torch.isfinite(got).all():
         return math.inf, math.inf
     apart = (got - want).abs()
-    allowed = 0.02 * want.abs() + 0.02 * want.square().mean().sqrt()
+    allowed = 0.02 * want.abs() + 0.02 * want.square().mean().sqrt() + 1e-6
     return (apart / allowed).max().item(), apart.max().item()

@@ -33,7 +33,7 @@ def heading(section):
 
 
 def wrong(row):
-    return row["error"] is not None and row["error"] > 1
+    return row["error"] is not None and not row["error"] <= 1
 
 
 def fa2_ratio(row):
