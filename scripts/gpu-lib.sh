@@ -9,7 +9,8 @@
 #                            built; sets KVPOOL_BIN
 #   gpu_run COMMAND...       runs a program of $gpu with its libraries
 #   gpu_system_tests         names of the system tests that take --backend cuda
-#   gpu_kernel_tests         names of the tests of backends
+#   gpu_backend_tests        names of the tests of backends
+#   gpu_kernel_tests         names of the tests of the kernels: one a tests/gpu/test_X.c
 
 gpu_present() {
     command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q '^GPU '
@@ -21,12 +22,31 @@ gpu_system_tests() {
 }
 
 gpu_kernel_tests() {
+    local path
+    # shellcheck disable=SC2154 # of lib.sh
+    for path in "$root"/tests/gpu/test_*.c; do
+        [ -f "$path" ] || continue
+        path=${path##*/test_}
+        printf 'test_gpu_%s\n' "${path%.c}"
+    done
+}
+
+gpu_backend_tests() {
     printf 'test_kernels_%s\n' attention backend determinism pages
+}
+
+# Targets of everything that gpu-check runs.
+gpu_check_targets() {
+    printf '%s\n' kvpoold kvpool_command kvpool-worker kvpool-example
+    gpu_system_tests
+    gpu_backend_tests
+    gpu_kernel_tests
 }
 
 gpu_unpacked=""
 
 gpu_programs() {
+    # shellcheck disable=SC2154 # of lib.sh
     local prebuilt=${KVPOOL_GPU_PREBUILT:-}
     if [ -z "$prebuilt" ]; then
         need_packages build
