@@ -64,6 +64,10 @@ gpu_programs() {
     else
         die "KVPOOL_GPU_PREBUILT names neither a folder nor an archive: $prebuilt"
     fi
+    gpu_env=(env)
+    if [ -n "$prebuilt" ]; then
+        gpu_env+=("LD_LIBRARY_PATH=$gpu/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}")
+    fi
     export KVPOOL_BIN=$gpu/bin
 }
 
@@ -71,11 +75,8 @@ gpu_forget() {
     [ -z "$gpu_unpacked" ] || rm -rf "$gpu_unpacked"
 }
 
-# The libraries that travel are for these programs alone: a Python beside them has its own.
+# The libraries that travel are for these programs alone: a Python beside them has its own. In the
+# background, use "${gpu_env[@]}" COMMAND: then $! is the program.
 gpu_run() {
-    if [ -n "${KVPOOL_GPU_PREBUILT:-}" ]; then
-        LD_LIBRARY_PATH=$gpu/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH} "$@"
-    else
-        "$@"
-    fi
+    "${gpu_env[@]}" "$@"
 }
