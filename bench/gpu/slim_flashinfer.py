@@ -46,7 +46,7 @@ def unpack(wheel, folder):
 
 
 def modules():
-    """(spec, objects that are needed): objects by the end of their names."""
+    """(spec, objects that are needed): ends of their names, none: all."""
     import torch
     from flashinfer.jit import gen_batch_decode_module, gen_batch_prefill_module
     from flashinfer.jit.page import gen_page_module
@@ -61,16 +61,16 @@ def modules():
         return gen_batch_decode_module(bf16, kv, bf16, i32, 128, 128, 0, False, False)
 
     fa2 = _gen_batch_prefill_primary_module
-    paged = r"paged_kernel_mask_[01]|batch_prefill|jit_binding"
+    common = ["batch_prefill", "jit_binding"]
     return [
-        (gen_page_module(), r".*"),
-        (decode(bf16), r".*"),
-        (decode(e4m3), r".*"),
-        (prefill(fa2, "fa2", bf16), paged),
-        (prefill(fa2, "fa2", e4m3), r"paged_kernel_mask_0|batch_prefill|jit_binding"),
+        (gen_page_module(), []),
+        (decode(bf16), []),
+        (decode(e4m3), []),
+        (prefill(fa2, "fa2", bf16), ["paged_kernel_mask_0", "paged_kernel_mask_1", *common]),
+        (prefill(fa2, "fa2", e4m3), ["paged_kernel_mask_0", *common]),
         (
             prefill(gen_batch_prefill_module, "fa3", bf16),
-            r"paged_sm90_kernel_mask_1|batch_prefill_sm90|sm90_jit_binding",
+            ["paged_sm90_kernel_mask_1", "batch_prefill_sm90", "jit_binding"],
         ),
     ]
 
@@ -83,14 +83,10 @@ def build(folder):
         spec.write_ninja()
         with open(spec.ninja_path) as f:
             objects = re.findall(r"^build (\S+\.o):", f.read(), re.M)
-        prefix = re.compile(r".*_False_|.*f16qk_False_(kv_stride_equal_|sm90_)?")
-        needed = [
-            o for o in objects if re.fullmatch(wanted, prefix.sub("", o).split(".cuda.o")[0].split("/")[-1])
-        ]
-        if wanted == ".*":
-            needed = objects
-        if not needed:
-            sys.exit(f"{spec.name}: no objects match")
+        ends = tuple(f"_{end}.cuda.o" for end in wanted)
+        needed = [o for o in objects if o.endswith(ends)] if ends else objects
+        if len(needed) < max(1, len(ends)):
+            sys.exit(f"{spec.name}: not all objects are there: {ends}")
         subprocess.run(["ninja", "-f", spec.ninja_path, *needed], check=True)
         to = os.path.join(folder, "flashinfer", "data", "aot", spec.name)
         os.makedirs(to, exist_ok=True)
