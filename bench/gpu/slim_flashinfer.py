@@ -87,7 +87,9 @@ def build(folder):
         needed = [o for o in objects if o.endswith(ends)] if ends else objects
         if len(needed) < max(1, len(ends)):
             sys.exit(f"{spec.name}: not all objects are there: {ends}")
-        subprocess.run(["ninja", "-f", spec.ninja_path, *needed], check=True)
+        subprocess.run(
+            ["ninja", "-C", os.path.dirname(spec.ninja_path), "-f", spec.ninja_path, *needed], check=True
+        )
         to = os.path.join(folder, "flashinfer", "data", "aot", spec.name)
         os.makedirs(to, exist_ok=True)
         library = os.path.join(to, spec.name + ".so")
