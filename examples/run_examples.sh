@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 # run_examples.sh BIN TEXT: the example programs against a daemon of their own: README's client, and
 # a worker of every role over a prompt that fills its pages exactly and one that does not.
+# KVPOOL_TEST_BACKEND: the daemon's backend (default cpu).
 set -eu
 bin=$1
 text=$2
@@ -10,7 +11,7 @@ daemon=""
 trap '[ -z "$daemon" ] || kill -KILL "$daemon" 2>/dev/null || true; rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM HUP
 
-"$bin/kvpoold" --backend cpu --dir "$work/run" </dev/null 2>"$work/log" &
+"$bin/kvpoold" --backend "${KVPOOL_TEST_BACKEND:-cpu}" --dir "$work/run" </dev/null 2>"$work/log" &
 daemon=$!
 tries=100
 until "$bin/kvpool" --dir "$work/run" ping >/dev/null 2>&1; do

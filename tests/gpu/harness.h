@@ -44,7 +44,7 @@
 // Runs the tests; returns main's exit status: 77 (skipped, with a line why) where there is no device.
 // argv-less: KVPOOL_TEST_FILTER is a cmocka filter of tests ("*edges*").
 int harness_main(const char *name, const struct CMUnitTest *tests, size_t n);
-bool harness_emulated(void);
+bool harness_emulated(void); // or $KVPOOL_TEST_SHORT is set: short tests, please
 const struct cuda_device *harness_device(void);
 
 // --- random numbers: the same everywhere for one seed -------------------------------------------

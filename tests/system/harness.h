@@ -25,8 +25,8 @@ struct daemon {
 
 // mkdtemp; no daemon yet.
 void daemon_prepare(struct daemon *d);
-// Starts kvpoold --backend cpu --dir <dir> plus `extra` (NULL-terminated, may be NULL) and waits
-// until it answers a ping.
+// Starts kvpoold --backend B --dir <dir> plus `extra` (NULL-terminated, may be NULL) and waits until it
+// answers a ping. B: $KVPOOL_TEST_BACKEND, else cpu.
 void daemon_start(struct daemon *d, const char *const *extra);
 // Starts it and waits for its end instead: returns the exit status (128 + signal when killed).
 int daemon_run_to_end(struct daemon *d, const char *const *extra, unsigned timeout_ms);
