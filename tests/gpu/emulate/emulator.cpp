@@ -43,10 +43,10 @@ static void load_shared(emu_block *b) {
         return;
     if (loaded != nullptr) {
         memcpy(loaded->smem.data(), smem, smem_bytes);
-        memcpy(loaded->statics.data(), __start_emu_shared, statics());
+        std::copy_n(__start_emu_shared, statics(), loaded->statics.data());
     }
     memcpy(smem, b->smem.data(), smem_bytes);
-    memcpy(__start_emu_shared, b->statics.data(), statics());
+    std::copy_n(b->statics.data(), statics(), __start_emu_shared);
     loaded = b;
 }
 
@@ -437,7 +437,7 @@ int emu_launch(void (*start)(void *), void *arg, dim3 grid, dim3 block, size_t d
     if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535 ||
         grid.x > 0x7fffffffu || threads == 0 || threads > 1024 || block.z > 64)
         return 9; // cudaErrorInvalidConfiguration
-    if (dynamic + statics() - sizeof anchor > SMEM_BYTES)
+    if (dynamic > SMEM_BYTES)
         return 1; // cudaErrorInvalidValue
     if (lost)
         return seen ? 700 : 0; // cudaErrorIllegalAddress
