@@ -2,8 +2,8 @@
 // decode.cu: launchers of the decode kernel: what it takes, memory of a plan and a workspace, which
 // instance runs. See launch.h.
 //
-// A plan: runs, spans, sequences, sums (decode_plan.cuh). A workspace: DECODE_COUNTERS words that are
-// 0 between launches, whatever was launched, then partial results: 2 of each CTA, or, batch-invariant,
+// A plan: runs, sequences, sums (decode_plan.cuh). A workspace: DECODE_COUNTERS words that are
+// 0 between launches, whatever was launched, then partial results: 2 of each CTA and line, or, batch-invariant,
 // DECODE_MAX_PIECES of each item.
 #include "kernels/cuda/decode_plan.cuh"
 
@@ -15,7 +15,7 @@ struct layout {
     bool kv8;
     uint32_t ctas, warps; // warps of a CTA
     uint32_t items;       // of a sequence, at most
-    size_t spans, sequences, sums, plan_bytes;
+    size_t sequences, sums, plan_bytes;
     size_t workspace_bytes;
 };
 
@@ -39,12 +39,11 @@ static bool lay_out(const struct cuda_device *d, const struct cuda_attention *a,
     if (l.warps == 0)
         return false;
     l.items = a->kv.kv_heads * ((a->batch.max_q_len * group + 8 * l.nt - 1) / (8 * l.nt));
-    l.spans = (size_t)l.ctas * DECODE_MAX_WARPS * sizeof(struct decode_run);
-    l.sequences = l.spans + l.ctas * sizeof(struct decode_span);
+    l.sequences = (size_t)l.ctas * DECODE_MAX_WARPS * sizeof(struct decode_run);
     l.sums = l.sequences + ((size_t)a->batch.n + DECODE_PAD) * sizeof(struct decode_sequence);
     l.plan_bytes = l.sums + (size_t)a->batch.n * sizeof(uint64_t);
-    size_t partials =
-        a->batch_invariant ? (size_t)a->batch.n * l.items * DECODE_MAX_PIECES : (size_t)2 * l.ctas;
+    size_t partials = a->batch_invariant ? (size_t)a->batch.n * l.items * DECODE_MAX_PIECES
+                                         : ((size_t)2 * l.ctas) << DECODE_LINE_SHIFT;
     l.workspace_bytes =
         DECODE_COUNTERS * sizeof(uint32_t) + partials * decode_partial_bytes(head_dim, l.nt);
     *ret = l;
@@ -104,7 +103,6 @@ int cuda_decode_plan(const struct cuda_device *d, const struct cuda_attention *a
     args.ctas = l.ctas;
     args.cta_warps = l.warps;
     args.runs = (struct decode_run *)plan;
-    args.spans = (struct decode_span *)(plan + l.spans);
     args.sequences = (struct decode_sequence *)(plan + l.sequences);
     args.sums = (uint64_t *)(plan + l.sums);
     return decode_plan_start(args, stream, a->after_previous);
@@ -161,7 +159,6 @@ int cuda_decode(const struct cuda_device *d, const struct cuda_attention *a, voi
     args.k_scales = a->kv.k_scales;
     args.v_scales = a->kv.v_scales;
     args.runs = (const struct decode_run *)plan;
-    args.spans = (const struct decode_span *)(plan + l.spans);
     args.sequences = (const struct decode_sequence *)(plan + l.sequences);
     args.counters = (uint32_t *)a->workspace;
     args.partials = (unsigned char *)a->workspace + DECODE_COUNTERS * sizeof(uint32_t);

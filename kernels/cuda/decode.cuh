@@ -325,29 +325,103 @@ static __device__ __forceinline__ void keep_state(const struct decode_state<C> &
     }
 }
 
-// Batch-invariant: keeps a piece in the workspace; the warp that brings an item's last one merges.
+// All blocks of n partial results of the workspace: the first is number `first`, the k-th number
+// rest + k * step. Several parts of several blocks are loaded at once.
 template <class C>
-static __device__ __forceinline__ void keep_piece(const struct decode_args &a,
-                                                  const struct decode_place &place,
-                                                  const struct decode_state<C> &state) {
+static __device__ __forceinline__ void merge_item(const struct decode_args &a,
+                                                  const struct decode_place &place, uint32_t n,
+                                                  uint32_t first, uint32_t rest, uint32_t step) {
     constexpr uint32_t BYTES = decode_partial_bytes(C::D, C::NT);
-    uint32_t blocks = (place_q_len(place.what) * a.group + 8 * C::NT - 1) / (8 * C::NT);
-    uint32_t item =
-        place.slot * a.items + place_head(place.what) * blocks + place_block(place.what);
-    uint32_t first = item * DECODE_MAX_PIECES, n = place_pieces(place.what);
-    unsigned char *p = a.partials + (uint64_t)(first + place_piece(place.what)) * BYTES;
+    constexpr int PARTS = 4; // the same in all instances: so are the bits
+    constexpr int MOST = C::NT == 1 ? 8 : 2, BLOCKS = C::DT < MOST ? C::DT : MOST;
+    uint32_t lane = threadIdx.x % 32;
+#pragma unroll 1
+    for (uint32_t block = 0; block < C::NT * C::DT; block += BLOCKS) {
+        uint32_t nt = block / C::DT;
+        struct decode_part sum[BLOCKS];
+#pragma unroll
+        for (int b = 0; b < BLOCKS; b++)
+            sum[b] = no_part();
+#pragma unroll 1
+        for (uint32_t k = 0; k < n; k += PARTS) {
+            float4 o[PARTS][BLOCKS], ml[PARTS];
+#pragma unroll
+            for (int i = 0; i < PARTS; i++) {
+                uint32_t index = k + i == 0 ? first : rest + (k + i) * step;
+                const unsigned char *p = a.partials + (uint64_t)index * BYTES;
+                bool there = k + i < n;
+                ml[i] = {minus_infinity(), 0, minus_infinity(), 0};
+                if (there)
+                    ml[i] = reinterpret_cast<const float4 *>(
+                        p + decode_o_bytes(C::D, C::NT))[nt * 4 + lane % 4];
+#pragma unroll
+                for (int b = 0; b < BLOCKS; b++) {
+                    o[i][b] = {0, 0, 0, 0};
+                    if (there)
+                        o[i][b] = reinterpret_cast<const float4 *>(p)[(block + b) * 32 + lane];
+                }
+            }
+#pragma unroll
+            for (int b = 0; b < BLOCKS; b++) {
+                struct decode_part part[PARTS];
+#pragma unroll
+                for (int i = 0; i < PARTS; i++)
+                    part[i] = {o[i][b], {ml[i].x, ml[i].z}, {ml[i].y, ml[i].w}};
+                add_parts(sum[b], part);
+            }
+        }
+        struct decode_rows rows =
+            end_columns<C>(a, nt, place.q0, place.what, sum[0].m, sum[0].l, block % C::DT == 0);
+#pragma unroll
+        for (int b = 0; b < BLOCKS; b++)
+            write_block<C>(rows, block % C::DT + b, sum[b].o);
+    }
+}
+
+// Keeps a warp's part of an item in the workspace, as number `index`; the warp that brings the last of
+// the item's n parts merges them.
+template <class C>
+static __device__ __forceinline__ void
+keep_part(const struct decode_args &a, const struct decode_place &place,
+          const struct decode_state<C> &state, uint32_t index, uint32_t *counter, uint32_t n,
+          uint32_t first, uint32_t rest, uint32_t step) {
+    unsigned char *p = a.partials + (uint64_t)index * decode_partial_bytes(C::D, C::NT);
     keep_state<C>(state, reinterpret_cast<float4 *>(p),
                   reinterpret_cast<float4 *>(p + decode_o_bytes(C::D, C::NT)));
     __syncwarp();
     uint32_t old = 0;
     if (threadIdx.x % 32 == 0)
-        old = atomic_inc_acq_rel(a.counters + item, n - 1);
+        old = atomic_inc_acq_rel(counter, n - 1);
     old = __shfl_sync(ALL_LANES, old, 0);
     __syncwarp(); // what lane 0 has acquired is the others' too
-    if (old != n - 1)
-        return;
-    for (uint32_t block = 0; block < C::NT * C::DT; block++)
-        write_part<C>(a, block, place.q0, place.what, merge_parts<C>(a, block, n, first, first, 1));
+    if (old == n - 1)
+        merge_item<C>(a, place, n, first, rest, step);
+}
+
+// A part that its warp shares with no other warp of the CTA: a piece (batch-invariant), or what the
+// end of a CTA cuts off an item of one of eight lines.
+template <class C>
+static __device__ __forceinline__ void
+keep_alone(const struct decode_args &a, const struct decode_place &place,
+           const struct decode_state<C> &state, const struct decode_span &span, bool begun) {
+    uint32_t index, counter, n, first, rest, step;
+    if (place_pieces(place.what) > 1) {
+        uint32_t blocks = (place_q_len(place.what) * a.group + 8 * C::NT - 1) / (8 * C::NT);
+        counter = place.slot * a.items + place_head(place.what) * blocks + place_block(place.what);
+        first = rest = counter * DECODE_MAX_PIECES;
+        n = place_pieces(place.what);
+        index = first + place_piece(place.what);
+        step = 1;
+    } else {
+        uint32_t line = threadIdx.x / 32, cta = begun ? blockIdx.x : span.back_first;
+        counter = cta * DECODE_MAX_WARPS + line;
+        n = (begun ? span.forward_last : span.back_last) - cta + 1;
+        index = ((2 * blockIdx.x + begun) << DECODE_LINE_SHIFT) + line;
+        rest = ((2 * cta) << DECODE_LINE_SHIFT) + line;
+        first = rest + (1u << DECODE_LINE_SHIFT);
+        step = 2u << DECODE_LINE_SHIFT;
+    }
+    keep_part<C>(a, place, state, index, a.counters + counter, n, first, rest, step);
 }
 
 // --- the kernel ----------------------------------------------------------------------------------
@@ -368,7 +442,11 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
 
     const struct decode_run *run = a.runs + blockIdx.x * shared.warps + warp;
     uint4 begin = __ldg(reinterpret_cast<const uint4 *>(run));
-    struct decode_cursor at = {begin.x, begin.y, begin.z, decode_load(&run->sequence)};
+    uint4 ends = __ldg(reinterpret_cast<const uint4 *>(&run->span));
+    const struct decode_span span = {ends.x, ends.y, ends.z, ends.w};
+    struct decode_cursor at = {begin.x,         begin.y,
+                               begin.z,         warp & ((1u << span.line_shift) - 1),
+                               span.line_shift, decode_load(&run->sequence)};
     uint32_t count = begin.w;
     struct decode_lane<C::GROUPS> tiles = {}, next;
     uint32_t ring = smem_address(shared.ring(warp));
@@ -377,8 +455,6 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
     if (count > 0)
         decode_find<C>(a, at, count, tiles);
     next = tiles;
-    if (threadIdx.x == 0)
-        cp_async_16(smem_address(shared.span()), a.spans + blockIdx.x, true);
 #pragma unroll
     for (int i = 0; i < C::STAGES; i++) {
         if ((uint32_t)i < count)
@@ -436,10 +512,10 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
         bool ended = place.what & 2;
         if (ended || i + 1 == count) {
             sum_lanes<C>(state);
-            if (place_pieces(place.what) > 1) {
-                keep_piece<C>(a, place, state);
-            } else if (begun && ended) {
+            if (begun && ended && place_pieces(place.what) <= 1) {
                 write_state<C>(a, place, state);
+            } else if (place_pieces(place.what) > 1 || span.line_shift > 0) {
+                keep_alone<C>(a, place, state, span, begun);
             } else {
                 uint32_t slot = first_segment ? 0 : 1;
                 keep_state<C>(state, shared.o(warp, slot), shared.ml(warp, slot));
@@ -468,8 +544,8 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
         __syncwarp();
         stage = stage + 1 == C::STAGES ? 0 : stage + 1;
     }
-    cp_async_wait<0>(); // the span, of a warp without tiles
-    merge_block<C>(a, shared);
+    if (span.line_shift == 0)
+        merge_block<C>(a, shared, span);
 }
 
 // Instances are explicit: one file a few of them.

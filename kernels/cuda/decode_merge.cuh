@@ -79,14 +79,16 @@ static __device__ __forceinline__ struct decode_part
 merge_parts(const struct decode_args &a, uint32_t block, uint32_t n, uint32_t first, uint32_t rest,
             uint32_t step) {
     constexpr uint32_t BYTES = decode_partial_bytes(C::D, C::NT);
+    // 18: of one sequence with 8 heads on 132 CTAs.
+    constexpr uint32_t AT_ONCE = C::NT == 1 ? 18 : 8;
     uint32_t lane = threadIdx.x % 32;
     uint32_t at = (block * 32 + lane) * 16;
     uint32_t ml = decode_o_bytes(C::D, C::NT) + (block / C::DT) * 64 + lane % 4 * 16;
     struct decode_part sum = no_part();
-    for (uint32_t k = 0; k < n; k += 8) {
-        struct decode_part part[8];
+    for (uint32_t k = 0; k < n; k += AT_ONCE) {
+        struct decode_part part[AT_ONCE];
 #pragma unroll
-        for (uint32_t i = 0; i < 8; i++) {
+        for (uint32_t i = 0; i < AT_ONCE; i++) {
             uint32_t index = k + i == 0 ? first : rest + (k + i) * step;
             const unsigned char *p = a.partials + (uint64_t)index * BYTES;
             part[i] = no_part();
@@ -215,12 +217,9 @@ template <class C> struct decode_shared {
     __device__ __forceinline__ struct decode_place *place(uint32_t w, uint32_t stage) const {
         return reinterpret_cast<struct decode_place *>(own(w) + O + Q + 2 * ML + 32 + stage * 32);
     }
-    __device__ __forceinline__ struct decode_span *span() const {
-        return reinterpret_cast<struct decode_span *>(own(warps));
-    }
     // Has this CTA come last to the item shared with earlier ones, with later ones?
     __device__ __forceinline__ uint32_t *last() const {
-        return reinterpret_cast<uint32_t *>(span() + 1);
+        return reinterpret_cast<uint32_t *>(own(warps));
     }
 };
 
@@ -250,7 +249,8 @@ combine_slots(const struct decode_shared<C> &shared, uint32_t block, uint32_t ma
 // CTAs, the last CTA to come merges the partial results of all.
 template <class C>
 static __device__ __forceinline__ void merge_block(const struct decode_args &a,
-                                                   const struct decode_shared<C> &shared) {
+                                                   const struct decode_shared<C> &shared,
+                                                   const struct decode_span &span) {
     constexpr uint32_t BLOCKS = C::NT * C::DT;
     constexpr uint32_t BYTES = decode_partial_bytes(C::D, C::NT);
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, cta = blockIdx.x;
@@ -294,7 +294,6 @@ static __device__ __forceinline__ void merge_block(const struct decode_args &a,
         return;
 
     __syncthreads();
-    struct decode_span span = *shared.span();
     if (threadIdx.x < 2) {
         bool shared_item = back >= 0;
         uint32_t first = span.back_first, n = span.back_last - first + 1;

@@ -22,6 +22,7 @@ struct plan_shared {
     struct decode_sequence sequences[KEPT];
     uint64_t warp_tiles[WARPS];
     uint32_t warp_live[WARPS];
+    uint32_t long_item; // some item is too long for eight lines
 };
 
 // What sequence i of the batch is for the decode kernel; false: it has no query tokens.
@@ -92,20 +93,20 @@ static __device__ __forceinline__ void scan(struct plan_shared *shared, uint64_t
     *total_live = all_live;
 }
 
-// Tile x of the line, x < all: its sequence (of `live`), item and place in the item.
-static __device__ __forceinline__ void locate(const uint64_t *sums,
+// Tile x of a line, x < all: its sequence (of `live`), item and place in the item.
+static __device__ __forceinline__ void locate(const uint64_t *sums, uint32_t line_shift,
                                               const struct decode_sequence *sequences,
                                               uint32_t live, uint64_t x, struct decode_run *ret) {
     uint32_t low = 0, high = live;
     while (high - low > 1) {
         uint32_t middle = (low + high) / 2;
-        if (sums[middle] <= x)
+        if (sums[middle] >> line_shift <= x)
             low = middle;
         else
             high = middle;
     }
     struct decode_sequence s = sequences[low];
-    uint64_t off = x - sums[low];
+    uint64_t off = x - (sums[low] >> line_shift);
     ret->slot = low;
     ret->item = (uint32_t)(off / s.tiles);
     ret->tile = (uint32_t)(off % s.tiles);
@@ -121,37 +122,78 @@ static __device__ __forceinline__ uint32_t snap(struct decode_run *run) {
     return by;
 }
 
-// The runs and spans of `warps` warps over `all` tiles.
+// Eight lines pay where items are not cut into many parts: then no two warps of a CTA share an item.
+static __device__ __forceinline__ bool takes_lines(const struct decode_plan_args &a,
+                                                   struct plan_shared *shared,
+                                                   const struct decode_sequence *sequences,
+                                                   uint32_t live, uint64_t all) {
+    if (a.batch_invariant || a.cta_warps != 1u << DECODE_LINE_SHIFT ||
+        a.kv_heads % (1u << DECODE_LINE_SHIFT) != 0)
+        return false;
+    if (threadIdx.x == 0)
+        shared->long_item = 0;
+    __syncthreads();
+    uint64_t most = ((all >> DECODE_LINE_SHIFT) / a.ctas) * DECODE_LINE_PARTS;
+    for (uint32_t i = threadIdx.x; i < live; i += THREADS)
+        if (sequences[i].tiles > most)
+            shared->long_item = 1;
+    __syncthreads();
+    return shared->long_item == 0;
+}
+
+// The runs of all warps over `all` tiles.
 static __device__ __forceinline__ void divide(const struct decode_plan_args &a,
                                               const uint64_t *sums,
                                               const struct decode_sequence *sequences,
-                                              uint32_t live, uint64_t all) {
-    uint32_t warps = a.ctas * a.cta_warps;
-    uint64_t used = min((uint64_t)warps, (all + RUN_MIN - 1) / RUN_MIN);
-    for (uint32_t i = threadIdx.x; i < warps; i += THREADS) {
-        struct decode_run run = {0, 0, 0, 0, {0, 0, 0, 0, 0, 0, {0, 0}}};
+                                              uint32_t live, uint64_t all, bool lines) {
+    uint32_t line_shift = lines ? DECODE_LINE_SHIFT : 0;
+    uint32_t cta_runs = lines ? 1 : a.cta_warps; // of a line
+    uint32_t most = a.ctas * cta_runs;
+    all >>= line_shift;
+    uint64_t used = min((uint64_t)most, (all + RUN_MIN - 1) / RUN_MIN);
+    for (uint32_t i = threadIdx.x; i < most; i += THREADS) {
+        struct decode_run run = {};
         if (i < used) {
             uint64_t x = i * all / used, end = (i + 1) * all / used;
-            locate(sums, sequences, live, x, &run);
+            locate(sums, line_shift, sequences, live, x, &run);
             if (a.batch_invariant) {
                 x -= snap(&run);
                 struct decode_run next;
                 if (end < all) {
-                    locate(sums, sequences, live, end, &next);
+                    locate(sums, line_shift, sequences, live, end, &next);
                     end -= snap(&next);
                 }
-            } else if (i % a.cta_warps == 0 && run.tile > 0) {
-                uint64_t first = x - run.tile, last = first + run.sequence.tiles - 1;
-                // Warp w has tile x if w * all / used <= x < (w + 1) * all / used.
-                struct decode_span *span = a.spans + i / a.cta_warps;
-                uint32_t last_cta = (uint32_t)(((last + 1) * used - 1) / all) / a.cta_warps;
-                span->back_first = (uint32_t)(((first + 1) * used - 1) / all) / a.cta_warps;
-                span->back_last = last_cta;
-                span[-1].forward_last = last_cta;
             }
             run.count = (uint32_t)(end - x);
         }
-        a.runs[i] = run;
+        run.span.line_shift = line_shift;
+        if (lines)
+            for (uint32_t w = 0; w < a.cta_warps; w++)
+                a.runs[i * a.cta_warps + w] = run;
+        else
+            a.runs[i] = run;
+    }
+    if (a.batch_invariant)
+        return;
+    __syncthreads();
+    for (uint32_t cta = threadIdx.x; cta < a.ctas; cta += THREADS) {
+        struct decode_run *runs = a.runs + cta * a.cta_warps;
+        uint32_t i = cta * cta_runs, after = i + cta_runs;
+        struct decode_span span = {0, 0, 0, line_shift};
+        // Run r has tile x if r * all / used <= x < (r + 1) * all / used.
+        if (i < used && runs->tile > 0) {
+            uint64_t first = i * all / used - runs->tile;
+            uint64_t last = first + runs->sequence.tiles - 1;
+            span.back_first = (uint32_t)(((first + 1) * used - 1) / all) / cta_runs;
+            span.back_last = (uint32_t)(((last + 1) * used - 1) / all) / cta_runs;
+        }
+        if (after < used && runs[a.cta_warps].tile > 0) {
+            uint64_t first = after * all / used - runs[a.cta_warps].tile;
+            uint64_t last = first + runs[a.cta_warps].sequence.tiles - 1;
+            span.forward_last = (uint32_t)(((last + 1) * used - 1) / all) / cta_runs;
+        }
+        for (uint32_t w = 0; w < a.cta_warps; w++)
+            runs[w].span = span;
     }
 }
 
@@ -185,7 +227,8 @@ static __global__ void __launch_bounds__(THREADS, 1) decode_plan_kernel(struct d
     }
     if (threadIdx.x < DECODE_PAD)
         a.sequences[live + threadIdx.x] = {0, 0, 0, 0, 0, 0, {0, 0}};
-    divide(a, sums, sequences, live, all);
+    __syncthreads();
+    divide(a, sums, sequences, live, all, takes_lines(a, shared, sequences, live, all));
 }
 
 int decode_plan_start(const struct decode_plan_args &args, void *stream, bool after_previous) {

@@ -17,7 +17,6 @@ struct decode_plan_args {
     bool batch_invariant;
     uint32_t ctas, cta_warps;
     struct decode_run *runs;           // [ctas * cta_warps]
-    struct decode_span *spans;         // [ctas]
     struct decode_sequence *sequences; // [n + DECODE_PAD]
     uint64_t *sums;                    // [n]
 };

@@ -6,6 +6,8 @@
 // (query token, head of the group) pair, query-major. A *tile* is K and V of 16 or 32 tokens of an
 // item. The tiles of all items in a row (sequence-major, then head, then block) are the *line*, and
 // every warp owns a *run*: consecutive tiles of the line. What a run has of one item is a *segment*.
+// Large batches have eight lines, each with an eighth of the heads, one a warp: the warps of a CTA then
+// read the same pages side by side, and only items cut by the end of a CTA are in more than one run.
 // In batch-invariant mode an item is cut in *pieces* by its own length alone, and runs end where
 // pieces end.
 //
@@ -28,6 +30,8 @@ enum {
     DECODE_PIECE_TOKENS = 128, // batch-invariant: of a piece, at least
     DECODE_COUNTERS = 65536,   // words at the beginning of a workspace; zero between launches
     DECODE_MAX_HEADS = 8192,   // kv heads that decode_place can hold
+    DECODE_LINE_SHIFT = 3,     // eight lines
+    DECODE_LINE_PARTS = 3, // items longer than so many CTAs have of them: one line for all heads
 };
 
 // One sequence that has query tokens.
@@ -40,19 +44,21 @@ struct alignas(16) decode_sequence {
     uint32_t tiles; // of each item
     uint32_t unused[2];
 };
-// Where one warp begins and how many tiles it has; a copy of its first sequence saves a memory hop.
-struct alignas(16) decode_run {
-    uint32_t slot; // index of the sequence among those with query tokens
-    uint32_t item; // of the sequence: head * blocks + block
-    uint32_t tile; // of the item
-    uint32_t count;
-    struct decode_sequence sequence;
-};
 // Which CTAs share the items at the ends of one CTA's tiles. Fields are set only where there is one.
 struct alignas(16) decode_span {
     uint32_t back_first, back_last; // of the item that began in an earlier CTA
     uint32_t forward_last;          // of the item that begins here and goes on in later ones
-    uint32_t unused;
+    uint32_t line_shift;            // 1 << line_shift lines
+};
+// Where one warp begins and how many tiles it has; its CTA's span and a copy of its first sequence save
+// memory hops.
+struct alignas(16) decode_run {
+    uint32_t slot; // index of the sequence among those with query tokens
+    uint32_t item; // of the sequence and line: head * blocks + block, from the line's first head on
+    uint32_t tile; // of the item
+    uint32_t count;
+    struct decode_span span;
+    struct decode_sequence sequence;
 };
 
 struct decode_args {
@@ -67,7 +73,6 @@ struct decode_args {
     const uint32_t *table;
     const float *sinks, *k_scales, *v_scales;
     const struct decode_run *runs;
-    const struct decode_span *spans;
     const struct decode_sequence *sequences;
     uint32_t *counters;
     unsigned char *partials;
@@ -120,7 +125,7 @@ static constexpr __host__ __device__ uint32_t decode_own_bytes(uint32_t head_dim
 static constexpr __host__ __device__ uint32_t decode_smem_bytes(uint32_t head_dim, bool kv8,
                                                                 uint32_t nt, uint32_t warps) {
     return warps * (decode_ring_bytes(head_dim, kv8, nt) + decode_own_bytes(head_dim, kv8, nt)) +
-           32;
+           16;
 }
 
 // Starts the kernel of one instance; defined by decode_inst_*.cu.

@@ -65,9 +65,10 @@ template <int GROUPS> struct decode_lane {
     struct decode_place place;
     uint32_t page[GROUPS]; // of every 8 tokens
 };
-// The first of the next 32.
+// The first of the next 32; line of 1 << line_shift.
 struct decode_cursor {
     uint32_t slot, item, tile;
+    uint32_t line, line_shift;
     struct decode_sequence sequence;
 };
 
@@ -77,9 +78,11 @@ decode_load(const struct decode_sequence *p) {
     uint4 b = __ldg(reinterpret_cast<const uint4 *>(p) + 1);
     return {a.x, a.y, a.z, a.w, b.x, b.y, {b.z, b.w}};
 }
+// Items of the sequence in one line.
 static __device__ __forceinline__ uint32_t decode_items(const struct decode_args &a,
+                                                        const struct decode_cursor &at,
                                                         const struct decode_sequence &s) {
-    return a.kv_heads * (s.parts >> 8 & 0xff);
+    return (a.kv_heads >> at.line_shift) * (s.parts >> 8 & 0xff);
 }
 
 // The sequences from at's on, one a lane, and which of them has the tile `lane` tiles after at:
@@ -93,7 +96,7 @@ static __device__ __forceinline__ void decode_cross(const struct decode_args &a,
     uint64_t tiles = rest;
     if (lane > 0) {
         mine = decode_load(a.sequences + at.slot + lane);
-        tiles = (uint64_t)decode_items(a, mine) * mine.tiles;
+        tiles = (uint64_t)decode_items(a, at, mine) * mine.tiles;
     }
     uint32_t end = (uint32_t)min(tiles, (uint64_t)64);
     for (int by = 1; by < 32; by *= 2) {
@@ -128,7 +131,7 @@ static __device__ __forceinline__ void decode_find(const struct decode_args &a,
     uint32_t limit = min(left, 32u);
     struct decode_sequence s = at.sequence;
     uint32_t slot = at.slot, item = at.item, tile = at.tile + lane;
-    uint64_t rest = (uint64_t)(decode_items(a, s) - item) * s.tiles - at.tile;
+    uint64_t rest = (uint64_t)(decode_items(a, at, s) - item) * s.tiles - at.tile;
     if (rest < limit)
         decode_cross(a, at, rest, s, slot, item, tile);
     uint32_t tiles = max(s.tiles, 1u); // lanes past the end of the line have none
@@ -148,15 +151,16 @@ static __device__ __forceinline__ void decode_find(const struct decode_args &a,
         piece = ((tile + 1) * pieces - 1) / tiles;
         end = (piece + 1) * tiles / pieces;
     }
-    uint32_t head = item / blocks;
+    uint32_t head = item / blocks, block = item - head * blocks;
+    head += at.line * (a.kv_heads >> at.line_shift);
     ret.place.token = token;
     ret.place.kv_len = s.kv_len;
     ret.place.q0 = s.q0;
     ret.place.slot = slot;
     ret.place.what = (tile == 0 ? 1u : 0u) | (tile + 1 == end ? 2u : 0u) | (s.parts & 15) << 2 |
-                     (item - head * blocks) << 6 | piece << 10 | pieces << 14 | head << 19;
+                     block << 6 | piece << 10 | pieces << 14 | head << 19;
     if (left > 32) {
-        uint32_t items = __shfl_sync(ALL_LANES, decode_items(a, s), 31), last = at.slot;
+        uint32_t items = __shfl_sync(ALL_LANES, decode_items(a, at, s), 31), last = at.slot;
         at.slot = __shfl_sync(ALL_LANES, slot, 31);
         at.item = __shfl_sync(ALL_LANES, item, 31);
         at.tile = __shfl_sync(ALL_LANES, tile, 31) + 1;

@@ -173,6 +173,25 @@ static void test_split(void **state) {
     attention_check(&decode, &one);
 }
 
+// Eight lines: heads in eighths, items cut by ends of CTAs into two parts and more, blocks of columns,
+// windows; and a sequence too long for them.
+static void test_lines(void **state) {
+    (void)state;
+    for (uint32_t i = 0; i < 6; i++) {
+        struct attention_case c = attention_case("lines", i % 2 ? CUDA_FP16 : CUDA_BF16);
+        c.head_dim = HEAD_DIMS[i % 3];
+        c.kv_heads = i < 4 ? 8 : 16;
+        c.qo_heads = c.kv_heads * (1 + i % 3);
+        c.max_ctas = i < 2 ? 0 : i;
+        c.window_left = i == 3 ? 40 : -1;
+        c.sinks = i == 4;
+        for (uint32_t j = 0; j < 3 + i; j++)
+            case_add(&c, i == 5 ? 1 + j % 8 : 1, j % 4 == 3 ? 0 : 33 * j + 150 * (j % 2));
+        case_add(&c, 1, i == 1 ? 900 : 70);
+        attention_check(&decode, &c);
+    }
+}
+
 // Runs that cross many sequences in each 32 tiles, sequences of many items, more than the plan keeps
 // in shared memory and than it has threads.
 static void test_many_sequences(void **state) {
@@ -294,17 +313,12 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lengths),
-        cmocka_unit_test(test_e4m3),
-        cmocka_unit_test(test_columns),
-        cmocka_unit_test(test_pages),
-        cmocka_unit_test(test_layouts),
-        cmocka_unit_test(test_masks),
-        cmocka_unit_test(test_cap_and_sinks),
-        cmocka_unit_test(test_split),
-        cmocka_unit_test(test_many_sequences),
-        cmocka_unit_test(test_batch_invariant),
-        cmocka_unit_test(test_alone_and_together),
+        cmocka_unit_test(test_lengths),         cmocka_unit_test(test_e4m3),
+        cmocka_unit_test(test_columns),         cmocka_unit_test(test_pages),
+        cmocka_unit_test(test_layouts),         cmocka_unit_test(test_masks),
+        cmocka_unit_test(test_cap_and_sinks),   cmocka_unit_test(test_split),
+        cmocka_unit_test(test_lines),           cmocka_unit_test(test_many_sequences),
+        cmocka_unit_test(test_batch_invariant), cmocka_unit_test(test_alone_and_together),
         cmocka_unit_test(test_refusals),
     };
     return harness_main("decode", tests, sizeof tests / sizeof *tests);
