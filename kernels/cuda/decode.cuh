@@ -184,6 +184,18 @@ static __device__ __forceinline__ void mask_tile(const struct decode_args &a,
         }
 }
 
+// Logits (divided by the cap) to capped ones, times log2(e).
+template <class C>
+static __device__ __forceinline__ void cap_tile(float after, float (&s)[C::MT][C::NT][4]) {
+#pragma unroll
+    for (int mt = 0; mt < C::MT; mt++)
+#pragma unroll
+        for (int nt = 0; nt < C::NT; nt++)
+#pragma unroll
+            for (int j = 0; j < 4; j++)
+                s[mt][nt][j] = tanhf(s[mt][nt][j]) * after;
+}
+
 // Does some column of the item not see the whole tile?
 template <class C>
 static __device__ __forceinline__ bool needs_mask(const struct decode_args &a,
@@ -332,7 +344,7 @@ static __device__ __forceinline__ void merge_item(const struct decode_args &a,
                                                   const struct decode_place &place, uint32_t n,
                                                   uint32_t first, uint32_t rest, uint32_t step) {
     constexpr uint32_t BYTES = decode_partial_bytes(C::D, C::NT);
-    constexpr int PARTS = 4; // the same in all instances: so are the bits
+    constexpr int PARTS = 2; // the same in all instances: so are the bits
     constexpr int MOST = C::NT == 1 ? 8 : 2, BLOCKS = C::DT < MOST ? C::DT : MOST;
     uint32_t lane = threadIdx.x % 32;
 #pragma unroll 1
@@ -378,50 +390,74 @@ static __device__ __forceinline__ void merge_item(const struct decode_args &a,
     }
 }
 
-// Keeps a warp's part of an item in the workspace, as number `index`; the warp that brings the last of
-// the item's n parts merges them.
-template <class C>
-static __device__ __forceinline__ void
-keep_part(const struct decode_args &a, const struct decode_place &place,
-          const struct decode_state<C> &state, uint32_t index, uint32_t *counter, uint32_t n,
-          uint32_t first, uint32_t rest, uint32_t step) {
-    unsigned char *p = a.partials + (uint64_t)index * decode_partial_bytes(C::D, C::NT);
-    keep_state<C>(state, reinterpret_cast<float4 *>(p),
-                  reinterpret_cast<float4 *>(p + decode_o_bytes(C::D, C::NT)));
-    __syncwarp();
-    uint32_t old = 0;
-    if (threadIdx.x % 32 == 0)
-        old = atomic_inc_acq_rel(counter, n - 1);
-    old = __shfl_sync(ALL_LANES, old, 0);
-    __syncwarp(); // what lane 0 has acquired is the others' too
-    if (old == n - 1)
-        merge_item<C>(a, place, n, first, rest, step);
-}
-
-// A part that its warp shares with no other warp of the CTA: a piece (batch-invariant), or what the
-// end of a CTA cuts off an item of one of eight lines.
-template <class C>
-static __device__ __forceinline__ void
-keep_alone(const struct decode_args &a, const struct decode_place &place,
-           const struct decode_state<C> &state, const struct decode_span &span, bool begun) {
+// Where a part goes that its warp shares with no other warp of the CTA, a piece (batch-invariant) or what
+// the end of a CTA cuts off an item of one of eight lines: number `index` of the workspace. Its item has n
+// parts, the first is number `first`, the k-th number rest + k * step.
+struct decode_share {
     uint32_t index, counter, n, first, rest, step;
+};
+template <class C>
+static __device__ __forceinline__ struct decode_share
+share_of(const struct decode_args &a, const struct decode_place &place,
+         const struct decode_span &span, bool begun) {
     if (place_pieces(place.what) > 1) {
         uint32_t blocks = (place_q_len(place.what) * a.group + 8 * C::NT - 1) / (8 * C::NT);
-        counter = place.slot * a.items + place_head(place.what) * blocks + place_block(place.what);
-        first = rest = counter * DECODE_MAX_PIECES;
-        n = place_pieces(place.what);
-        index = first + place_piece(place.what);
-        step = 1;
-    } else {
-        uint32_t line = threadIdx.x / 32, cta = begun ? blockIdx.x : span.back_first;
-        counter = cta * DECODE_MAX_WARPS + line;
-        n = (begun ? span.forward_last : span.back_last) - cta + 1;
-        index = ((2 * blockIdx.x + begun) << DECODE_LINE_SHIFT) + line;
-        rest = ((2 * cta) << DECODE_LINE_SHIFT) + line;
-        first = rest + (1u << DECODE_LINE_SHIFT);
-        step = 2u << DECODE_LINE_SHIFT;
+        uint32_t item =
+            place.slot * a.items + place_head(place.what) * blocks + place_block(place.what);
+        uint32_t first = item * DECODE_MAX_PIECES;
+        return {first + place_piece(place.what), item, place_pieces(place.what), first, first, 1};
     }
-    keep_part<C>(a, place, state, index, a.counters + counter, n, first, rest, step);
+    uint32_t line = threadIdx.x / 32, cta = begun ? blockIdx.x : span.back_first;
+    uint32_t rest = ((2 * cta) << DECODE_LINE_SHIFT) + line;
+    return {((2 * blockIdx.x + begun) << DECODE_LINE_SHIFT) + line,
+            cta * DECODE_MAX_WARPS + line,
+            (begun ? span.forward_last : span.back_last) - cta + 1,
+            rest + (1u << DECODE_LINE_SHIFT),
+            rest,
+            2u << DECODE_LINE_SHIFT};
+}
+
+// The end of a segment: a whole item is written; other parts are kept for merge_block or, where no other
+// warp of the CTA has a part of the item, in the workspace: the warp that brings the last of the item's
+// parts merges them.
+template <class C>
+static __device__ __forceinline__ void
+end_segment(const struct decode_args &a, const struct decode_shared<C> &shared,
+            const struct decode_span &span, const struct decode_place &place,
+            struct decode_state<C> &state, bool begun, bool first_segment) {
+    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    bool ended = place.what & 2;
+    sum_lanes<C>(state);
+    if (begun && ended && place_pieces(place.what) <= 1) {
+        write_state<C>(a, place, state);
+        return;
+    }
+    bool alone = place_pieces(place.what) > 1 || span.line_shift > 0;
+    uint32_t slot = first_segment ? 0 : 1;
+    float4 *o = shared.o(warp, slot), *ml = shared.ml(warp, slot);
+    struct decode_share share = {};
+    if (alone) {
+        share = share_of<C>(a, place, span, begun);
+        unsigned char *p = a.partials + (uint64_t)share.index * decode_partial_bytes(C::D, C::NT);
+        o = reinterpret_cast<float4 *>(p);
+        ml = reinterpret_cast<float4 *>(p + decode_o_bytes(C::D, C::NT));
+    }
+    keep_state<C>(state, o, ml);
+    if (!alone) {
+        if (lane == 0)
+            shared.notes(warp)[slot] = {NOTE_THERE | (begun ? NOTE_BEGINS : 0) |
+                                            (ended ? NOTE_ENDS : 0),
+                                        place.q0, place.what, 0};
+        return;
+    }
+    __syncwarp();
+    uint32_t old = 0;
+    if (lane == 0)
+        old = atomic_inc_acq_rel(a.counters + share.counter, share.n - 1);
+    old = __shfl_sync(ALL_LANES, old, 0);
+    __syncwarp(); // what lane 0 has acquired is the others' too
+    if (old == share.n - 1)
+        merge_item<C>(a, place, share.n, share.first, share.rest, share.step);
 }
 
 // --- the kernel ----------------------------------------------------------------------------------
@@ -429,8 +465,6 @@ keep_alone(const struct decode_args &a, const struct decode_place &place,
 template <class T, class KV, int D, int NT>
 __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct decode_args a) {
     using C = decode_config<T, KV, D, NT>;
-    // The page ids of the next 32 tiles are read 32 tiles ahead, where registers allow it.
-    constexpr bool AHEAD = !C::Q_SHARED;
     KVPOOL_SHARED smem[];
     struct decode_shared<C> shared = {
         smem, blockDim.x / 32
@@ -448,22 +482,11 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
                                begin.z,         warp & ((1u << span.line_shift) - 1),
                                span.line_shift, decode_load(&run->sequence)};
     uint32_t count = begin.w;
-    struct decode_lane<C::GROUPS> tiles = {}, next;
+    struct decode_lane<C::GROUPS> tiles = {};
     uint32_t ring = smem_address(shared.ring(warp));
     if (lane < 2)
         shared.notes(warp)[lane].flags = 0;
-    if (count > 0)
-        decode_find<C>(a, at, count, tiles);
-    next = tiles;
-#pragma unroll
-    for (int i = 0; i < C::STAGES; i++) {
-        if ((uint32_t)i < count)
-            decode_fetch<C>(a, tiles, i, ring + i * C::TILE, shared.place(warp, i));
-        cp_async_commit();
-    }
     __syncwarp();
-    if (AHEAD && count > 32)
-        decode_find<C>(a, at, count - 32, next);
 
     struct decode_lanes lanes = decode_lanes_of<C>();
     struct decode_queries<C, C::Q_SHARED> queries(shared.q(warp));
@@ -471,74 +494,58 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
     float before = 1, after = 1; // of tanh; k_scale is in them
     bool is_new = true, begun = false, first_segment = true;
     uint32_t stage = 0;
-    for (uint32_t i = 0; i < count; i++) {
-        struct decode_place place = *shared.place(warp, stage);
+    // Turn t uses tile t - STAGES and fetches tile t into its stage.
+#pragma unroll 1
+    for (uint32_t turn = 0; count > 0 && turn < count + C::STAGES; turn++) {
         uint32_t bytes = ring + stage * C::TILE;
-        if (is_new) {
-            load_queries<C>(a, place.q0, place.what, queries);
-            reset_state<C>(state);
-            before = a.sm_scale;
-            if constexpr (C::KV8)
-                before *= a.k_scales ? __ldg(a.k_scales + place_head(place.what)) : a.k_scale;
-            if (a.soft_cap > 0) {
-                before /= a.soft_cap;
-                after = a.soft_cap * DECODE_LOG2E;
-            } else {
-                before *= DECODE_LOG2E;
-            }
-            begun = place.what & 1;
-            is_new = false;
-        }
-        cp_async_wait<C::STAGES - 1>();
-        __syncwarp();
-
-        float s[C::MT][C::NT][4];
-        times_queries<C>(bytes, lanes, queries, s);
-#pragma unroll
-        for (int mt = 0; mt < C::MT; mt++)
-#pragma unroll
-            for (int nt = 0; nt < C::NT; nt++)
-#pragma unroll
-                for (int j = 0; j < 4; j++) {
-                    float x = s[mt][nt][j] * before;
-                    s[mt][nt][j] = a.soft_cap > 0 ? tanhf(x) * after : x;
+        if (turn >= C::STAGES) {
+            struct decode_place place = *shared.place(warp, stage);
+            if (is_new) {
+                load_queries<C>(a, place.q0, place.what, queries);
+                reset_state<C>(state);
+                before = a.sm_scale;
+                if constexpr (C::KV8)
+                    before *= a.k_scales ? __ldg(a.k_scales + place_head(place.what)) : a.k_scale;
+                if (a.soft_cap > 0) {
+                    before /= a.soft_cap;
+                    after = a.soft_cap * DECODE_LOG2E;
+                } else {
+                    before *= DECODE_LOG2E;
                 }
-        if (needs_mask<C>(a, place))
-            mask_tile<C>(a, place, s);
-        weigh<C>(s, state);
-        add_values<C>(bytes, lanes, s, state);
-        __syncwarp();
-
-        bool ended = place.what & 2;
-        if (ended || i + 1 == count) {
-            sum_lanes<C>(state);
-            if (begun && ended && place_pieces(place.what) <= 1) {
-                write_state<C>(a, place, state);
-            } else if (place_pieces(place.what) > 1 || span.line_shift > 0) {
-                keep_alone<C>(a, place, state, span, begun);
-            } else {
-                uint32_t slot = first_segment ? 0 : 1;
-                keep_state<C>(state, shared.o(warp, slot), shared.ml(warp, slot));
-                if (lane == 0)
-                    shared.notes(warp)[slot] = {NOTE_THERE | (begun ? NOTE_BEGINS : 0) |
-                                                    (ended ? NOTE_ENDS : 0),
-                                                place.q0, place.what, 0};
+                begun = place.what & 1;
+                is_new = false;
             }
-            first_segment = false;
-            is_new = true;
+            cp_async_wait<C::STAGES - 1>();
+            __syncwarp();
+
+            float s[C::MT][C::NT][4];
+            times_queries<C>(bytes, lanes, queries, s);
+#pragma unroll
+            for (int mt = 0; mt < C::MT; mt++)
+#pragma unroll
+                for (int nt = 0; nt < C::NT; nt++)
+#pragma unroll
+                    for (int j = 0; j < 4; j++)
+                        s[mt][nt][j] *= before;
+            if (a.soft_cap > 0)
+                cap_tile<C>(after, s);
+            if (needs_mask<C>(a, place))
+                mask_tile<C>(a, place, s);
+            weigh<C>(s, state);
+            add_values<C>(bytes, lanes, s, state);
+            __syncwarp();
+
+            bool ended = place.what & 2;
+            if (ended || turn + 1 == count + C::STAGES) {
+                end_segment<C>(a, shared, span, place, state, begun, first_segment);
+                first_segment = false;
+                is_new = true;
+            }
         }
-
-        uint32_t coming = i + C::STAGES;
-        if (coming < count) {
-            if (coming % 32 == 0) {
-                if (AHEAD)
-                    tiles = next;
-                else
-                    decode_find<C>(a, at, count - coming, tiles);
-            }
-            decode_fetch<C>(a, tiles, coming % 32, bytes, shared.place(warp, stage));
-            if (AHEAD && coming % 32 == 0 && coming + 32 < count)
-                decode_find<C>(a, at, count - coming - 32, next);
+        if (turn < count) {
+            if (turn % 32 == 0)
+                decode_find<C>(a, at, count - turn, tiles);
+            decode_fetch<C>(a, tiles, turn % 32, bytes, shared.place(warp, stage));
         }
         cp_async_commit();
         __syncwarp();

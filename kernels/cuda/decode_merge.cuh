@@ -8,7 +8,8 @@
 // sum of exp2(logit - m); -infinity and 0 where no key was seen.
 //
 // Invariant: partial results are combined in the order of the line, in groups that depend only on how
-// many there are.
+// many there are. What the loop over tiles does not need is in loops that are not unrolled: at the end of
+// a launch the time of a new instruction is the time to read it.
 // Runs in the decode kernel.
 #ifndef KVPOOL_KERNELS_CUDA_DECODE_MERGE_CUH
 #define KVPOOL_KERNELS_CUDA_DECODE_MERGE_CUH
@@ -70,35 +71,6 @@ static __device__ __forceinline__ void add_parts(struct decode_part &sum,
         sum.o.z += w0 * part[i].o.z;
         sum.o.w += w1 * part[i].o.w;
     }
-}
-
-// Block `block` of n partial results of the workspace: the first is number `first`, the k-th number
-// rest + k * step.
-template <class C>
-static __device__ __forceinline__ struct decode_part
-merge_parts(const struct decode_args &a, uint32_t block, uint32_t n, uint32_t first, uint32_t rest,
-            uint32_t step) {
-    constexpr uint32_t BYTES = decode_partial_bytes(C::D, C::NT);
-    // 18: of one sequence with 8 heads on 132 CTAs.
-    constexpr uint32_t AT_ONCE = C::NT == 1 ? 18 : 8;
-    uint32_t lane = threadIdx.x % 32;
-    uint32_t at = (block * 32 + lane) * 16;
-    uint32_t ml = decode_o_bytes(C::D, C::NT) + (block / C::DT) * 64 + lane % 4 * 16;
-    struct decode_part sum = no_part();
-    for (uint32_t k = 0; k < n; k += AT_ONCE) {
-        struct decode_part part[AT_ONCE];
-#pragma unroll
-        for (uint32_t i = 0; i < AT_ONCE; i++) {
-            uint32_t index = k + i == 0 ? first : rest + (k + i) * step;
-            const unsigned char *p = a.partials + (uint64_t)index * BYTES;
-            part[i] = no_part();
-            if (k + i < n)
-                part[i] = load_part(reinterpret_cast<const float4 *>(p + at),
-                                    reinterpret_cast<const float4 *>(p + ml));
-        }
-        add_parts(sum, part);
-    }
-    return sum;
 }
 
 // --- the result ----------------------------------------------------------------------------------
@@ -223,24 +195,75 @@ template <class C> struct decode_shared {
     }
 };
 
-// Block `block` of the partial results of the slots in mask (bit 2 * warp + slot).
+// Block `block` of the partial results of the slots in mask (bit 2 * warp + slot). A loop, two at a time:
+// instructions that are not in the cache yet take longer than what they do.
 template <class C>
 static __device__ __forceinline__ struct decode_part
 combine_slots(const struct decode_shared<C> &shared, uint32_t block, uint32_t mask) {
     uint32_t lane = threadIdx.x % 32;
     uint32_t at = block * 32 + lane, ml = block / C::DT * 4 + lane % 4;
     struct decode_part sum = no_part();
-    for (uint32_t w = 0; w < shared.warps; w += 4) {
-        struct decode_part part[8];
+#pragma unroll 1
+    while (mask) {
+        struct decode_part part[2];
 #pragma unroll
-        for (uint32_t i = 0; i < 8; i++) {
+        for (int i = 0; i < 2; i++) {
             part[i] = no_part();
-            if (mask >> (2 * w + i) & 1)
-                part[i] =
-                    load_part(shared.o(w + i / 2, i % 2) + at, shared.ml(w + i / 2, i % 2) + ml);
+            if (mask) {
+                uint32_t slot = (uint32_t)__ffs((int)mask) - 1;
+                part[i] = load_part(shared.o(slot / 2, slot % 2) + at,
+                                    shared.ml(slot / 2, slot % 2) + ml);
+                mask &= mask - 1;
+            }
         }
-        if (mask >> 2 * w & 0xff)
+        add_parts(sum, part);
+    }
+    return sum;
+}
+
+// Block `block` of an item shared by n CTAs from CTA `first` on. Its parts come through the warp's ring,
+// as many at once as it holds.
+template <class C>
+static __device__ __forceinline__ struct decode_part
+merge_parts(const struct decode_args &a, const struct decode_shared<C> &shared, uint32_t block,
+            uint32_t first, uint32_t n) {
+    constexpr uint32_t BYTES = decode_partial_bytes(C::D, C::NT);
+    constexpr uint32_t PART = 512 + 64, AT_ONCE = shared.RING / PART < 32 ? shared.RING / PART : 32;
+    uint32_t lane = threadIdx.x % 32;
+    unsigned char *ring = shared.ring(threadIdx.x / 32);
+    uint32_t to = smem_address(ring);
+    struct decode_part sum = no_part();
+#pragma unroll 1
+    for (uint32_t k = 0; k < n; k += AT_ONCE) {
+        uint32_t end = min(n - k, AT_ONCE);
+        __syncwarp();
+#pragma unroll 1
+        for (uint32_t i = 0; i < end; i++) {
+            // CTA first's own part is its second one, the others' their first.
+            const unsigned char *p =
+                a.partials + (uint64_t)(2 * (first + k + i) + (k + i == 0)) * BYTES;
+            cp_async_16(to + i * PART + lane * 16, p + (block * 32 + lane) * 16, true);
+            if (lane < 4)
+                cp_async_16(to + i * PART + 512 + lane * 16,
+                            p + decode_o_bytes(C::D, C::NT) + (block / C::DT * 4 + lane) * 16,
+                            true);
+        }
+        cp_async_commit();
+        cp_async_wait<0>();
+        __syncwarp();
+#pragma unroll 1
+        for (uint32_t i = 0; i < end; i += 2) {
+            struct decode_part part[2];
+#pragma unroll
+            for (uint32_t e = 0; e < 2; e++) {
+                const unsigned char *p = ring + (i + e) * PART;
+                part[e] = no_part();
+                if (i + e < end)
+                    part[e] = load_part(reinterpret_cast<const float4 *>(p) + lane,
+                                        reinterpret_cast<const float4 *>(p + 512) + lane % 4);
+            }
             add_parts(sum, part);
+        }
     }
     return sum;
 }
@@ -315,7 +338,7 @@ static __device__ __forceinline__ void merge_block(const struct decode_args &a,
         uint32_t slot = (uint32_t)(i ? forward : back);
         const struct decode_note *note = &shared.notes(slot / 2)[slot % 2];
         for (uint32_t block = warp; block < BLOCKS; block += shared.warps) {
-            struct decode_part part = merge_parts<C>(a, block, n, 2 * first + 1, 2 * first, 2);
+            struct decode_part part = merge_parts<C>(a, shared, block, first, n);
             write_part<C>(a, block, note->q0, note->what, part);
         }
     }

@@ -135,8 +135,10 @@ static __device__ __forceinline__ void decode_find(const struct decode_args &a,
     if (rest < limit)
         decode_cross(a, at, rest, s, slot, item, tile);
     uint32_t tiles = max(s.tiles, 1u); // lanes past the end of the line have none
-    item += tile / tiles;
-    tile %= tiles;
+    if (tile >= tiles) {
+        item += tile / tiles;
+        tile %= tiles;
+    }
 
     uint32_t token = (s.first + tile) * C::TOKENS;
     const uint32_t *ids = a.table + (uint64_t)s.row * a.row_entries;
@@ -151,7 +153,7 @@ static __device__ __forceinline__ void decode_find(const struct decode_args &a,
         piece = ((tile + 1) * pieces - 1) / tiles;
         end = (piece + 1) * tiles / pieces;
     }
-    uint32_t head = item / blocks, block = item - head * blocks;
+    uint32_t head = blocks > 1 ? item / blocks : item, block = item - head * blocks;
     head += at.line * (a.kv_heads >> at.line_shift);
     ret.place.token = token;
     ret.place.kv_len = s.kv_len;
