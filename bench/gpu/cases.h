@@ -24,8 +24,8 @@ struct gpu_case {
 
 // pool: filled memory of pool_bytes for the pages of the shape. NULL; or, with nothing opened, why the
 // shape cannot be measured.
-const char *gpu_case_open(struct gpu_case *c, const struct cuda_device *d, const struct gpu_shape *s,
-                          void *pool, uint64_t pool_bytes);
+const char *gpu_case_open(struct gpu_case *c, const struct cuda_device *d,
+                          const struct gpu_shape *s, void *pool, uint64_t pool_bytes);
 void gpu_case_close(struct gpu_case *c);
 
 // Bodies for gpu_measure_run; arg is the case.

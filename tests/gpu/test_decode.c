@@ -314,18 +314,12 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lengths),
-        cmocka_unit_test(test_e4m3),
-        cmocka_unit_test(test_columns),
-        cmocka_unit_test(test_pages),
-        cmocka_unit_test(test_layouts),
-        cmocka_unit_test(test_masks),
-        cmocka_unit_test(test_cap_and_sinks),
-        cmocka_unit_test(test_most_columns),
-        cmocka_unit_test(test_split),
-        cmocka_unit_test(test_many_sequences),
-        cmocka_unit_test(test_batch_invariant),
-        cmocka_unit_test(test_alone_and_together),
+        cmocka_unit_test(test_lengths),         cmocka_unit_test(test_e4m3),
+        cmocka_unit_test(test_columns),         cmocka_unit_test(test_pages),
+        cmocka_unit_test(test_layouts),         cmocka_unit_test(test_masks),
+        cmocka_unit_test(test_cap_and_sinks),   cmocka_unit_test(test_most_columns),
+        cmocka_unit_test(test_split),           cmocka_unit_test(test_many_sequences),
+        cmocka_unit_test(test_batch_invariant), cmocka_unit_test(test_alone_and_together),
         cmocka_unit_test(test_refusals),
     };
     return harness_main("decode", tests, sizeof tests / sizeof *tests);
