@@ -6,8 +6,8 @@
              [--flashinfer DIR] [--library libkvpool_gpu_bench.so] [--step-json FILE]
 
 Every line is printed as it is measured, so that a run that is cut off leaves what it had; JSON is written
-anew after each section. A result that differs from the peer's (from the generic kernel's, where there is no
-peer) is marked WRONG and fails the run: a speed is never that of a wrong answer.
+anew after each section. Results are compared with fp64 (cases.Sample) and with the peers'; one that is not
+right is marked WRONG, counts for no bar and fails the run: a speed is never that of a wrong answer.
 """
 
 import argparse
@@ -72,7 +72,11 @@ class Bench:
             "cuda": torch.version.cuda,
             "flashinfer": self.fi.version if self.fi else None,
             "samples": o.samples,
+            "shapes": {},
         }
+        for s in self.gpu.shapes():
+            table = s.table.decode()
+            self.head["shapes"][table] = self.head["shapes"].get(table, 0) + 1
 
     def roof(self):
         self.head.update(self.clock.roofs(9 if self.o.quick else 15))
@@ -94,14 +98,32 @@ class Bench:
             say(f"{s.table.decode():8} {s.name.decode():20} not measured: {e}")
             return None
 
-    def verdict(self, c, references):
-        """Compares c.out with each reference output; (part of what rounding may cost, difference)."""
-        worst = (0.0, 0.0)
-        for out in references:
-            worst = max(worst, cases.difference(c.out, out))
-        if not worst[0] <= 1:
-            self.wrong += 1
-        return worst
+    def verdict(self, c, outputs, us):
+        """Compares c.out with fp64 at a sample of its rows, beside the peers' results there, and as a whole
+        with each peer's (without one: with the generic kernel's, where that is not too slow). A peer that is
+        itself wrong does not count. Returns what a row of the report says of it."""
+        sample = cases.Sample(c)
+        ours, peer = sample.errors(c.out), {}
+        for name in [n for n in outputs if n in us]:
+            errors = sample.errors(outputs[name])
+            if errors[0] <= cases.LARGEST:
+                peer[name] = errors
+            else:
+                say(f"    {name}: wrong, error {errors[0]:.1f}: left out")
+                del us[name]
+        apart = [cases.apart(c, c.out, outputs[name]) for name in peer]
+        if not apart and self.gpu.flops(c.shape) < 2e11:
+            apart = [cases.apart(c, c.out, self.generic(c))]
+        right = cases.is_right(ours, list(peer.values())) and all(x <= cases.APART for x in apart)
+        self.wrong += not right
+        return {
+            "right": right,
+            "error": ours[0],
+            "mean_error": ours[1],
+            "peer_error": {name: e[0] for name, e in peer.items()},
+            "peer_mean_error": {name: e[1] for name, e in peer.items()},
+            "apart": max(apart, default=None),
+        }
 
     def generic(self, c):
         ours = c.out.clone()
@@ -135,16 +157,15 @@ class Bench:
             if c is None:
                 continue
             c.plan()
-            bodies, outputs = {"ours": c.attend}, []
+            bodies, outputs = {"ours": c.attend}, {}
             for name in self.fi.decode_names(s) if self.fi else []:
                 body, out = self.attempt(name, lambda n=name: self.fi.decode(c, n))
                 if body:
-                    bodies[name] = body
-                    outputs.append(out)
+                    bodies[name], outputs[name] = body, out
             bodies["plan"] = c.plan
             c.out.fill_(float("nan"))
             us = self.clock.interleaved(bodies, self.o.samples)
-            part, apart = self.verdict(c, outputs if outputs else [self.generic(c)])
+            found = self.verdict(c, outputs, us)
             kv = self.gpu.kv_bytes(s)
             self.add(
                 s,
@@ -153,8 +174,7 @@ class Bench:
                 {
                     "kv_bytes": kv,
                     "plan_us": statistics.median(us["plan"]),
-                    "error": part,
-                    "difference": apart,
+                    **found,
                 },
             )
 
@@ -171,29 +191,22 @@ class Bench:
             if c is None:
                 continue
             c.plan()
-            bodies, outputs = {"ours": c.attend}, []
+            bodies, outputs = {"ours": c.attend}, {}
             for name in ("FI fa2", "FI fa3") if self.fi else ():
                 body, out = self.attempt(name, lambda n=name: self.fi.prefill(c, n))
                 if body:
-                    bodies[name] = body
-                    outputs.append(out)
+                    bodies[name], outputs[name] = body, out
             if not self.o.ours_only and s.kv_len == s.q_len:
                 dense = peers.Sdpa(c)
                 bodies.update({n: dense.call(n) for n in dense.names})
             c.out.fill_(float("nan"))
             us = self.clock.interleaved(bodies, max(9, self.o.samples // 2))
-            flops = self.gpu.flops(s)
-            if outputs:
-                part, apart = self.verdict(c, outputs)
-            elif flops < 2e11:
-                part, apart = self.verdict(c, [self.generic(c)])
-            else:
-                part, apart = None, None
+            found = self.verdict(c, outputs, us)
             self.add(
                 s,
                 us,
                 self.gpu.kv_bytes(s) / self.head["read_gbs"] / 1e3,
-                {"flops": flops, "error": part, "difference": apart},
+                {"flops": self.gpu.flops(s), **found},
             )
 
     def append(self):
@@ -214,7 +227,7 @@ class Bench:
                 s,
                 us,
                 moved / self.head["copy_gbs"] / 1e3,
-                {"moved_bytes": moved, "error": 2.0 if wrong else 0.0},
+                {"moved_bytes": moved, "right": not wrong},
             )
             self.pool.spoiled()
 
@@ -256,7 +269,7 @@ class Bench:
                     if samples:
                         us[kernel] = samples
                 self.pool.spoiled()
-            extra = {"served_us": ours.get(name, {}).get("served_us"), "error": None}
+            extra = {"served_us": ours.get(name, {}).get("served_us")}
             if "ours" in us:
                 self.add(s, us, self.gpu.kv_bytes(s) / self.head["read_gbs"] / 1e3, extra)
             elif us:

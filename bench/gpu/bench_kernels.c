@@ -4,7 +4,9 @@
 // before it is timed; a wrong one is marked and makes the exit status 1.
 //
 //   kvpool-gpu-kernels [--only even,ragged,...] [--shape NAME] [--samples N] [--no-check]
-//                      [--max-ctas N] [--pdl]
+//                      [--max-ctas N] [--pdl] [--prefill-variant N]
+//
+// --prefill-variant: another shape of the prefill kernel for head_dim 128 (prefill_shape.cuh).
 #include "bench/gpu/cases.h"
 #include "bench/gpu/probe.h"
 #include "bench/gpu/roof.h"
@@ -16,10 +18,13 @@
 #include <string.h>
 
 enum { POOL_MIB = 4352, ROOF_MIB = 2048 };
+enum { PREFILL_VARIANTS = 3 };
+extern int cuda_prefill_variant; // prefill_shape.cuh
 
 struct options {
     const char *only, *shape;
     uint32_t samples, max_ctas;
+    int prefill_variant;
     bool check, pdl;
 };
 
@@ -130,8 +135,9 @@ static bool run_shapes(struct gpu_measure *m, void *pool, const struct roofs *ro
             filled = s->kv_dtype;
         }
         struct gpu_case c;
-        if (!gpu_case_open(&c, &m->device, s, pool, (uint64_t)POOL_MIB << 20)) {
-            printf("%-8s %-20s does not fit\n", s->table, s->name);
+        const char *refusal = gpu_case_open(&c, &m->device, s, pool, (uint64_t)POOL_MIB << 20);
+        if (refusal != NULL) {
+            printf("%-8s %-20s not measured: %s\n", s->table, s->name, refusal);
             continue;
         }
         c.attention.max_ctas = o->max_ctas;
@@ -163,6 +169,8 @@ static struct options parse(int argc, char **argv) {
             o.samples = (uint32_t)strtoul(argv[++i], NULL, 10);
         else if (value != NULL && strcmp(argv[i], "--max-ctas") == 0)
             o.max_ctas = (uint32_t)strtoul(argv[++i], NULL, 10);
+        else if (value != NULL && strcmp(argv[i], "--prefill-variant") == 0)
+            o.prefill_variant = atoi(argv[++i]);
         else {
             fprintf(stderr, "kvpool-gpu-kernels: \"%s\"?\n", argv[i]);
             exit(64);
@@ -170,6 +178,10 @@ static struct options parse(int argc, char **argv) {
     }
     if (o.samples < 1 || o.samples > GPU_SAMPLES_MAX) {
         fprintf(stderr, "kvpool-gpu-kernels: --samples 1 .. %d\n", GPU_SAMPLES_MAX);
+        exit(64);
+    }
+    if (o.prefill_variant < 0 || o.prefill_variant > PREFILL_VARIANTS) {
+        fprintf(stderr, "kvpool-gpu-kernels: --prefill-variant 0 .. %d\n", PREFILL_VARIANTS);
         exit(64);
     }
     return o;
@@ -182,6 +194,7 @@ int main(int argc, char **argv) {
         fprintf(stderr, "no GPU: nothing measured\n");
         return 77;
     }
+    cuda_prefill_variant = o.prefill_variant; // before anything is planned
     struct gpu_measure m;
     gpu_measure_open(&m);
     void *pool = gpu_alloc((uint64_t)POOL_MIB << 20);

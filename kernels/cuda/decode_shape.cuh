@@ -24,7 +24,7 @@
 
 enum {
     DECODE_MAX_Q_LEN = 8,
-    DECODE_MAX_GROUP = 16,
+    DECODE_MAX_GROUP = 32,
     DECODE_MAX_WARPS = 8,      // of a CTA; fewer where its shared memory is small
     DECODE_MAX_PIECES = 16,    // batch-invariant: of an item
     DECODE_PIECE_TOKENS = 128, // batch-invariant: of a piece, at least
@@ -77,7 +77,7 @@ struct decode_args {
     uint32_t *counters;
     unsigned char *partials;
     uint32_t row_entries, page_shift, kv_heads, group;
-    uint32_t group_inverse; // column / group = column * group_inverse >> 16
+    uint32_t group_inverse; // column / group = column * group_inverse >> 16, exact: column < 256
     uint32_t items;         // of a sequence, at most (batch-invariant: stride of counters)
     float sm_scale, soft_cap, k_scale, v_scale;
     int32_t window_left;

@@ -10,7 +10,8 @@
 // Invariants
 //  1. Grids depend only on the device and on the host numbers of the arguments (n, nnz, max_q_len,
 //     head counts), never on lengths: lengths are read on the device. kv_len 0 and q_len 0 are legal.
-//  2. No entry of a page table past a sequence's last page is dereferenced.
+//  2. No entry of a page table past a sequence's last page is dereferenced, and, with a window, none of
+//     a page that lies left of the 64 tokens (from a multiple of 64 on) in which it begins.
 //  3. What lies in a page at positions >= kv_len never reaches a result, NaN included.
 //  4. Equal inputs on one device give equal bits.
 // Returns 0 or the cudaError_t. Any thread, with the device current.
@@ -96,7 +97,7 @@ struct cuda_attention {
 };
 
 // --- decode: at most 8 query tokens a sequence (decode.cuh) ------------------------------------
-// head_dim 64, 128, 256; group (qo_heads / kv_heads) at most 16; fp16, bf16; kv the same or e4m3.
+// head_dim 64, 128, 256; group (qo_heads / kv_heads) at most 32; fp16, bf16; kv the same or e4m3.
 bool cuda_decode_takes(const struct cuda_attention *a);
 size_t cuda_decode_plan_bytes(const struct cuda_device *d, const struct cuda_attention *a);
 size_t cuda_decode_workspace_bytes(const struct cuda_device *d, const struct cuda_attention *a);

@@ -7,6 +7,7 @@
 #include <string.h>
 
 enum { UNUSED_ENTRY = 2147480000, ROW_GAP = 3, TOKEN_GAP_BYTES = 32 };
+enum { MOST_TILE_TOKENS = 64 }; // of any kernel: tiles begin at multiples
 
 struct attention_case attention_case(const char *name, uint32_t dtype) {
     return (struct attention_case){
@@ -86,6 +87,16 @@ static double scale_of(const struct attention_setup *s, bool value, uint32_t h) 
     if (heads->allocation != NULL)
         return element_load(CUDA_FP32, heads->host, h);
     return (double)(value ? kv->v_scale : kv->k_scale);
+}
+
+// Pages left of the tile in which the first query token's window begins.
+static uint32_t pages_unseen(const struct attention_case *c, uint32_t i) {
+    int64_t first = (int64_t)c->kv_len[i] - c->q_len[i] - c->window_left;
+    if (c->window_left < 0 || first < 0)
+        return 0;
+    if (first > c->kv_len[i])
+        first = c->kv_len[i];
+    return (uint32_t)(first / MOST_TILE_TOKENS * MOST_TILE_TOKENS) / c->page_size;
 }
 
 // Writes one sequence's tokens; what is stored, times its scale, is kept for the reference.
@@ -171,8 +182,9 @@ static void make_cache(struct attention_setup *s, struct harness_rng *r) {
     uint32_t next = 0;
     for (uint32_t i = 0; i < c->n; i++) {
         row_of[i] = c->tables == CASE_FLAT ? next : some_rows[i];
-        memcpy(table + (size_t)row_of[i] * row_entries, order + next,
-               pages_of(c, i) * sizeof *order);
+        uint32_t unseen = pages_unseen(c, i);
+        memcpy(table + (size_t)row_of[i] * row_entries + unseen, order + next + unseen,
+               (pages_of(c, i) - unseen) * sizeof *order);
         fill_sequence(s, r, i, order + next);
         next += pages_of(c, i);
     }

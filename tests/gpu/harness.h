@@ -26,7 +26,8 @@
 // results are those of the reference; rows of sequences outside the launch, gaps between rows, guard
 // bytes around every buffer and everything that is read only are as they were; a second run in the
 // used workspace gives the same bits. K and V of other sequences, tails of pages, and everything
-// unwritten are 0xFF (NaN); unused table entries are 2147480000.
+// unwritten are 0xFF (NaN); unused table entries are 2147480000, also those of pages that lie left of
+// the tile (of 64 tokens) in which a sequence's window begins: a kernel that visits them faults.
 // The test's thread only (cmocka's assertions jump).
 #ifndef KVPOOL_TESTS_GPU_HARNESS_H
 #define KVPOOL_TESTS_GPU_HARNESS_H

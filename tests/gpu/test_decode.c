@@ -62,7 +62,7 @@ static void test_e4m3(void **state) {
 // Every number of query tokens and every group: padding of columns, one n-tile and more, blocks.
 static void test_columns(void **state) {
     (void)state;
-    static const uint32_t groups[] = {1, 2, 3, 5, 7, 8, 12, 16};
+    static const uint32_t groups[] = {1, 2, 3, 5, 7, 8, 12, 16, 17, 24, 32};
     for (size_t g = 0; g < sizeof groups / sizeof *groups; g++)
         for (uint32_t q_len = 1; q_len <= 8; q_len += q_len == 1 ? 2 : 5) {
             struct attention_case c = attention_case("columns", CUDA_BF16);
@@ -145,6 +145,26 @@ static void test_cap_and_sinks(void **state) {
         add_edges(&c);
         attention_check(&decode, &c);
     }
+}
+
+// The most columns there are: 256, in blocks of 16 or 32, over several CTAs and in pieces.
+static void test_most_columns(void **state) {
+    (void)state;
+    for (int d = 0; d < 3; d++)
+        for (int invariant = 0; invariant < 2; invariant++) {
+            struct attention_case c = attention_case("most columns", CUDA_FP16);
+            c.kv_heads = 2;
+            c.qo_heads = 64;
+            c.head_dim = HEAD_DIMS[d];
+            c.kv_dtype = d == 1 ? CUDA_E4M3 : CUDA_FP16;
+            c.batch_invariant = invariant;
+            c.window_left = d == 2 ? 50 : -1;
+            c.max_ctas = 3;
+            case_add(&c, 8, 290);
+            case_add(&c, 1, 17);
+            case_add(&c, 8, 6);
+            attention_check(&decode, &c);
+        }
 }
 
 // Items over many CTAs, and CTAs of many items.
@@ -293,7 +313,7 @@ static void test_refusals(void **state) {
     REFUSED(a.kv.page_shift = 2);
     REFUSED(a.dtype = CUDA_FP32);
     REFUSED(a.kv.dtype = CUDA_FP16);
-    REFUSED(a.qo_heads = 17 * a.kv.kv_heads);
+    REFUSED(a.qo_heads = 33 * a.kv.kv_heads);
     REFUSED(a.qo_heads = 5);
     REFUSED(a.batch.max_q_len = 9);
     REFUSED((a.batch_invariant = true, a.batch.n = 100000));
@@ -313,12 +333,19 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lengths),         cmocka_unit_test(test_e4m3),
-        cmocka_unit_test(test_columns),         cmocka_unit_test(test_pages),
-        cmocka_unit_test(test_layouts),         cmocka_unit_test(test_masks),
-        cmocka_unit_test(test_cap_and_sinks),   cmocka_unit_test(test_split),
-        cmocka_unit_test(test_lines),           cmocka_unit_test(test_many_sequences),
-        cmocka_unit_test(test_batch_invariant), cmocka_unit_test(test_alone_and_together),
+        cmocka_unit_test(test_lengths),
+        cmocka_unit_test(test_e4m3),
+        cmocka_unit_test(test_columns),
+        cmocka_unit_test(test_pages),
+        cmocka_unit_test(test_layouts),
+        cmocka_unit_test(test_masks),
+        cmocka_unit_test(test_cap_and_sinks),
+        cmocka_unit_test(test_most_columns),
+        cmocka_unit_test(test_split),
+        cmocka_unit_test(test_lines),
+        cmocka_unit_test(test_many_sequences),
+        cmocka_unit_test(test_batch_invariant),
+        cmocka_unit_test(test_alone_and_together),
         cmocka_unit_test(test_refusals),
     };
     return harness_main("decode", tests, sizeof tests / sizeof *tests);

@@ -92,6 +92,28 @@ static void test_types_and_dims(void **state) {
         }
 }
 
+// The shapes that are there to be measured against the usual one.
+extern int cuda_prefill_variant;
+static void test_variants(void **state) {
+    (void)state;
+    for (int variant = 1; variant <= 3; variant++) {
+        struct attention_case c = attention_case("variants", CUDA_BF16);
+        add_edges(&c);
+        case_add(&c, 90, 290);
+        c.seed = (uint64_t)variant;
+        cuda_prefill_variant = variant;
+        attention_check(&prefill, &c);
+        c.window_left = 70;
+        c.sinks = true;
+        attention_check(&prefill, &c);
+    }
+}
+static int usual_shape(void **state) {
+    (void)state;
+    cuda_prefill_variant = 0;
+    return 0;
+}
+
 static void test_groups(void **state) {
     (void)state;
     static const uint32_t groups[] = {1, 2, 3, 5, 7, 12, 16, 40};
@@ -367,7 +389,7 @@ int main(void) {
         cmocka_unit_test(test_cap_and_sinks), cmocka_unit_test(test_steep),
         cmocka_unit_test(test_splits),        cmocka_unit_test(test_max_ctas),
         cmocka_unit_test(test_many),          cmocka_unit_test(test_batch_invariant),
-        cmocka_unit_test(test_refused),
+        cmocka_unit_test(test_refused),       cmocka_unit_test_teardown(test_variants, usual_shape),
     };
     return harness_main("prefill", tests, sizeof tests / sizeof *tests);
 }
