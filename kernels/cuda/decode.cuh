@@ -337,12 +337,37 @@ static __device__ __forceinline__ void keep_state(const struct decode_state<C> &
     }
 }
 
-// All blocks of n partial results of the workspace: the first is number `first`, the k-th number
-// rest + k * step. Several parts of several blocks are loaded at once.
+// The parts of an item that are in the workspace: n of them, the first is number `first`, the k-th number
+// rest + k * step; who brings the last one learns it from the counter.
+struct decode_share {
+    uint32_t counter, n, first, rest, step;
+};
+// A piece's (batch-invariant).
 template <class C>
-static __device__ __forceinline__ void merge_item(const struct decode_args &a,
-                                                  const struct decode_place &place, uint32_t n,
-                                                  uint32_t first, uint32_t rest, uint32_t step) {
+static __device__ __forceinline__ struct decode_share
+share_of_pieces(const struct decode_args &a, const struct decode_place &place) {
+    uint32_t blocks = (place_q_len(place.what) * a.group + 8 * C::NT - 1) / (8 * C::NT);
+    uint32_t item =
+        place.slot * a.items + place_head(place.what) * blocks + place_block(place.what);
+    uint32_t first = item * DECODE_MAX_PIECES;
+    return {item, place_pieces(place.what), first, first, 1};
+}
+// Of what the end of a CTA cuts off an item of one of eight lines.
+static __device__ __forceinline__ uint32_t line_part(uint32_t cta, bool begun) {
+    return ((2 * cta + begun) << DECODE_LINE_SHIFT) + threadIdx.x / 32;
+}
+static __device__ __forceinline__ struct decode_share share_of_line(const struct decode_span &span,
+                                                                    bool begun) {
+    uint32_t cta = begun ? blockIdx.x : span.back_first;
+    return {cta * DECODE_MAX_WARPS + threadIdx.x / 32,
+            (begun ? span.forward_last : span.back_last) - cta + 1, line_part(cta, true),
+            line_part(cta, false), 2u << DECODE_LINE_SHIFT};
+}
+
+// Merges all blocks of an item. Two parts of several blocks are loaded at once.
+template <class C>
+static __device__ __forceinline__ void merge_item(const struct decode_args &a, uint32_t q0,
+                                                  uint32_t what, const struct decode_share &share) {
     constexpr uint32_t BYTES = decode_partial_bytes(C::D, C::NT);
     constexpr int PARTS = 2; // the same in all instances: so are the bits
     constexpr int MOST = C::NT == 1 ? 8 : 2, BLOCKS = C::DT < MOST ? C::DT : MOST;
@@ -350,18 +375,19 @@ static __device__ __forceinline__ void merge_item(const struct decode_args &a,
 #pragma unroll 1
     for (uint32_t block = 0; block < C::NT * C::DT; block += BLOCKS) {
         uint32_t nt = block / C::DT;
-        struct decode_part sum[BLOCKS];
+        float4 sum[BLOCKS];
+        float m[2] = {minus_infinity(), minus_infinity()}, l[2] = {0, 0};
 #pragma unroll
         for (int b = 0; b < BLOCKS; b++)
-            sum[b] = no_part();
+            sum[b] = {0, 0, 0, 0};
 #pragma unroll 1
-        for (uint32_t k = 0; k < n; k += PARTS) {
+        for (uint32_t k = 0; k < share.n; k += PARTS) {
             float4 o[PARTS][BLOCKS], ml[PARTS];
 #pragma unroll
             for (int i = 0; i < PARTS; i++) {
-                uint32_t index = k + i == 0 ? first : rest + (k + i) * step;
+                uint32_t index = k + i == 0 ? share.first : share.rest + (k + i) * share.step;
                 const unsigned char *p = a.partials + (uint64_t)index * BYTES;
-                bool there = k + i < n;
+                bool there = k + i < share.n;
                 ml[i] = {minus_infinity(), 0, minus_infinity(), 0};
                 if (there)
                     ml[i] = reinterpret_cast<const float4 *>(
@@ -373,77 +399,72 @@ static __device__ __forceinline__ void merge_item(const struct decode_args &a,
                         o[i][b] = reinterpret_cast<const float4 *>(p)[(block + b) * 32 + lane];
                 }
             }
+            float up[2], w[PARTS][2];
 #pragma unroll
-            for (int b = 0; b < BLOCKS; b++) {
-                struct decode_part part[PARTS];
+            for (int e = 0; e < 2; e++) {
+                float max = m[e];
 #pragma unroll
                 for (int i = 0; i < PARTS; i++)
-                    part[i] = {o[i][b], {ml[i].x, ml[i].z}, {ml[i].y, ml[i].w}};
-                add_parts(sum[b], part);
+                    max = fmaxf(max, e ? ml[i].z : ml[i].x);
+                up[e] = exp2_fast(m[e] - finite_or_0(max));
+                m[e] = max;
+                l[e] *= up[e];
+#pragma unroll
+                for (int i = 0; i < PARTS; i++) {
+                    w[i][e] = exp2_fast((e ? ml[i].z : ml[i].x) - finite_or_0(max));
+                    l[e] += w[i][e] * (e ? ml[i].w : ml[i].y);
+                }
+            }
+#pragma unroll
+            for (int b = 0; b < BLOCKS; b++) {
+                float4 x = {sum[b].x * up[0], sum[b].y * up[1], sum[b].z * up[0], sum[b].w * up[1]};
+#pragma unroll
+                for (int i = 0; i < PARTS; i++) {
+                    x.x += w[i][0] * o[i][b].x;
+                    x.y += w[i][1] * o[i][b].y;
+                    x.z += w[i][0] * o[i][b].z;
+                    x.w += w[i][1] * o[i][b].w;
+                }
+                sum[b] = x;
             }
         }
-        struct decode_rows rows =
-            end_columns<C>(a, nt, place.q0, place.what, sum[0].m, sum[0].l, block % C::DT == 0);
+        struct decode_rows rows = end_columns<C>(a, nt, q0, what, m, l, block % C::DT == 0);
 #pragma unroll
         for (int b = 0; b < BLOCKS; b++)
-            write_block<C>(rows, block % C::DT + b, sum[b].o);
+            write_block<C>(rows, block % C::DT + b, sum[b]);
     }
 }
 
-// Where a part goes that its warp shares with no other warp of the CTA, a piece (batch-invariant) or what
-// the end of a CTA cuts off an item of one of eight lines: number `index` of the workspace. Its item has n
-// parts, the first is number `first`, the k-th number rest + k * step.
-struct decode_share {
-    uint32_t index, counter, n, first, rest, step;
-};
-template <class C>
-static __device__ __forceinline__ struct decode_share
-share_of(const struct decode_args &a, const struct decode_place &place,
-         const struct decode_span &span, bool begun) {
-    if (place_pieces(place.what) > 1) {
-        uint32_t blocks = (place_q_len(place.what) * a.group + 8 * C::NT - 1) / (8 * C::NT);
-        uint32_t item =
-            place.slot * a.items + place_head(place.what) * blocks + place_block(place.what);
-        uint32_t first = item * DECODE_MAX_PIECES;
-        return {first + place_piece(place.what), item, place_pieces(place.what), first, first, 1};
-    }
-    uint32_t line = threadIdx.x / 32, cta = begun ? blockIdx.x : span.back_first;
-    uint32_t rest = ((2 * cta) << DECODE_LINE_SHIFT) + line;
-    return {((2 * blockIdx.x + begun) << DECODE_LINE_SHIFT) + line,
-            cta * DECODE_MAX_WARPS + line,
-            (begun ? span.forward_last : span.back_last) - cta + 1,
-            rest + (1u << DECODE_LINE_SHIFT),
-            rest,
-            2u << DECODE_LINE_SHIFT};
-}
-
-// The end of a segment: a whole item is written; other parts are kept for merge_block or, where no other
-// warp of the CTA has a part of the item, in the workspace: the warp that brings the last of the item's
-// parts merges them.
+// The end of a segment: a whole item is written; what others have parts of is kept: a piece in the
+// workspace, where the warp that brings the last one of its item merges them; another part in the
+// workspace (eight lines) or in shared memory, with a note of it.
 template <class C>
 static __device__ __forceinline__ void
 end_segment(const struct decode_args &a, const struct decode_shared<C> &shared,
             const struct decode_span &span, const struct decode_place &place,
             struct decode_state<C> &state, bool begun, bool first_segment) {
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    bool ended = place.what & 2;
+    bool ended = place.what & 2, piece = place_pieces(place.what) > 1;
     sum_lanes<C>(state);
-    if (begun && ended && place_pieces(place.what) <= 1) {
+    if (begun && ended && !piece) {
         write_state<C>(a, place, state);
         return;
     }
-    bool alone = place_pieces(place.what) > 1 || span.line_shift > 0;
     uint32_t slot = first_segment ? 0 : 1;
     float4 *o = shared.o(warp, slot), *ml = shared.ml(warp, slot);
     struct decode_share share = {};
-    if (alone) {
-        share = share_of<C>(a, place, span, begun);
-        unsigned char *p = a.partials + (uint64_t)share.index * decode_partial_bytes(C::D, C::NT);
+    if (piece || span.line_shift > 0) {
+        uint32_t index = line_part(blockIdx.x, begun);
+        if (piece) {
+            share = share_of_pieces<C>(a, place);
+            index = share.first + place_piece(place.what);
+        }
+        unsigned char *p = a.partials + (uint64_t)index * decode_partial_bytes(C::D, C::NT);
         o = reinterpret_cast<float4 *>(p);
         ml = reinterpret_cast<float4 *>(p + decode_o_bytes(C::D, C::NT));
     }
     keep_state<C>(state, o, ml);
-    if (!alone) {
+    if (!piece) {
         if (lane == 0)
             shared.notes(warp)[slot] = {NOTE_THERE | (begun ? NOTE_BEGINS : 0) |
                                             (ended ? NOTE_ENDS : 0),
@@ -457,7 +478,32 @@ end_segment(const struct decode_args &a, const struct decode_shared<C> &shared,
     old = __shfl_sync(ALL_LANES, old, 0);
     __syncwarp(); // what lane 0 has acquired is the others' too
     if (old == share.n - 1)
-        merge_item<C>(a, place, share.n, share.first, share.rest, share.step);
+        merge_item<C>(a, place.q0, place.what, share);
+}
+
+// Eight lines: tells of the warp's parts in the workspace, once, when its tiles are done: what orders the
+// stores before the counter waits for the copies that the warp has under way, too.
+template <class C>
+static __device__ __forceinline__ void end_line(const struct decode_args &a,
+                                                const struct decode_shared<C> &shared,
+                                                const struct decode_span &span) {
+    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    __syncwarp();
+    bool last = false;
+    if (lane < 2) {
+        uint32_t flags = shared.notes(warp)[lane].flags;
+        if (flags & NOTE_THERE) {
+            struct decode_share share = share_of_line(span, flags & NOTE_BEGINS);
+            last = atomic_inc_acq_rel(a.counters + share.counter, share.n - 1) == share.n - 1;
+        }
+    }
+    uint32_t slots = __ballot_sync(ALL_LANES, last);
+    __syncwarp(); // what lanes 0 and 1 have acquired is the others' too
+#pragma unroll 1
+    for (; slots; slots &= slots - 1) {
+        struct decode_note note = shared.notes(warp)[__ffs((int)slots) - 1];
+        merge_item<C>(a, note.q0, note.what, share_of_line(span, note.flags & NOTE_BEGINS));
+    }
 }
 
 // --- the kernel ----------------------------------------------------------------------------------
@@ -551,7 +597,9 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
         __syncwarp();
         stage = stage + 1 == C::STAGES ? 0 : stage + 1;
     }
-    if (span.line_shift == 0)
+    if (span.line_shift > 0)
+        end_line<C>(a, shared, span);
+    else
         merge_block<C>(a, shared, span);
 }
 

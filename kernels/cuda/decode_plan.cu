@@ -22,6 +22,7 @@ struct plan_shared {
     struct decode_sequence sequences[KEPT];
     uint64_t warp_tiles[WARPS];
     uint32_t warp_live[WARPS];
+    uint32_t uneven;    // items differ in length
     uint32_t long_item; // some item is too long for eight lines
 };
 
@@ -122,35 +123,77 @@ static __device__ __forceinline__ uint32_t snap(struct decode_run *run) {
     return by;
 }
 
+// How the line is cut.
+struct cut {
+    uint32_t used; // runs of a line that have tiles
+    uint32_t line_shift;
+};
+
+// Items of one length each: their number of warps, a power of two or whole CTAs, or the number of whole
+// items of a warp: so that few items are shared, and few of them by CTAs. The memory is busy with less
+// than all warps. 0: there is no such number.
+static __device__ __forceinline__ uint32_t even_runs(uint64_t all, uint32_t tiles, uint32_t warps,
+                                                     uint32_t cta_warps) {
+    uint64_t items = all / tiles;
+    if (items <= warps) {
+        uint32_t share = min((uint32_t)(warps / items), tiles / RUN_MIN);
+        if (share >= cta_warps)
+            share -= share % cta_warps;
+        else
+            while (share & (share - 1))
+                share &= share - 1;
+        return (uint32_t)items * max(share, 1u);
+    }
+    uint64_t whole = (items + warps - 1) / warps;
+    for (uint32_t more = 0; more < 3; more++, whole++)
+        if (items % whole == 0)
+            return (uint32_t)(items / whole);
+    return 0;
+}
+
 // Eight lines pay where items are not cut into many parts: then no two warps of a CTA share an item.
-static __device__ __forceinline__ bool takes_lines(const struct decode_plan_args &a,
-                                                   struct plan_shared *shared,
-                                                   const struct decode_sequence *sequences,
-                                                   uint32_t live, uint64_t all) {
-    if (a.batch_invariant || a.cta_warps != 1u << DECODE_LINE_SHIFT ||
-        a.kv_heads % (1u << DECODE_LINE_SHIFT) != 0)
-        return false;
+static __device__ __forceinline__ struct cut choose_cut(const struct decode_plan_args &a,
+                                                        struct plan_shared *shared,
+                                                        const struct decode_sequence *sequences,
+                                                        uint32_t live, uint64_t all) {
+    uint32_t warps = a.ctas * a.cta_warps;
+    struct cut cut = {(uint32_t)min((uint64_t)warps, (all + RUN_MIN - 1) / RUN_MIN), 0};
+    if (a.batch_invariant || live == 0)
+        return cut;
     if (threadIdx.x == 0)
-        shared->long_item = 0;
+        shared->uneven = shared->long_item = 0;
     __syncthreads();
     uint64_t most = ((all >> DECODE_LINE_SHIFT) / a.ctas) * DECODE_LINE_PARTS;
-    for (uint32_t i = threadIdx.x; i < live; i += THREADS)
+    uint32_t tiles = sequences[0].tiles;
+    for (uint32_t i = threadIdx.x; i < live; i += THREADS) {
+        if (sequences[i].tiles != tiles)
+            shared->uneven = 1;
         if (sequences[i].tiles > most)
             shared->long_item = 1;
+    }
     __syncthreads();
-    return shared->long_item == 0;
+    uint32_t even = shared->uneven ? 0 : even_runs(all, tiles, warps, a.cta_warps);
+    if (even) {
+        cut.used = even;
+    } else if (!shared->long_item && a.cta_warps == 1u << DECODE_LINE_SHIFT &&
+               a.kv_heads % (1u << DECODE_LINE_SHIFT) == 0) {
+        cut.line_shift = DECODE_LINE_SHIFT;
+        cut.used = (uint32_t)min((uint64_t)a.ctas, all >> DECODE_LINE_SHIFT);
+    }
+    return cut;
 }
 
 // The runs of all warps over `all` tiles.
 static __device__ __forceinline__ void divide(const struct decode_plan_args &a,
                                               const uint64_t *sums,
                                               const struct decode_sequence *sequences,
-                                              uint32_t live, uint64_t all, bool lines) {
-    uint32_t line_shift = lines ? DECODE_LINE_SHIFT : 0;
+                                              uint32_t live, uint64_t all, struct cut cut) {
+    uint32_t line_shift = cut.line_shift;
+    bool lines = line_shift > 0;
     uint32_t cta_runs = lines ? 1 : a.cta_warps; // of a line
     uint32_t most = a.ctas * cta_runs;
     all >>= line_shift;
-    uint64_t used = min((uint64_t)most, (all + RUN_MIN - 1) / RUN_MIN);
+    uint64_t used = cut.used;
     for (uint32_t i = threadIdx.x; i < most; i += THREADS) {
         struct decode_run run = {};
         if (i < used) {
@@ -228,7 +271,7 @@ static __global__ void __launch_bounds__(THREADS, 1) decode_plan_kernel(struct d
     if (threadIdx.x < DECODE_PAD)
         a.sequences[live + threadIdx.x] = {0, 0, 0, 0, 0, 0, {0, 0}};
     __syncthreads();
-    divide(a, sums, sequences, live, all, takes_lines(a, shared, sequences, live, all));
+    divide(a, sums, sequences, live, all, choose_cut(a, shared, sequences, live, all));
 }
 
 int decode_plan_start(const struct decode_plan_args &args, void *stream, bool after_previous) {
