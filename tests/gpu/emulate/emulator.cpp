@@ -11,6 +11,7 @@
 #include <string.h>
 #include <ucontext.h>
 
+#include <algorithm>
 #include <mutex>
 #include <vector>
 
