@@ -176,8 +176,7 @@ static void test_many_key_heads(void **state) {
 static void test_more_units_than_one_wave(void **state) {
     (void)state;
     struct attention_case c = base("waves", KVPOOL_BF16);
-    c.kv_heads = 256;
-    c.qo_heads = 256;
+    c.kv_heads = c.qo_heads = harness_short() ? 16 : 256;
     c.head_dim = 8;
     for (uint32_t i = 0; i < 40; i++)
         add(&c, 17, 17 + i % 3);
