@@ -346,6 +346,12 @@ int bench_attention(void) {
     struct roof huge = {.read = roof.read};
     for (uint32_t l = 0; l < LAYERS; l++) {
         roof.parts[l] = s.ops->pool_plane(s.pool, l);
+        if (roof.parts[l] == NULL) {
+            fprintf(
+                stderr,
+                "bench attention: for the cpu backend: this one's planes are not mapped here\n");
+            goto close_setup;
+        }
         huge.parts[l] = buffer + l * KV_BYTES;
     }
     if (measure_decode(&s, threads, &roof, &huge) == 0 && measure_short(&s) == 0 &&

@@ -15,8 +15,9 @@
 //     their memory, layers and rows in range. Page ids are NOT dereferenced past a sequence's
 //     kv_len: table entries there may hold anything.
 //  2. Positions >= kv_len inside a page hold garbage (another sequence's data, NaN): they never
-//  reach
-//     a result.
+//     reach a result. A NaN or an infinity among a sequence's own keys and values reaches the
+//     results of all its queries on cuda, those that do not see it included (a probability of 0
+//     times V); on cpu only of those that see it.
 //  3. `done` is called exactly once for every accepted program, from any thread, possibly before
 //     submit returns. A program refused by submit is not `done`.
 //  4. Equal inputs give equal bits (fixed order of every reduction), whatever the number of

@@ -9,6 +9,7 @@
 #                            built; sets KVPOOL_BIN
 #   gpu_run COMMAND...       runs a program of $gpu with its libraries
 #   gpu_system_tests         names of the system tests that take --backend cuda
+#   gpu_timed_tests          those of them that measure time: nothing may run beside them
 #   gpu_backend_tests        names of the tests of backends
 #   gpu_kernel_tests         names of the tests of the kernels: one a tests/gpu/test_X.c
 
@@ -17,8 +18,12 @@ gpu_present() {
 }
 
 gpu_system_tests() {
-    printf 'test_%s\n' road kill tenant restart resume reattach crowd hostile input daemon cmd fork \
-        trace fairness soak
+    printf 'test_%s\n' crowd road trace soak tenant restart resume reattach hostile input daemon cmd fork
+    gpu_timed_tests
+}
+
+gpu_timed_tests() {
+    printf 'test_%s\n' kill fairness
 }
 
 gpu_kernel_tests() {

@@ -8,7 +8,8 @@
 #   die WORDS                  one line on stderr, exit 1
 #   need_packages GROUP...     installs what is missing of the groups below; no package manager is
 #                              called, and no network needed, when nothing is
-#   configure PRESET           cmake --preset PRESET, quiet unless it fails
+#   configure PRESET           cmake --preset PRESET, quiet unless it fails; for the GPUs that
+#                              $KVPOOL_CUDA_ARCHITECTURES lists ("90a-real"), where it is set
 #   build PRESET TARGET...     builds what is stale of the targets
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
@@ -67,8 +68,11 @@ need_packages() {
 }
 
 configure() {
-    local log
-    log=$(cmake -S "$root" --preset "$1" 2>&1) || {
+    local log gpus=(-U KVPOOL_CUDA_ARCHITECTURES) # all of them
+    if [ -n "${KVPOOL_CUDA_ARCHITECTURES:-}" ]; then
+        gpus=("-DKVPOOL_CUDA_ARCHITECTURES=$KVPOOL_CUDA_ARCHITECTURES")
+    fi
+    log=$(cmake -S "$root" --preset "$1" "${gpus[@]}" 2>&1) || {
         printf '%s\n' "$log" >&2
         die "cmake --preset $1 failed"
     }

@@ -304,7 +304,7 @@ void attention_free(struct attention_setup *s) {
     struct buffer *all[] = {&s->k,     &s->v,        &s->q,        &s->out,       &s->lse,
                             &s->table, &s->rows,     &s->kv_len,   &s->qo_indptr, &s->index,
                             &s->sinks, &s->k_scales, &s->v_scales, &s->plan,      &s->workspace};
-    for (size_t i = 0; i < sizeof all / sizeof *all; i++)
+    for (size_t i = 0; i < sizeof all / sizeof(struct buffer *); i++)
         buffer_free(all[i]);
     free(s->launched);
     free(s->keys);

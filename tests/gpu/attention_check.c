@@ -206,7 +206,7 @@ static void check_read_only(struct attention_setup *s) {
     struct buffer *inputs[] = {&s->k,     &s->v,        &s->q,         &s->table,
                                &s->rows,  &s->kv_len,   &s->qo_indptr, &s->index,
                                &s->sinks, &s->k_scales, &s->v_scales,  &s->plan};
-    for (size_t i = 0; i < sizeof inputs / sizeof *inputs; i++)
+    for (size_t i = 0; i < sizeof inputs / sizeof(struct buffer *); i++)
         buffer_unchanged(inputs[i]);
     if (s->workspace.allocation != NULL)
         buffer_down(&s->workspace); // its guards
@@ -229,7 +229,8 @@ void attention_compare(struct attention_setup *s, const struct attention_kernel 
         size_t rows = (size_t)c->q_len[i] * c->qo_heads;
         double *out = malloc((rows * c->head_dim + 1) * sizeof *out);
         double *lse = malloc((rows + 1) * sizeof *lse);
-        assert_true(out != NULL && lse != NULL);
+        assert_non_null(out);
+        assert_non_null(lse);
         attention_reference(s, i, out, lse);
         for (size_t row = 0; row < rows; row++) {
             uint32_t j = (uint32_t)(row / c->qo_heads), h = (uint32_t)(row % c->qo_heads);
@@ -251,7 +252,8 @@ void attention_check(const struct attention_kernel *k, const struct attention_ca
     attention_run(s, k);
     attention_compare(s, k);
     unsigned char *out = malloc(s->out.bytes + 1), *lse = malloc(s->lse.bytes + 1);
-    assert_true(out != NULL && lse != NULL);
+    assert_non_null(out);
+    assert_non_null(lse);
     memcpy(out, s->out.host, s->out.bytes);
     if (c->lse)
         memcpy(lse, s->lse.host, s->lse.bytes);

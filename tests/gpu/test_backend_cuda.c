@@ -187,9 +187,11 @@ static void test_memory_is_described_by_its_handle(void **state) {
 
 // Runs this program in a role with a handle; returns its exit status.
 static int run_role(const char *role, const struct backend_handle *h) {
-    char text[2 * sizeof *h + 1];
-    for (size_t i = 0; i < sizeof *h; i++)
-        snprintf(text + 2 * i, 3, "%02x", ((const unsigned char *)h)[i]);
+    unsigned char bytes[sizeof *h];
+    char text[2 * sizeof bytes + 1];
+    memcpy(bytes, h, sizeof bytes);
+    for (size_t i = 0; i < sizeof bytes; i++)
+        snprintf(text + 2 * i, 3, "%02x", bytes[i]);
     pid_t pid = fork();
     if (pid == 0) {
         if (h->fd >= 0)
@@ -385,28 +387,31 @@ static void test_more_pages_are_copied_than_one_launch_takes(void **state) {
     struct backend_pool *pool = open_pool(2 * PAGES, 1, 1, BACKEND_IPC);
     struct backend_stream *s = open_stream();
     size_t page = kv_page_bytes(&pool->geometry);
-    unsigned char *plane = malloc(2 * PAGES * page);
+    size_t bytes = (size_t)2 * PAGES * page;
+    unsigned char *plane = malloc(bytes);
     uint32_t *src = malloc(PAGES * sizeof *src);
     uint32_t *dst = malloc(PAGES * sizeof *dst);
     struct err err = {0};
-    assert_true(plane != NULL && src != NULL && dst != NULL);
-    for (size_t i = 0; i < 2 * PAGES * page; i++)
+    assert_non_null(plane);
+    assert_non_null(src);
+    assert_non_null(dst);
+    for (size_t i = 0; i < bytes; i++)
         plane[i] = pattern(i);
     for (uint32_t i = 0; i < PAGES; i++) {
         src[i] = PAGES - 1 - i;
         dst[i] = PAGES + i;
     }
     for (uint32_t l = 0; l < 2; l++)
-        assert_int_equal(backend_cuda.pool_write(b, pool, l, 0, plane, 2 * PAGES * page, &err), 0);
+        assert_int_equal(backend_cuda.pool_write(b, pool, l, 0, plane, bytes, &err), 0);
     const struct backend_op op = {.kind = BACKEND_COPY, .u.copy = {PAGES, src, dst}};
     run(pool, s, &op, 1);
     for (uint32_t i = 0; i < PAGES; i++)
         memcpy(plane + dst[i] * page, plane + src[i] * page, page);
-    unsigned char *found = malloc(2 * PAGES * page);
+    unsigned char *found = malloc(bytes);
     assert_non_null(found);
     for (uint32_t l = 0; l < 2; l++) {
-        assert_int_equal(backend_cuda.pool_read(b, pool, l, 0, found, 2 * PAGES * page, &err), 0);
-        assert_memory_equal(found, plane, 2 * PAGES * page);
+        assert_int_equal(backend_cuda.pool_read(b, pool, l, 0, found, bytes, &err), 0);
+        assert_memory_equal(found, plane, bytes);
     }
     free(found);
     free(dst);

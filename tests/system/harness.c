@@ -85,13 +85,14 @@ void daemon_prepare(struct daemon *d) {
     snprintf(d->log, sizeof d->log, "%s/log", d->dir);
 }
 
-static const char *test_backend(void) {
+const char *daemon_backend(void) {
     const char *name = getenv("KVPOOL_TEST_BACKEND");
     return name != NULL ? name : "cpu";
 }
 
 static pid_t spawn(struct daemon *d, const char *const *extra) {
-    const char *argv[64] = {program_path("kvpoold"), "--backend", test_backend(), "--dir", d->dir};
+    const char *argv[64] = {program_path("kvpoold"), "--backend", daemon_backend(), "--dir",
+                            d->dir};
     size_t n = 5;
     for (size_t i = 0; extra != NULL && extra[i] != NULL; i++) {
         assert_true(n + 1 < sizeof argv / sizeof argv[0]);

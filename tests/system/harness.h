@@ -25,6 +25,8 @@ struct daemon {
 
 // mkdtemp; no daemon yet.
 void daemon_prepare(struct daemon *d);
+// Of daemons that are started: $KVPOOL_TEST_BACKEND, else cpu.
+const char *daemon_backend(void);
 // Starts kvpoold --backend B --dir <dir> plus `extra` (NULL-terminated, may be NULL) and waits until it
 // answers a ping. B: $KVPOOL_TEST_BACKEND, else cpu.
 void daemon_start(struct daemon *d, const char *const *extra);

@@ -4,7 +4,8 @@
 //
 // KVPOOL_TEST_BACKEND names the backend (default cpu), KVPOOL_TEST_DEVICE its device (default 0),
 // KVPOOL_SEED the seed of the random cases. On the cpu backend every kernel that this CPU can run is
-// tested.
+// tested. KVPOOL_TEST_SHORT asks for few and short cases: a kernel on the emulator, or under a
+// sanitizer, is a thousand times slower.
 #ifndef KVPOOL_TESTS_HARNESS_H
 #define KVPOOL_TESTS_HARNESS_H
 
@@ -21,6 +22,7 @@ double random_normal(uint64_t *state);
 void random_permutation(uint64_t *state, uint32_t *ret, uint32_t n);
 uint64_t seed_from_env(uint64_t otherwise); // prints it
 
+bool harness_short(void); // KVPOOL_TEST_SHORT is set
 const struct backend_ops *harness_ops(void);
 // Whether the backend's device is there; says so where it is not: main then returns 77 (skipped).
 bool harness_has_device(void);
@@ -78,6 +80,8 @@ struct attention_data {
     double *q;                    // [tokens_q][qo_heads][head_dim]
     double *out, *lse;            // expected
 };
+// The same with at most about `limit` keys a sequence.
+struct attention_case attention_shorter(const struct attention_case *c, uint32_t limit);
 struct attention_data *attention_data_new(const struct attention_case *c);
 void attention_data_free(struct attention_data *d);
 
@@ -91,7 +95,8 @@ unsigned char *attention_run(struct backend *b, const struct attention_data *d, 
 void attention_compare(const struct attention_data *d, const unsigned char *result,
                        const char *what);
 
-// All of it: on every kernel of the CPU.
+// All of it: on every kernel of the CPU. Where tests are to be short: one case in twelve and the first of
+// each name, with at most about 400 keys a sequence.
 void attention_check(struct backend *const *backends, const struct attention_case *c);
 
 #endif

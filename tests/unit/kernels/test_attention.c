@@ -176,8 +176,7 @@ static void test_many_key_heads(void **state) {
 static void test_more_units_than_one_wave(void **state) {
     (void)state;
     struct attention_case c = base("waves", KVPOOL_BF16);
-    c.kv_heads = 256;
-    c.qo_heads = 256;
+    c.kv_heads = c.qo_heads = harness_short() ? 16 : 256;
     c.head_dim = 8;
     for (uint32_t i = 0; i < 40; i++)
         add(&c, 17, 17 + i % 3);
@@ -271,8 +270,11 @@ static void test_interleaved_tensors_and_no_lse(void **state) {
 }
 
 // Keys that a query does not see may be NaN although its sequence owns them.
+// Of the cpu backend alone: see invariant 2 of backend.h.
 static void test_nan_of_unseen_keys_stays_away(void **state) {
     (void)state;
+    if (harness_ops() != &backend_cpu)
+        skip();
     for (size_t j = 0; j < 6; j++)
         for (uint32_t from = 30; from < 70; from += 13) {
             struct attention_case c = base("NaN in the future", DTYPES[j % 3]);
