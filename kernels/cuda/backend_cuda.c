@@ -253,8 +253,26 @@ static void stream_close(struct backend *b, struct backend_stream *s) {
 // The device is lost: nothing on the stream runs any more when this returns.
 static void lose(struct backend *b, struct backend_stream *s, const struct err *err) {
     cuda_flights_fail(b->flights, err->text);
-    cudaStreamSynchronize(s->stream);
+    cudaStreamSynchronize(s->usual);
+    cudaStreamSynchronize(s->urgent);
     cudaGetLastError();
+}
+
+// Takes the program's turn: attention of few query tokens a sequence is urgent, of more it is not; what
+// attends to nothing goes where the last program went.
+static int take_turn(struct backend_stream *s, const struct backend_program *program,
+                     struct err *err) {
+    bool attends = false, urgent = true;
+    for (uint32_t i = 0; i < program->n; i++) {
+        const struct backend_op *op = &program->ops[i];
+        if (op->kind != BACKEND_ATTEND)
+            continue;
+        const struct backend_batch *batch = &op->u.attend.batch;
+        attends = true;
+        for (uint32_t j = 0; j < batch->n && urgent; j++)
+            urgent = batch->qo_indptr[j + 1] - batch->qo_indptr[j] <= CUDA_FEW;
+    }
+    return attends ? cuda_stream_turn(s, urgent, err) : 0;
 }
 
 static int cuda_submit(struct backend *b, struct backend_stream *s,
@@ -271,7 +289,9 @@ static int cuda_submit(struct backend *b, struct backend_stream *s,
         lose(b, s, &why);
         return err_set(err, status, "%s", why.text);
     }
-    status = cuda_run(&b->device, b->flights, s, flight, program, &why);
+    status = take_turn(s, program, &why);
+    if (status == 0)
+        status = cuda_run(&b->device, b->flights, s, flight, program, &why);
     if (status != 0)
         goto put;
     cudaError_t e = cudaEventRecord(flight->event, s->stream);

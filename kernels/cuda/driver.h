@@ -9,7 +9,8 @@
 //            cudaMalloc cudaFree cudaHostAlloc cudaFreeHost cudaHostRegister cudaHostUnregister
 //            cudaHostGetDevicePointer cudaMemcpyAsync cudaMemsetAsync cudaPointerGetAttributes
 //            cudaIpcGetMemHandle cudaIpcOpenMemHandle cudaIpcCloseMemHandle
-//            cudaStreamCreateWithFlags cudaStreamDestroy cudaStreamSynchronize
+//            cudaStreamCreateWithFlags cudaStreamCreateWithPriority cudaDeviceGetStreamPriorityRange
+//            cudaStreamDestroy cudaStreamSynchronize cudaStreamWaitEvent
 //            cudaEventCreateWithFlags cudaEventRecord cudaEventQuery cudaEventDestroy
 //   driver   CUDA_DRIVER_FUNCTIONS
 //

@@ -9,17 +9,34 @@
 
 enum { ALIGN_WORDS = 4 }; // of the arrays of a batch, so that 16 bytes can be loaded at once
 
+static void destroy(struct backend_stream *s) {
+    if (s->crossing != NULL)
+        cudaEventDestroy(s->crossing);
+    if (s->urgent != NULL)
+        cudaStreamDestroy(s->urgent);
+    if (s->usual != NULL)
+        cudaStreamDestroy(s->usual);
+}
+
 int cuda_stream_open(struct backend_stream **ret, struct err *err) {
     int status;
     struct backend_stream *s = calloc(1, sizeof *s);
     if (s == NULL)
         return err_set(err, KVPOOL_E_NOMEM, "no memory for a stream");
-    cudaError_t e = cudaStreamCreateWithFlags(&s->stream, cudaStreamNonBlocking);
+    int least, most;
+    cudaError_t e = cudaDeviceGetStreamPriorityRange(&least, &most);
+    if (e == cudaSuccess)
+        e = cudaStreamCreateWithPriority(&s->usual, cudaStreamNonBlocking, least);
+    if (e == cudaSuccess)
+        e = cudaStreamCreateWithPriority(&s->urgent, cudaStreamNonBlocking, most);
+    if (e == cudaSuccess)
+        e = cudaEventCreateWithFlags(&s->crossing, cudaEventDisableTiming);
     if (e != cudaSuccess) {
         status = cuda_error(err, e == cudaErrorMemoryAllocation ? KVPOOL_E_NOMEM : KVPOOL_E_BACKEND,
                             "a stream", e);
-        goto free_stream;
+        goto destroy;
     }
+    s->stream = s->usual;
     if (!cuda_stream_grow(s, &s->pairs, (size_t)2 * CUDA_STREAM_PAIRS * sizeof(uint32_t))) {
         status = err_set(err, KVPOOL_E_NOMEM, "a stream: no memory on the GPU");
         goto destroy;
@@ -28,15 +45,27 @@ int cuda_stream_open(struct backend_stream **ret, struct err *err) {
     return 0;
 
 destroy:
-    cudaStreamDestroy(s->stream);
-free_stream:
-    free(s->retired);
+    destroy(s);
     free(s);
     return status;
 }
 
+int cuda_stream_turn(struct backend_stream *s, bool urgent, struct err *err) {
+    cudaStream_t to = urgent ? s->urgent : s->usual;
+    if (to == s->stream)
+        return 0;
+    cudaError_t e = cudaEventRecord(s->crossing, s->stream);
+    if (e == cudaSuccess)
+        e = cudaStreamWaitEvent(to, s->crossing, 0);
+    if (e != cudaSuccess)
+        return cuda_error(err, KVPOOL_E_BACKEND, "ordering two streams", e);
+    s->stream = to;
+    return 0;
+}
+
 void cuda_stream_close(struct backend_stream *s) {
-    cudaStreamSynchronize(s->stream);
+    cudaStreamSynchronize(s->usual);
+    cudaStreamSynchronize(s->urgent);
     for (size_t i = 0; i < CUDA_STREAM_BATCHES; i++) {
         cudaFree(s->batches[i].device.address);
         free(s->batches[i].host);
@@ -49,7 +78,7 @@ void cuda_stream_close(struct backend_stream *s) {
     for (uint32_t i = 0; i < s->num_retired; i++)
         cudaFree(s->retired[i]);
     free(s->retired);
-    cudaStreamDestroy(s->stream);
+    destroy(s);
     free(s);
 }
 

@@ -3,7 +3,7 @@
 // workspaces, so that the layers of a step upload and plan once.
 //
 // Invariants
-//  1. Everything here is written and read on the device in the order of the one stream, so it may
+//  1. Everything here is written and read on the device in the order of the programs, so it may
 //     be overwritten as soon as what used it was launched.
 //  2. A buffer that was too small is kept until the stream closes: nothing here waits for the device.
 //  3. A batch slot's contents never change while its id stays; a plan belongs to one id.
@@ -64,7 +64,11 @@ struct cuda_plan {
 };
 
 struct backend_stream {
-    cudaStream_t stream;
+    // Programs of few query tokens run on a stream of high priority: their blocks are next when one of a
+    // long prompt's ends. What one of the two begins waits for what the other has begun.
+    cudaStream_t stream; // the one that the last program ran on
+    cudaStream_t usual, urgent;
+    cudaEvent_t crossing;
     struct cuda_queue queue;
     struct cuda_batch_slot batches[CUDA_STREAM_BATCHES];
     struct cuda_plan plans[CUDA_STREAM_PLANS];
@@ -79,6 +83,8 @@ struct backend_stream {
 // Errors: NOMEM, BACKEND.
 int cuda_stream_open(struct backend_stream **ret, struct err *err);
 void cuda_stream_close(struct backend_stream *s); // idle
+// What is enqueued from now on is urgent, or not. Errors: BACKEND.
+int cuda_stream_turn(struct backend_stream *s, bool urgent, struct err *err);
 
 // Makes the buffer at least so big; what it held is gone. False: no memory.
 bool cuda_stream_grow(struct backend_stream *s, struct cuda_buffer *buffer, size_t bytes);

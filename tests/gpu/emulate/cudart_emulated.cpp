@@ -223,6 +223,11 @@ cudaError_t cudaStreamCreateWithPriority(cudaStream_t *ret, unsigned int, int) {
 cudaError_t cudaStreamCreate(cudaStream_t *ret) {
     return cudaStreamCreateWithPriority(ret, 0, 0);
 }
+cudaError_t cudaDeviceGetStreamPriorityRange(int *least, int *most) {
+    *least = 0;
+    *most = -5;
+    return cudaSuccess;
+}
 cudaError_t cudaStreamCreateWithFlags(cudaStream_t *ret, unsigned int flags) {
     return cudaStreamCreateWithPriority(ret, flags, 0);
 }
