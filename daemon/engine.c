@@ -61,6 +61,7 @@ struct engine {
     struct queue finished, refused;
     uint32_t queued; // jobs in the clients' queues
     uint32_t flying;
+    uint32_t flying_bulk, bulk_window; // of BULK jobs: now, at most
     uint64_t last_done_ns;
     bool stopping; // set by engine_stop: end when nothing is queued
     bool refusing; // the backend refused or failed a slice
@@ -105,7 +106,9 @@ static void progress(struct engine *e, uint64_t now) {
         atomic_store(&e->busy_since_ns, 0);
 }
 
-static void landed(struct engine *e) {
+static void landed(struct engine *e, enum sched_class class) {
+    if (class == SCHED_BULK)
+        e->flying_bulk--;
     if (--e->flying > 0)
         return;
     uv_cond_signal(&e->idle);
@@ -142,8 +145,11 @@ static struct slice *take_slice(struct engine *e, uint64_t now, uint64_t *ret_wa
     *ret_wait_ns = e->window == 1 && !e->stopping ? sched_held(&e->sched, now) : 0;
     if (*ret_wait_ns > 0)
         return NULL;
-    struct engine_client *c =
-        e->flying < e->window ? (struct engine_client *)sched_pick(&e->sched, &contended) : NULL;
+    struct engine_client *c = NULL;
+    if (e->flying < e->window && e->flying_bulk < e->bulk_window)
+        c = (struct engine_client *)sched_pick(&e->sched, &contended);
+    else if (e->flying < e->window)
+        c = (struct engine_client *)sched_pick_latency(&e->sched, &contended);
     if (c == NULL)
         return NULL;
     struct engine_job *job = c->queue.head;
@@ -155,6 +161,7 @@ static struct slice *take_slice(struct engine *e, uint64_t now, uint64_t *ret_wa
         job->started_ns = now;
     sched_charge(&e->sched, &c->sched, job->class, contended, (int64_t)slice->estimate_ns);
     e->flying++;
+    e->flying_bulk += job->class == SCHED_BULK;
     c->flying++;
     if (job->next_slice == job->num_slices) {
         queue_pop(&c->queue);
@@ -196,7 +203,7 @@ static void completed(void *arg, int status) {
     }
     if (--c->flying == 0 && c->cancelled)
         drop_cancelled(e, c);
-    landed(e);
+    landed(e, job->class);
     progress(e, now);
     uv_cond_signal(&e->wake);
     uv_mutex_unlock(&e->lock);
@@ -210,7 +217,7 @@ static void refused(struct engine *e, struct slice *slice) {
         give_back(e, job, &e->refused, KVPOOL_E_BACKEND);
     e->refusing = true;
     job->client->flying--;
-    landed(e);
+    landed(e, job->class);
     progress(e, uv_hrtime());
 }
 
@@ -313,6 +320,7 @@ int engine_open(uv_loop_t *loop, const struct backend_ops *ops, const struct bac
     if (status != 0)
         goto free_engine;
     e->window = ops->window > 0 ? ops->window : 1;
+    e->bulk_window = e->window < 2 ? 1 : e->window / 2 < ENGINE_BULK ? e->window / 2 : ENGINE_BULK;
     e->lanes = ops->lanes != NULL ? ops->lanes(e->backend) : 1;
     sched_init(&e->sched, SLICE_BUDGET_NS);
     cost_rates_init(&e->rates);

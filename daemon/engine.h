@@ -12,7 +12,9 @@
 //  2. Jobs of one client run in the order of engine_submit, slice after slice; done is called in
 //     that order, on the loop. Those of different clients may run in any order.
 //  3. After a sticky backend failure every job is done with KVPOOL_E_BACKEND.
-//  4. At most `window` slices (backend_ops.window) are with the backend at once.
+//  4. At most `window` slices (backend_ops.window) are with the backend at once, and of BULK jobs at
+//     most half of them, or ENGINE_BULK: enough to keep a device busy, and room is left for what is in
+//     a hurry.
 //  5. engine_close returns only when the device thread has ended; nothing is in flight by then.
 // Threads: all functions are the loop thread's, but engine_progress, which is anybody's.
 #ifndef KVPOOL_DAEMON_ENGINE_H
@@ -23,6 +25,8 @@
 #include "daemon/slice.h"
 
 #include <uv.h>
+
+enum { ENGINE_BULK = 4 };
 
 struct engine;
 struct engine_client; // one queue: one session, one stream

@@ -83,14 +83,7 @@ static void skip_rounds(struct sched *s, struct sched_client *first) {
     } while (c != first);
 }
 
-struct sched_client *sched_pick(struct sched *s, bool *ret_contended) {
-    *ret_contended = (s->turn[SCHED_LATENCY] != NULL || s->owing) && s->turn[SCHED_BULK] != NULL;
-    s->owing = false;
-    enum sched_class class = s->turn[SCHED_LATENCY] != NULL ? SCHED_LATENCY : SCHED_BULK;
-    if (!*ret_contended)
-        s->owed_ns = 0;
-    else if (s->owed_ns >= (int64_t)s->quantum_ns)
-        class = SCHED_BULK;
+static struct sched_client *pick(struct sched *s, enum sched_class class) {
     struct sched_client *c = s->turn[class];
     if (c == NULL || c->credit_ns > 0)
         return c;
@@ -104,6 +97,22 @@ struct sched_client *sched_pick(struct sched *s, bool *ret_contended) {
     }
     s->turn[class] = c;
     return c;
+}
+
+struct sched_client *sched_pick(struct sched *s, bool *ret_contended) {
+    *ret_contended = (s->turn[SCHED_LATENCY] != NULL || s->owing) && s->turn[SCHED_BULK] != NULL;
+    s->owing = false;
+    enum sched_class class = s->turn[SCHED_LATENCY] != NULL ? SCHED_LATENCY : SCHED_BULK;
+    if (!*ret_contended)
+        s->owed_ns = 0;
+    else if (s->owed_ns >= (int64_t)s->quantum_ns)
+        class = SCHED_BULK;
+    return pick(s, class);
+}
+
+struct sched_client *sched_pick_latency(struct sched *s, bool *ret_contended) {
+    *ret_contended = s->turn[SCHED_LATENCY] != NULL && s->turn[SCHED_BULK] != NULL;
+    return pick(s, SCHED_LATENCY);
 }
 
 void sched_hold(struct sched *s, uint64_t now_ns) {

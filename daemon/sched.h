@@ -63,6 +63,9 @@ void sched_leave(struct sched *s, struct sched_client *c, uint64_t now_ns);
 // is to come back at once (see sched_hold).
 struct sched_client *sched_pick(struct sched *s, bool *ret_contended);
 
+// The same, of LATENCY only.
+struct sched_client *sched_pick_latency(struct sched *s, bool *ret_contended);
+
 // A piece of LATENCY work that somebody waits for is finished.
 void sched_hold(struct sched *s, uint64_t now_ns);
 // How many ns BULK, which alone waits, is still to be held back; 0: call sched_pick.

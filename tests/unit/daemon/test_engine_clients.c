@@ -131,6 +131,30 @@ static void a_decode_runs_between_the_slices_of_a_prefill(void **state) {
     undisturbed(a_decode_runs_between);
 }
 
+static void prefills_leave_room_in_the_window(void **state) {
+    (void)state;
+    rig.late = rig.held = true;
+    rig.window = 16;
+    rig_open();
+    for (int i = 0; i < 20; i++)
+        rig_job(i, i % 2, 1, SCHED_BULK, 1000);
+    rig_job(20, 2, 2, SCHED_LATENCY, 1000);
+    rig_submit(0, 20);
+    wait_submitted(ENGINE_BULK);
+    uv_sleep(5);
+    assert_int_equal(rig_submitted(), ENGINE_BULK);
+    rig_submit(20, 21);
+    wait_submitted(ENGINE_BULK + 2);
+    assert_int_equal(client_of(&submitted[ENGINE_BULK]), 2);
+    assert_int_equal(client_of(&submitted[ENGINE_BULK + 1]), 2);
+    rig_release(1); // one prefill goes, one comes
+    wait_submitted(ENGINE_BULK + 3);
+    assert_int_not_equal(client_of(&submitted[ENGINE_BULK + 2]), 2);
+    rig_release(SIZE_MAX);
+    rig_run_until(21);
+    rig_close();
+}
+
 static void a_decode_behind_its_own_prefill_waits(void **state) {
     (void)state;
     rig.late = rig.held = true;
@@ -278,7 +302,7 @@ static void a_slice_that_is_refused_or_fails_ends_everything(void **state) {
 static void a_cancelled_clients_queue_is_dropped_and_others_go_on(void **state) {
     (void)state;
     rig.late = rig.held = true;
-    rig.window = 2;
+    rig.window = 4; // half of it for prefills
     rig_open();
     rig_job(0, 0, 1, SCHED_BULK, 1000);
     rig_job(1, 0, RIG_SLICES, SCHED_BULK, 1000);
@@ -343,6 +367,7 @@ int main(void) {
         TEST(a_client_keeps_its_order_whatever_runs_between),
         TEST(time_is_shared_by_weight),
         TEST(a_decode_runs_between_the_slices_of_a_prefill),
+        TEST(prefills_leave_room_in_the_window),
         TEST(a_decode_behind_its_own_prefill_waits),
         TEST(a_decode_behind_a_finished_prefill_goes_first),
         TEST(a_prefill_has_an_eighth_beside_decodes),
