@@ -2,7 +2,7 @@
 // decode.cu: launchers of the decode kernel: what it takes, memory of a plan and a workspace, which
 // instance runs. See launch.h.
 //
-// A plan: runs, sequences, sums (decode_plan.cuh). A workspace: DECODE_COUNTERS words that are
+// A plan: works, sequences, sums (decode_plan.cuh). A workspace: DECODE_COUNTERS words that are
 // 0 between launches, whatever was launched, then partial results: 2 of each CTA and line, or, batch-invariant,
 // DECODE_MAX_PIECES of each item.
 #include "kernels/cuda/decode_plan.cuh"
@@ -39,7 +39,7 @@ static bool lay_out(const struct cuda_device *d, const struct cuda_attention *a,
     if (l.warps == 0)
         return false;
     l.items = a->kv.kv_heads * ((a->batch.max_q_len * group + 8 * l.nt - 1) / (8 * l.nt));
-    l.sequences = (size_t)l.ctas * DECODE_MAX_WARPS * sizeof(struct decode_run);
+    l.sequences = (size_t)l.ctas * DECODE_MAX_WARPS * sizeof(struct decode_work);
     l.sums = l.sequences + ((size_t)a->batch.n + DECODE_PAD) * sizeof(struct decode_sequence);
     l.plan_bytes = l.sums + (size_t)a->batch.n * sizeof(uint64_t);
     size_t partials = a->batch_invariant ? (size_t)a->batch.n * l.items * DECODE_MAX_PIECES
@@ -92,6 +92,9 @@ int cuda_decode_plan(const struct cuda_device *d, const struct cuda_attention *a
     args.rows = a->batch.rows;
     args.kv_len = a->batch.kv_len;
     args.qo_indptr = a->batch.qo_indptr;
+    args.table = a->batch.table;
+    args.row_entries = a->batch.row_entries;
+    args.page_shift = a->kv.page_shift;
     args.n = a->batch.n;
     args.max_q_len = a->batch.max_q_len;
     args.kv_heads = a->kv.kv_heads;
@@ -102,7 +105,7 @@ int cuda_decode_plan(const struct cuda_device *d, const struct cuda_attention *a
     args.batch_invariant = a->batch_invariant;
     args.ctas = l.ctas;
     args.cta_warps = l.warps;
-    args.runs = (struct decode_run *)plan;
+    args.works = (struct decode_work *)plan;
     args.sequences = (struct decode_sequence *)(plan + l.sequences);
     args.sums = (uint64_t *)(plan + l.sums);
     return decode_plan_start(args, stream, a->after_previous);
@@ -158,7 +161,7 @@ int cuda_decode(const struct cuda_device *d, const struct cuda_attention *a, voi
     args.sinks = a->sinks;
     args.k_scales = a->kv.k_scales;
     args.v_scales = a->kv.v_scales;
-    args.runs = (const struct decode_run *)plan;
+    args.works = (const struct decode_work *)plan;
     args.sequences = (const struct decode_sequence *)(plan + l.sequences);
     args.counters = (uint32_t *)a->workspace;
     args.partials = (unsigned char *)a->workspace + DECODE_COUNTERS * sizeof(uint32_t);

@@ -63,10 +63,45 @@ template <class C> struct decode_queries<C, true> {
     }
 };
 
-// Q of an item. Elements of step dt that a lane holds: 16*dt + 2c, +1, +8, +9; of 8-bit K, whose
-// fragments come 4 neighbours at a time, 16*dt + 4c .. 4c+3.
+// Q of a run's first item is copied before its tiles, to where O of its first segment will be; that of later
+// items is brought to the L2 when their first tile is fetched. A read behind all copies under way would
+// wait for them.
+template <class C> struct decode_first_q {
+    static constexpr uint32_t ROW = C::D * 2 + 16; // bytes: 8 columns are in different banks
+    static_assert(ROW <= C::D * 4, "room for O is room for Q");
+};
+
+template <class C>
+static __device__ __forceinline__ void copy_queries(const struct decode_args &a, uint32_t to,
+                                                    uint32_t q0, uint32_t what) {
+    constexpr uint32_t CHUNKS = C::D / 8; // of a row
+#pragma unroll
+    for (uint32_t k = 0; k < 8 * C::NT * CHUNKS; k += 32) {
+        uint32_t i = k + threadIdx.x % 32, column = i / CHUNKS, chunk = i % CHUNKS, j, head;
+        bool there = decode_column(a, what, place_block(what) * C::NT * 8 + column, j, head);
+        cp_async_16(to + column * decode_first_q<C>::ROW + chunk * 16,
+                    a.q + (q0 + j) * a.q_token_stride + head * a.q_head_stride + chunk * 16, there);
+    }
+}
+
+template <class C>
+static __device__ __forceinline__ void prefetch_queries(const struct decode_args &a, uint32_t q0,
+                                                        uint32_t what) {
+    constexpr uint32_t LINES = (C::D + 63) / 64; // of a row
+#pragma unroll 1
+    for (uint32_t i = threadIdx.x % 32; i < 8 * C::NT * LINES; i += 32) {
+        uint32_t j, head;
+        if (decode_column(a, what, place_block(what) * C::NT * 8 + i / LINES, j, head))
+            prefetch_l2(a.q + (q0 + j) * a.q_token_stride + head * a.q_head_stride +
+                        i % LINES * 128);
+    }
+}
+
+// Q of an item; copied: what copy_queries has left, NULL: from a.q. Elements of step dt that a lane holds:
+// 16*dt + 2c, +1, +8, +9; of 8-bit K, whose fragments come 4 neighbours at a time, 16*dt + 4c .. 4c+3.
 template <class C, class Q>
-static __device__ __forceinline__ void load_queries(const struct decode_args &a, uint32_t q0,
+static __device__ __forceinline__ void load_queries(const struct decode_args &a,
+                                                    const unsigned char *copied, uint32_t q0,
                                                     uint32_t what, Q &queries) {
     uint32_t lane = threadIdx.x % 32, c = lane % 4;
 #pragma unroll
@@ -75,17 +110,19 @@ static __device__ __forceinline__ void load_queries(const struct decode_args &a,
         bool there =
             decode_column(a, what, (place_block(what) * C::NT + nt) * 8 + lane / 4, j, head);
         const unsigned char *row = a.q + (q0 + j) * a.q_token_stride + head * a.q_head_stride;
+        if (copied)
+            row = copied + (nt * 8 + lane / 4) * decode_first_q<C>::ROW;
 #pragma unroll
         for (int dt = 0; dt < C::DT; dt++) {
             uint2 x = {0, 0};
             if constexpr (C::KV8) {
                 if (there)
-                    x = __ldg(reinterpret_cast<const uint2 *>(row + dt * 32 + c * 8));
+                    x = *reinterpret_cast<const uint2 *>(row + dt * 32 + c * 8);
                 float2 low = unpack2<typename C::T>(x.x), high = unpack2<typename C::T>(x.y);
                 x = {pack2<fp16>(low.x, low.y), pack2<fp16>(high.x, high.y)};
             } else if (there) {
-                x.x = __ldg(reinterpret_cast<const uint32_t *>(row + dt * 32 + c * 4));
-                x.y = __ldg(reinterpret_cast<const uint32_t *>(row + dt * 32 + 16 + c * 4));
+                x.x = *reinterpret_cast<const uint32_t *>(row + dt * 32 + c * 4);
+                x.y = *reinterpret_cast<const uint32_t *>(row + dt * 32 + 16 + c * 4);
             }
             queries.put(nt, dt, x);
         }
@@ -184,6 +221,10 @@ static __device__ __forceinline__ void mask_tile(const struct decode_args &a,
         }
 }
 
+// tanh(x) to 2^-22, absolute; a few instructions.
+static __device__ __forceinline__ float tanh_fast(float x) {
+    return 1 - divide_fast(2, 1 + exp2_fast(x * (2 * DECODE_LOG2E)));
+}
 // Logits (divided by the cap) to capped ones, times log2(e).
 template <class C>
 static __device__ __forceinline__ void cap_tile(float after, float (&s)[C::MT][C::NT][4]) {
@@ -193,7 +234,7 @@ static __device__ __forceinline__ void cap_tile(float after, float (&s)[C::MT][C
         for (int nt = 0; nt < C::NT; nt++)
 #pragma unroll
             for (int j = 0; j < 4; j++)
-                s[mt][nt][j] = tanhf(s[mt][nt][j]) * after;
+                s[mt][nt][j] = tanh_fast(s[mt][nt][j]) * after;
 }
 
 // Does some column of the item not see the whole tile?
@@ -312,7 +353,8 @@ static __device__ __forceinline__ void write_state(const struct decode_args &a,
 #pragma unroll
     for (int nt = 0; nt < C::NT; nt++) {
         struct decode_rows rows =
-            end_columns<C>(a, nt, place.q0, place.what, state.m[nt], state.l[nt], true);
+            end_columns<C>(a, nt, place.q0, place.what, state.m[nt], state.l[nt],
+                           row_of<C>(a, nt, place.q0, place.what), true);
 #pragma unroll
         for (int dt = 0; dt < C::DT; dt++) {
             const float(&o)[4] = state.o[nt][dt];
@@ -428,7 +470,8 @@ static __device__ __forceinline__ void merge_item(const struct decode_args &a, u
                 sum[b] = x;
             }
         }
-        struct decode_rows rows = end_columns<C>(a, nt, q0, what, m, l, block % C::DT == 0);
+        struct decode_rows rows =
+            end_columns<C>(a, nt, q0, what, m, l, row_of<C>(a, nt, q0, what), block % C::DT == 0);
 #pragma unroll
         for (int b = 0; b < BLOCKS; b++)
             write_block<C>(rows, block % C::DT + b, sum[b]);
@@ -451,7 +494,6 @@ end_segment(const struct decode_args &a, const struct decode_shared<C> &shared,
         return;
     }
     uint32_t slot = first_segment ? 0 : 1;
-    float4 *o = shared.o(warp, slot), *ml = shared.ml(warp, slot);
     struct decode_share share = {};
     if (piece || span.line_shift > 0) {
         uint32_t index = line_part(blockIdx.x, begun);
@@ -460,10 +502,11 @@ end_segment(const struct decode_args &a, const struct decode_shared<C> &shared,
             index = share.first + place_piece(place.what);
         }
         unsigned char *p = a.partials + (uint64_t)index * decode_partial_bytes(C::D, C::NT);
-        o = reinterpret_cast<float4 *>(p);
-        ml = reinterpret_cast<float4 *>(p + decode_o_bytes(C::D, C::NT));
+        keep_state<C>(state, reinterpret_cast<float4 *>(p),
+                      reinterpret_cast<float4 *>(p + decode_o_bytes(C::D, C::NT)));
+    } else {
+        keep_state<C>(state, shared.o(warp, slot), shared.ml(warp, slot));
     }
-    keep_state<C>(state, o, ml);
     if (!piece) {
         if (lane == 0)
             shared.notes(warp)[slot] = {NOTE_THERE | (begun ? NOTE_BEGINS : 0) |
@@ -520,16 +563,19 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
     start_next_kernel();
     wait_previous_kernel();
 
-    const struct decode_run *run = a.runs + blockIdx.x * shared.warps + warp;
-    uint4 begin = __ldg(reinterpret_cast<const uint4 *>(run));
-    uint4 ends = __ldg(reinterpret_cast<const uint4 *>(&run->span));
+    const struct decode_work *work = a.works + blockIdx.x * shared.warps + warp;
+    struct decode_lane<C::GROUPS> tiles = decode_load_first<C>(work);
+    uint4 begin = load_now(&work->run), ends = load_now(&work->run.span);
     const struct decode_span span = {ends.x, ends.y, ends.z, ends.w};
     struct decode_cursor at = {begin.x,         begin.y,
                                begin.z,         warp & ((1u << span.line_shift) - 1),
-                               span.line_shift, decode_load(&run->sequence)};
-    uint32_t count = begin.w;
-    struct decode_lane<C::GROUPS> tiles = {};
+                               span.line_shift, decode_load(&work->run.sequence)};
+    // No tile is at DECODE_NOWHERE: to look ties the reads together, else they would be one after the other,
+    // the tiles' behind the count's.
+    bool somewhere = tiles.place.token != DECODE_NOWHERE && tiles.page[0] != DECODE_NOWHERE;
+    uint32_t count = somewhere ? begin.w : 0;
     uint32_t ring = smem_address(shared.ring(warp));
+    const unsigned char *copied = shared.own(warp);
     if (lane < 2)
         shared.notes(warp)[lane].flags = 0;
     __syncwarp();
@@ -546,14 +592,18 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
         uint32_t bytes = ring + stage * C::TILE;
         if (turn >= C::STAGES) {
             struct decode_place place = *shared.place(warp, stage);
+            if (first_segment) { // Q comes with the first tile
+                cp_async_wait<C::STAGES - 1>();
+                __syncwarp();
+            }
             if (is_new) {
-                load_queries<C>(a, place.q0, place.what, queries);
+                load_queries<C>(a, first_segment ? copied : nullptr, place.q0, place.what, queries);
                 reset_state<C>(state);
                 before = a.sm_scale;
                 if constexpr (C::KV8)
                     before *= a.k_scales ? __ldg(a.k_scales + place_head(place.what)) : a.k_scale;
                 if (a.soft_cap > 0) {
-                    before /= a.soft_cap;
+                    before = divide_fast(before, a.soft_cap);
                     after = a.soft_cap * DECODE_LOG2E;
                 } else {
                     before *= DECODE_LOG2E;
@@ -561,8 +611,10 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
                 begun = place.what & 1;
                 is_new = false;
             }
-            cp_async_wait<C::STAGES - 1>();
-            __syncwarp();
+            if (!first_segment) {
+                cp_async_wait<C::STAGES - 1>();
+                __syncwarp();
+            }
 
             float s[C::MT][C::NT][4];
             times_queries<C>(bytes, lanes, queries, s);
@@ -589,9 +641,16 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
             }
         }
         if (turn < count) {
-            if (turn % 32 == 0)
+            // The plan's tiles are in the last lanes.
+            if ((turn - DECODE_FIRST) % 32 == 0)
                 decode_find<C>(a, at, count - turn, tiles);
-            decode_fetch<C>(a, tiles, turn % 32, bytes, shared.place(warp, stage));
+            uint32_t from = (turn - DECODE_FIRST) % 32;
+            uint32_t what = decode_fetch<C>(a, tiles, from, bytes, shared.place(warp, stage));
+            uint32_t q0 = __shfl_sync(ALL_LANES, tiles.place.q0, (int)from);
+            if (turn == 0)
+                copy_queries<C>(a, smem_address(copied), q0, what);
+            else if (what & 1)
+                prefetch_queries<C>(a, q0, what);
         }
         cp_async_commit();
         __syncwarp();

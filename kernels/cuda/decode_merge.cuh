@@ -35,44 +35,6 @@ static __device__ __forceinline__ float finite_or_0(float m) {
 static __device__ __forceinline__ struct decode_part no_part() {
     return {{0, 0, 0, 0}, {minus_infinity(), minus_infinity()}, {0, 0}};
 }
-// ml: that of columns 2c and 2c+1: m, l, m, l.
-static __device__ __forceinline__ struct decode_part load_part(const float4 *o, const float4 *ml) {
-    float4 x = *ml;
-    return {*o, {x.x, x.z}, {x.y, x.w}};
-}
-
-// sum += the parts that are there.
-template <int N>
-static __device__ __forceinline__ void add_parts(struct decode_part &sum,
-                                                 const struct decode_part (&part)[N]) {
-    float up[2];
-#pragma unroll
-    for (int e = 0; e < 2; e++) {
-        float m = sum.m[e];
-#pragma unroll
-        for (int i = 0; i < N; i++)
-            m = fmaxf(m, part[i].m[e]);
-        up[e] = exp2_fast(sum.m[e] - finite_or_0(m));
-        sum.m[e] = m;
-        sum.l[e] *= up[e];
-    }
-    sum.o.x *= up[0];
-    sum.o.y *= up[1];
-    sum.o.z *= up[0];
-    sum.o.w *= up[1];
-#pragma unroll
-    for (int i = 0; i < N; i++) {
-        float w0 = exp2_fast(part[i].m[0] - finite_or_0(sum.m[0]));
-        float w1 = exp2_fast(part[i].m[1] - finite_or_0(sum.m[1]));
-        sum.l[0] += w0 * part[i].l[0];
-        sum.l[1] += w1 * part[i].l[1];
-        sum.o.x += w0 * part[i].o.x;
-        sum.o.y += w1 * part[i].o.y;
-        sum.o.z += w0 * part[i].o.z;
-        sum.o.w += w1 * part[i].o.w;
-    }
-}
-
 // --- the result ----------------------------------------------------------------------------------
 
 // One n-tile: factors of columns 2c, 2c+1, and the row that the lane writes, of column g (NULL: the
@@ -90,36 +52,45 @@ static __device__ __forceinline__ bool decode_column(const struct decode_args &a
     return j < place_q_len(what);
 }
 
+// The row of n-tile nt that the lane writes.
+template <class C>
+static __device__ __forceinline__ unsigned char *row_of(const struct decode_args &a, uint32_t nt,
+                                                        uint32_t q0, uint32_t what) {
+    uint32_t j, head;
+    bool there = decode_column(a, what, (place_block(what) * C::NT + nt) * 8 + threadIdx.x % 32 / 4,
+                               j, head);
+    return there ? a.out + (q0 + j) * a.out_token_stride + head * a.out_head_stride : nullptr;
+}
+
 // Ends n-tile nt of an item: m and l are those of columns 2c and 2c+1. write_lse: of these columns.
 template <class C>
 static __device__ __forceinline__ struct decode_rows
 end_columns(const struct decode_args &a, uint32_t nt, uint32_t q0, uint32_t what, const float *m,
-            const float *l, bool write_lse) {
+            const float *l, unsigned char *out, bool write_lse) {
     uint32_t lane = threadIdx.x % 32;
     uint32_t column0 = (place_block(what) * C::NT + nt) * 8;
-    struct decode_rows ret;
+    struct decode_rows ret = {{0, 0}, out};
     float v_scale = 1;
     if constexpr (C::KV8)
         v_scale = a.v_scales ? __ldg(a.v_scales + place_head(what)) : a.v_scale;
+    bool wants_lse = write_lse && a.lse && lane < 4;
 #pragma unroll
     for (int e = 0; e < 2; e++) {
-        uint32_t j, head;
-        bool there = decode_column(a, what, column0 + lane % 4 * 2 + e, j, head);
         float max = m[e], sum = l[e], up = 1;
+        uint32_t j = 0, head = 0;
+        bool there =
+            (a.sinks || wants_lse) && decode_column(a, what, column0 + lane % 4 * 2 + e, j, head);
         if (a.sinks && there) {
             float sink = __ldg(a.sinks + head) * DECODE_LOG2E;
             max = fmaxf(max, sink);
             up = exp2_fast(m[e] - finite_or_0(max));
             sum = sum * up + exp2_fast(sink - finite_or_0(max));
         }
-        ret.scale[e] = sum == 0 ? 0 : v_scale * up / sum;
-        if (write_lse && a.lse && there && lane < 4)
+        ret.scale[e] = sum == 0 ? 0 : divide_fast(v_scale * up, sum);
+        if (wants_lse && there)
             a.lse[(q0 + j) * a.lse_token_stride + head * a.lse_head_stride] =
                 sum == 0 ? minus_infinity() : (max + log2f(sum)) * DECODE_LN2;
     }
-    uint32_t j, head;
-    bool there = decode_column(a, what, column0 + lane / 4, j, head);
-    ret.out = there ? a.out + (q0 + j) * a.out_token_stride + head * a.out_head_stride : nullptr;
     return ret;
 }
 
@@ -140,15 +111,6 @@ static __device__ __forceinline__ void write_block(const struct decode_rows &row
         *reinterpret_cast<uint32_t *>(rows.out + dt * 32 + c * 4) = low;
         *reinterpret_cast<uint32_t *>(rows.out + dt * 32 + 16 + c * 4) = high;
     }
-}
-
-template <class C>
-static __device__ __forceinline__ void write_part(const struct decode_args &a, uint32_t block,
-                                                  uint32_t q0, uint32_t what,
-                                                  const struct decode_part &part) {
-    uint32_t nt = block / C::DT, dt = block % C::DT;
-    struct decode_rows rows = end_columns<C>(a, nt, q0, what, part.m, part.l, dt == 0);
-    write_block<C>(rows, dt, part.o);
 }
 
 // --- the partial results of a CTA ----------------------------------------------------------------
@@ -195,74 +157,56 @@ template <class C> struct decode_shared {
     }
 };
 
-// Block `block` of the partial results of the slots in mask (bit 2 * warp + slot). A loop, two at a time:
-// instructions that are not in the cache yet take longer than what they do.
-template <class C>
+// Sum of block `block` of n parts in the order of the line: part 0 at o0 and ml0, part k at o + k * STEP and
+// ml + k * STEP. Eight at a time, all read at once: lane 4*i + c has the weights of part i, which go to all
+// lanes of column pair c.
+template <class C, uint32_t STEP>
 static __device__ __forceinline__ struct decode_part
-combine_slots(const struct decode_shared<C> &shared, uint32_t block, uint32_t mask) {
+sum_parts(const unsigned char *o0, const unsigned char *ml0, const unsigned char *o,
+          const unsigned char *ml, uint32_t n, uint32_t block) {
+    constexpr uint32_t PARTS = 8;
     uint32_t lane = threadIdx.x % 32;
-    uint32_t at = block * 32 + lane, ml = block / C::DT * 4 + lane % 4;
+    uint32_t o_at = (block * 32 + lane) * 16, ml_at = (block / C::DT * 4 + lane % 4) * 16;
     struct decode_part sum = no_part();
 #pragma unroll 1
-    while (mask) {
-        struct decode_part part[2];
+    for (uint32_t k = 0; k < n; k += PARTS) {
+        uint32_t mine = k + lane / 4;
+        float4 x = {minus_infinity(), 0, minus_infinity(), 0}, part[PARTS];
+        if (mine < n)
+            x = *reinterpret_cast<const float4 *>((mine ? ml + mine * STEP : ml0) + ml_at);
 #pragma unroll
-        for (int i = 0; i < 2; i++) {
-            part[i] = no_part();
-            if (mask) {
-                uint32_t slot = (uint32_t)__ffs((int)mask) - 1;
-                part[i] = load_part(shared.o(slot / 2, slot % 2) + at,
-                                    shared.ml(slot / 2, slot % 2) + ml);
-                mask &= mask - 1;
-            }
+        for (uint32_t i = 0; i < PARTS; i++) {
+            const unsigned char *from = i == 0 && k == 0 ? o0 : o + k * STEP + i * STEP;
+            part[i] = {0, 0, 0, 0};
+            if (k + i < n)
+                part[i] = *reinterpret_cast<const float4 *>(from + o_at);
         }
-        add_parts(sum, part);
-    }
-    return sum;
-}
-
-// Block `block` of an item shared by n CTAs from CTA `first` on. Its parts come through the warp's ring,
-// as many at once as it holds.
-template <class C>
-static __device__ __forceinline__ struct decode_part
-merge_parts(const struct decode_args &a, const struct decode_shared<C> &shared, uint32_t block,
-            uint32_t first, uint32_t n) {
-    constexpr uint32_t BYTES = decode_partial_bytes(C::D, C::NT);
-    constexpr uint32_t PART = 512 + 64, AT_ONCE = shared.RING / PART < 32 ? shared.RING / PART : 32;
-    uint32_t lane = threadIdx.x % 32;
-    unsigned char *ring = shared.ring(threadIdx.x / 32);
-    uint32_t to = smem_address(ring);
-    struct decode_part sum = no_part();
-#pragma unroll 1
-    for (uint32_t k = 0; k < n; k += AT_ONCE) {
-        uint32_t end = min(n - k, AT_ONCE);
-        __syncwarp();
-#pragma unroll 1
-        for (uint32_t i = 0; i < end; i++) {
-            // CTA first's own part is its second one, the others' their first.
-            const unsigned char *p =
-                a.partials + (uint64_t)(2 * (first + k + i) + (k + i == 0)) * BYTES;
-            cp_async_16(to + i * PART + lane * 16, p + (block * 32 + lane) * 16, true);
-            if (lane < 4)
-                cp_async_16(to + i * PART + 512 + lane * 16,
-                            p + decode_o_bytes(C::D, C::NT) + (block / C::DT * 4 + lane) * 16,
-                            true);
-        }
-        cp_async_commit();
-        cp_async_wait<0>();
-        __syncwarp();
-#pragma unroll 1
-        for (uint32_t i = 0; i < end; i += 2) {
-            struct decode_part part[2];
+        float m[2] = {x.x, x.z}, l[2] = {x.y, x.w}, w[2], up[2];
 #pragma unroll
-            for (uint32_t e = 0; e < 2; e++) {
-                const unsigned char *p = ring + (i + e) * PART;
-                part[e] = no_part();
-                if (i + e < end)
-                    part[e] = load_part(reinterpret_cast<const float4 *>(p) + lane,
-                                        reinterpret_cast<const float4 *>(p + 512) + lane % 4);
-            }
-            add_parts(sum, part);
+        for (int e = 0; e < 2; e++) {
+            float max = m[e];
+#pragma unroll
+            for (int by = 4; by < 32; by *= 2)
+                max = fmaxf(max, __shfl_xor_sync(ALL_LANES, max, by));
+            max = fmaxf(max, sum.m[e]);
+            up[e] = exp2_fast(sum.m[e] - finite_or_0(max));
+            w[e] = exp2_fast(m[e] - finite_or_0(max));
+            l[e] *= w[e];
+#pragma unroll
+            for (int by = 4; by < 32; by *= 2)
+                l[e] += __shfl_xor_sync(ALL_LANES, l[e], by);
+            sum.m[e] = max;
+            sum.l[e] = sum.l[e] * up[e] + l[e];
+        }
+        sum.o = {sum.o.x * up[0], sum.o.y * up[1], sum.o.z * up[0], sum.o.w * up[1]};
+#pragma unroll
+        for (int i = 0; i < (int)PARTS; i++) {
+            float w0 = __shfl_sync(ALL_LANES, w[0], i * 4 + (int)(lane % 4));
+            float w1 = __shfl_sync(ALL_LANES, w[1], i * 4 + (int)(lane % 4));
+            sum.o.x += w0 * part[i].x;
+            sum.o.y += w1 * part[i].y;
+            sum.o.z += w0 * part[i].z;
+            sum.o.w += w1 * part[i].w;
         }
     }
     return sum;
@@ -277,41 +221,51 @@ static __device__ __forceinline__ void merge_block(const struct decode_args &a,
     constexpr uint32_t BLOCKS = C::NT * C::DT;
     constexpr uint32_t BYTES = decode_partial_bytes(C::D, C::NT);
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, cta = blockIdx.x;
-
     __syncthreads();
     uint32_t flags = lane < 2 * shared.warps ? shared.notes(lane / 2)[lane % 2].flags : 0;
     uint32_t there = __ballot_sync(ALL_LANES, (flags & NOTE_THERE) != 0);
     uint32_t begins = __ballot_sync(ALL_LANES, (flags & NOTE_BEGINS) != 0);
     uint32_t ends = __ballot_sync(ALL_LANES, (flags & NOTE_ENDS) != 0);
     int back = -1, forward = -1; // a slot of the item that is shared with CTAs before, after
+#pragma unroll 1
     while (there) {
-        int first = __ffs((int)there) - 1;
-        // This item's slots: up to one that ends it, or to before one that begins another.
-        uint32_t end = ends & there, next = begins & there & (there - 1);
-        uint32_t mask = there;
+        uint32_t slot = (uint32_t)__ffs((int)there) - 1;
+        // This item's slots: up to one that ends it, or to before one that begins another. After the first
+        // they are the first slots of the next warps.
+        uint32_t end = ends & there, next = begins & there & (there - 1), mask = there;
         if (end)
             mask &= (end ^ (end - 1));
         if (next)
             mask &= (next & (0 - next)) - 1;
-        bool begun = begins >> first & 1, ended = (ends & mask) != 0;
-        const struct decode_note *note = &shared.notes((uint32_t)first / 2)[first % 2];
-        for (uint32_t block = warp; block < BLOCKS; block += shared.warps) {
-            struct decode_part part = combine_slots(shared, block, mask);
-            if (begun && ended) {
-                write_part<C>(a, block, note->q0, note->what, part);
-                continue;
-            }
-            unsigned char *p = a.partials + (uint64_t)(2 * cta + begun) * BYTES;
-            reinterpret_cast<float4 *>(p)[block * 32 + lane] = part.o;
-            if (block % C::DT == 0 && lane < 4)
-                reinterpret_cast<float4 *>(p + shared.O)[block / C::DT * 4 + lane] = {
-                    part.m[0], part.l[0], part.m[1], part.l[1]};
-        }
-        if (!begun)
-            back = first;
-        else if (!ended)
-            forward = first;
         there &= ~mask;
+        bool begun = begins >> slot & 1, ended = (ends & mask) != 0, whole = begun && ended;
+        if (!begun)
+            back = (int)slot;
+        else if (!ended)
+            forward = (int)slot;
+        const struct decode_note *note = &shared.notes(slot / 2)[slot % 2];
+        uint32_t q0 = note->q0, what = note->what;
+        const unsigned char *o = shared.own(slot / 2);
+#pragma unroll 1
+        for (uint32_t block = warp; block < BLOCKS; block += shared.warps) {
+            uint32_t nt = block / C::DT, dt = block % C::DT;
+            unsigned char *row = whole ? row_of<C>(a, nt, q0, what) : nullptr;
+            struct decode_part sum = sum_parts<C, decode_shared<C>::OWN>(
+                reinterpret_cast<const unsigned char *>(shared.o(slot / 2, slot % 2)),
+                reinterpret_cast<const unsigned char *>(shared.ml(slot / 2, slot % 2)), o,
+                o + decode_shared<C>::O + decode_shared<C>::Q, (uint32_t)__popc((int)mask), block);
+            if (whole) {
+                struct decode_rows rows =
+                    end_columns<C>(a, nt, q0, what, sum.m, sum.l, row, dt == 0);
+                write_block<C>(rows, dt, sum.o);
+            } else {
+                unsigned char *to = a.partials + (uint64_t)(2 * cta + begun) * BYTES;
+                reinterpret_cast<float4 *>(to)[block * 32 + lane] = sum.o;
+                if (dt == 0 && lane < 4)
+                    reinterpret_cast<float4 *>(to + shared.O)[nt * 4 + lane] = {sum.m[0], sum.l[0],
+                                                                                sum.m[1], sum.l[1]};
+            }
+        }
     }
     if (back < 0 && forward < 0)
         return;
@@ -329,17 +283,24 @@ static __device__ __forceinline__ void merge_block(const struct decode_args &a,
             shared_item && atomic_inc_acq_rel(a.counters + first, n - 1) == n - 1;
     }
     __syncthreads();
-#pragma unroll
+#pragma unroll 1
     for (int i = 0; i < 2; i++) {
         if (!shared.last()[i])
             continue;
-        uint32_t first = i ? cta : span.back_first;
+        uint32_t slot = (uint32_t)(i ? forward : back), first = i ? cta : span.back_first;
         uint32_t n = (i ? span.forward_last : span.back_last) - first + 1;
-        uint32_t slot = (uint32_t)(i ? forward : back);
         const struct decode_note *note = &shared.notes(slot / 2)[slot % 2];
+        uint32_t q0 = note->q0, what = note->what;
+        // CTA first's part is its second one, the others' their first.
+        const unsigned char *o = a.partials + (uint64_t)(2 * first) * BYTES;
+#pragma unroll 1
         for (uint32_t block = warp; block < BLOCKS; block += shared.warps) {
-            struct decode_part part = merge_parts<C>(a, shared, block, first, n);
-            write_part<C>(a, block, note->q0, note->what, part);
+            uint32_t nt = block / C::DT, dt = block % C::DT;
+            unsigned char *row = row_of<C>(a, nt, q0, what);
+            struct decode_part sum =
+                sum_parts<C, 2 * BYTES>(o + BYTES, o + BYTES + shared.O, o, o + shared.O, n, block);
+            struct decode_rows rows = end_columns<C>(a, nt, q0, what, sum.m, sum.l, row, dt == 0);
+            write_block<C>(rows, dt, sum.o);
         }
     }
 }

@@ -1,15 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// decode_plan.cu: divides a batch among the warps of the decode kernel. One block; everything is read
-// and written on the device. docs/kernels.md, "Decode".
+// decode_plan.cu: divides a batch among the warps of the decode kernel. Every block scans the whole batch
+// and writes the runs of its share; everything is read and written on the device. docs/kernels.md,
+// "Decode".
 //
 // Invariants
-//  1. The plan depends only on kv_len, the differences of qo_indptr, rows, index, the arguments' host
-//     numbers and the device.
+//  1. The plan depends only on kv_len, the differences of qo_indptr, rows, index, the page ids, the
+//     arguments' host numbers and the device.
 //  2. Sequences without query tokens are left out; DECODE_PAD zeroed records follow the others.
+//  3. What several blocks write they write alike.
 #include "kernels/cuda/decode_plan.cuh"
 #include "kernels/cuda/start.cuh"
 
-enum { THREADS = 1024, WARPS = THREADS / 32, KEPT = 512 };
+enum { BLOCKS = 8, THREADS = 1024, WARPS = THREADS / 32, KEPT = 512 };
+enum { ROLES = 8 }; // threads of a run
 // Warps get at least so many tiles before there is one more.
 enum { RUN_MIN = 1 };
 
@@ -183,7 +186,52 @@ static __device__ __forceinline__ struct cut choose_cut(const struct decode_plan
     return cut;
 }
 
-// The runs of all warps over `all` tiles.
+// Tile `at` as the kernel wants it. A line's heads are counted from its own first.
+static __device__ __forceinline__ struct decode_first find(const struct decode_plan_args &a,
+                                                           const struct decode_run &at) {
+    const struct decode_sequence &s = at.sequence;
+    struct decode_first ret = {
+        decode_place_of(s, at.slot, at.item, at.tile, 0, a.tile_tokens), {0, 0, 0, 0}, {0, 0, 0}};
+    const uint32_t *ids = a.table + (uint64_t)s.row * a.row_entries;
+#pragma unroll
+    for (uint32_t g = 0; g < 4; g++) {
+        uint32_t token = ret.place.token + 8 * g;
+        if (8 * g < a.tile_tokens && token < s.kv_len)
+            ret.page[g] = __ldg(ids + (token >> a.page_shift));
+    }
+    return ret;
+}
+
+// Which CTAs share the items at the ends of CTA `cta`; run r of a line has tile x if
+// r * all / used <= x < (r + 1) * all / used.
+static __device__ __forceinline__ struct decode_span
+span_of(uint32_t cta, uint32_t cta_runs, const uint64_t *sums,
+        const struct decode_sequence *sequences, uint32_t live, uint64_t all, struct cut cut) {
+    uint64_t used = cut.used, i = (uint64_t)cta * cta_runs, after = i + cta_runs;
+    struct decode_span span = {0, 0, 0, cut.line_shift};
+    struct decode_run run;
+    if (i < used) {
+        uint64_t x = i * all / used;
+        locate(sums, cut.line_shift, sequences, live, x, &run);
+        if (run.tile > 0) {
+            uint64_t first = x - run.tile, last = first + run.sequence.tiles - 1;
+            span.back_first = (uint32_t)(((first + 1) * used - 1) / all) / cta_runs;
+            span.back_last = (uint32_t)(((last + 1) * used - 1) / all) / cta_runs;
+        }
+    }
+    if (after < used) {
+        uint64_t x = after * all / used;
+        locate(sums, cut.line_shift, sequences, live, x, &run);
+        if (run.tile > 0) {
+            uint64_t last = x - run.tile + run.sequence.tiles - 1;
+            span.forward_last = (uint32_t)(((last + 1) * used - 1) / all) / cta_runs;
+        }
+    }
+    return span;
+}
+
+// The runs of this block over `all` tiles: ROLES threads each, one for each of the first tiles, one for where
+// the run goes on.
 static __device__ __forceinline__ void divide(const struct decode_plan_args &a,
                                               const uint64_t *sums,
                                               const struct decode_sequence *sequences,
@@ -191,52 +239,47 @@ static __device__ __forceinline__ void divide(const struct decode_plan_args &a,
     uint32_t line_shift = cut.line_shift;
     bool lines = line_shift > 0;
     uint32_t cta_runs = lines ? 1 : a.cta_warps; // of a line
-    uint32_t most = a.ctas * cta_runs;
+    uint32_t most = a.ctas * cta_runs, copies = lines ? a.cta_warps : 1;
+    uint32_t share = (most + gridDim.x - 1) / gridDim.x, before = blockIdx.x * share;
     all >>= line_shift;
     uint64_t used = cut.used;
-    for (uint32_t i = threadIdx.x; i < most; i += THREADS) {
+    for (uint32_t t = threadIdx.x; t < share * ROLES; t += THREADS) {
+        uint32_t i = before + t / ROLES, k = t % ROLES;
+        if (i >= most || k > DECODE_FIRST)
+            continue;
         struct decode_run run = {};
+        uint64_t x = 0, end = 0;
         if (i < used) {
-            uint64_t x = i * all / used, end = (i + 1) * all / used;
-            locate(sums, line_shift, sequences, live, x, &run);
+            x = i * all / used;
+            end = (i + 1) * all / used;
             if (a.batch_invariant) {
+                locate(sums, line_shift, sequences, live, x, &run);
                 x -= snap(&run);
-                struct decode_run next;
                 if (end < all) {
-                    locate(sums, line_shift, sequences, live, end, &next);
-                    end -= snap(&next);
+                    locate(sums, line_shift, sequences, live, end, &run);
+                    end -= snap(&run);
                 }
             }
-            run.count = (uint32_t)(end - x);
+            if (x + k < end)
+                locate(sums, line_shift, sequences, live, x + k, &run);
         }
-        run.span.line_shift = line_shift;
-        if (lines)
-            for (uint32_t w = 0; w < a.cta_warps; w++)
-                a.runs[i * a.cta_warps + w] = run;
-        else
-            a.runs[i] = run;
-    }
-    if (a.batch_invariant)
-        return;
-    __syncthreads();
-    for (uint32_t cta = threadIdx.x; cta < a.ctas; cta += THREADS) {
-        struct decode_run *runs = a.runs + cta * a.cta_warps;
-        uint32_t i = cta * cta_runs, after = i + cta_runs;
-        struct decode_span span = {0, 0, 0, line_shift};
-        // Run r has tile x if r * all / used <= x < (r + 1) * all / used.
-        if (i < used && runs->tile > 0) {
-            uint64_t first = i * all / used - runs->tile;
-            uint64_t last = first + runs->sequence.tiles - 1;
-            span.back_first = (uint32_t)(((first + 1) * used - 1) / all) / cta_runs;
-            span.back_last = (uint32_t)(((last + 1) * used - 1) / all) / cta_runs;
+        run.count = (uint32_t)(end - x);
+        struct decode_work *to = a.works + (size_t)i * copies;
+        if (k == DECODE_FIRST) {
+            run.span = {0, 0, 0, line_shift};
+            if (!a.batch_invariant)
+                run.span = span_of(i / cta_runs, cta_runs, sums, sequences, live, all, cut);
+            for (uint32_t w = 0; w < copies; w++)
+                to[w].run = run;
+            continue;
         }
-        if (after < used && runs[a.cta_warps].tile > 0) {
-            uint64_t first = after * all / used - runs[a.cta_warps].tile;
-            uint64_t last = first + runs[a.cta_warps].sequence.tiles - 1;
-            span.forward_last = (uint32_t)(((last + 1) * used - 1) / all) / cta_runs;
+        struct decode_first first = {};
+        if (k < run.count)
+            first = find(a, run);
+        for (uint32_t w = 0; w < copies; w++) {
+            to[w].first[k] = first;
+            first.place.what += (a.kv_heads >> line_shift) << DECODE_HEAD_SHIFT;
         }
-        for (uint32_t w = 0; w < a.cta_warps; w++)
-            runs[w].span = span;
     }
 }
 
@@ -261,20 +304,20 @@ static __global__ void __launch_bounds__(THREADS, 1) decode_plan_kernel(struct d
         if (is) {
             sums[live + slot] = all + before;
             sequences[live + slot] = s;
-            if (kept)
+            if (kept && blockIdx.x == 0)
                 a.sequences[live + slot] = s;
         }
         all += tiles;
         live += count;
         __syncthreads(); // the scan's memory is used again
     }
-    if (threadIdx.x < DECODE_PAD)
+    if (threadIdx.x < DECODE_PAD && blockIdx.x == 0)
         a.sequences[live + threadIdx.x] = {0, 0, 0, 0, 0, 0, {0, 0}};
     __syncthreads();
     divide(a, sums, sequences, live, all, choose_cut(a, shared, sequences, live, all));
 }
 
 int decode_plan_start(const struct decode_plan_args &args, void *stream, bool after_previous) {
-    return start_kernel(decode_plan_kernel, dim3(1), dim3(THREADS), sizeof(struct plan_shared),
+    return start_kernel(decode_plan_kernel, dim3(BLOCKS), dim3(THREADS), sizeof(struct plan_shared),
                         stream, after_previous, args);
 }

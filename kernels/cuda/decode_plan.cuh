@@ -8,7 +8,8 @@
 enum { DECODE_PAD = 32 }; // records that lanes may read past the last sequence
 
 struct decode_plan_args {
-    const uint32_t *index, *rows, *kv_len, *qo_indptr;
+    const uint32_t *index, *rows, *kv_len, *qo_indptr, *table;
+    uint32_t row_entries, page_shift;
     uint32_t n, max_q_len;
     uint32_t kv_heads, group;
     uint32_t columns; // of a block: 8 * NT
@@ -16,7 +17,7 @@ struct decode_plan_args {
     int32_t window_left;
     bool batch_invariant;
     uint32_t ctas, cta_warps;
-    struct decode_run *runs;           // [ctas * cta_warps]
+    struct decode_work *works;         // [ctas * cta_warps]
     struct decode_sequence *sequences; // [n + DECODE_PAD]
     uint64_t *sums;                    // [n]
 };

@@ -32,7 +32,10 @@ enum {
     DECODE_MAX_HEADS = 8192,   // kv heads that decode_place can hold
     DECODE_LINE_SHIFT = 3,     // eight lines
     DECODE_LINE_PARTS = 3, // items longer than so many CTAs have of them: one line for all heads
+    DECODE_FIRST = 4,      // tiles of a run that the plan itself finds
 };
+
+static constexpr uint32_t DECODE_NOWHERE = 0xffffffffu; // no token, no page id
 
 // One sequence that has query tokens.
 struct alignas(16) decode_sequence {
@@ -50,15 +53,33 @@ struct alignas(16) decode_span {
     uint32_t forward_last;          // of the item that begins here and goes on in later ones
     uint32_t line_shift;            // 1 << line_shift lines
 };
-// Where one warp begins and how many tiles it has; its CTA's span and a copy of its first sequence save
-// memory hops.
-struct alignas(16) decode_run {
+// What the kernel has to know of a tile besides its bytes.
+struct decode_place {
+    uint32_t token; // its first
+    uint32_t kv_len;
+    uint32_t q0;
+    uint32_t what;
     uint32_t slot; // index of the sequence among those with query tokens
+};
+// A tile that the plan has found: its place and page ids, of every 8 tokens.
+struct alignas(16) decode_first {
+    struct decode_place place;
+    uint32_t page[4];
+    uint32_t unused[3];
+};
+// Where a warp's run goes on behind its first tiles, how many tiles it has in all, its CTA's span.
+struct alignas(16) decode_run {
+    uint32_t slot;
     uint32_t item; // of the sequence and line: head * blocks + block, from the line's first head on
     uint32_t tile; // of the item
     uint32_t count;
     struct decode_span span;
     struct decode_sequence sequence;
+};
+// What one warp works on: one read, and its first copies can start.
+struct alignas(16) decode_work {
+    struct decode_run run;
+    struct decode_first first[DECODE_FIRST];
 };
 
 struct decode_args {
@@ -72,7 +93,7 @@ struct decode_args {
     int64_t lse_token_stride, lse_head_stride; // elements
     const uint32_t *table;
     const float *sinks, *k_scales, *v_scales;
-    const struct decode_run *runs;
+    const struct decode_work *works;
     const struct decode_sequence *sequences;
     uint32_t *counters;
     unsigned char *partials;
@@ -83,6 +104,45 @@ struct decode_args {
     int32_t window_left;
     bool causal;
 };
+
+// --- places ----------------------------------------------------------------------------------------
+
+// what = begins item | ends piece << 1 | q_len << 2 | block << 6 | piece << 10 | pieces << 14 |
+//        head << 19
+enum { DECODE_HEAD_SHIFT = 19 };
+static __device__ __forceinline__ uint32_t place_q_len(uint32_t what) {
+    return what >> 2 & 15;
+}
+static __device__ __forceinline__ uint32_t place_block(uint32_t what) {
+    return what >> 6 & 15;
+}
+static __device__ __forceinline__ uint32_t place_piece(uint32_t what) {
+    return what >> 10 & 15;
+}
+static __device__ __forceinline__ uint32_t place_pieces(uint32_t what) {
+    return what >> 14 & 31;
+}
+static __device__ __forceinline__ uint32_t place_head(uint32_t what) {
+    return what >> DECODE_HEAD_SHIFT;
+}
+
+// Tile `tile` of item `item` of a sequence; line_head: the line's first head.
+static __device__ __forceinline__ struct decode_place
+decode_place_of(const struct decode_sequence &s, uint32_t slot, uint32_t item, uint32_t tile,
+                uint32_t line_head, uint32_t tile_tokens) {
+    uint32_t tiles = max(s.tiles, 1u), blocks = max(s.parts >> 8 & 0xff, 1u),
+             pieces = s.parts >> 16;
+    uint32_t piece = 0, end = tiles;
+    if (pieces > 1) {
+        piece = ((tile + 1) * pieces - 1) / tiles;
+        end = (piece + 1) * tiles / pieces;
+    }
+    uint32_t head = blocks > 1 ? item / blocks : item, block = item - head * blocks;
+    return {(s.first + tile) * tile_tokens, s.kv_len, s.q0,
+            (tile == 0 ? 1u : 0u) | (tile + 1 == end ? 2u : 0u) | (s.parts & 15) << 2 | block << 6 |
+                piece << 10 | pieces << 14 | (line_head + head) << DECODE_HEAD_SHIFT,
+            slot};
+}
 
 // --- sizes ---------------------------------------------------------------------------------------
 

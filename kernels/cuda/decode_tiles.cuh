@@ -34,37 +34,27 @@ template <class T_, class KV_, int D_, int NT_> struct decode_config {
     static_assert(STAGES * TILE >= (int)decode_o_bytes(D, NT), "the ring holds O at the end");
 };
 
-// What the loop has to know of a tile besides its bytes.
-struct decode_place {
-    uint32_t token; // its first
-    uint32_t kv_len;
-    uint32_t q0;
-    uint32_t what;
-    uint32_t slot;
-};
-// what = begins item | ends piece << 1 | q_len << 2 | block << 6 | piece << 10 | pieces << 14 |
-//        head << 19
-static __device__ __forceinline__ uint32_t place_q_len(uint32_t what) {
-    return what >> 2 & 15;
-}
-static __device__ __forceinline__ uint32_t place_block(uint32_t what) {
-    return what >> 6 & 15;
-}
-static __device__ __forceinline__ uint32_t place_piece(uint32_t what) {
-    return what >> 10 & 15;
-}
-static __device__ __forceinline__ uint32_t place_pieces(uint32_t what) {
-    return what >> 14 & 31;
-}
-static __device__ __forceinline__ uint32_t place_head(uint32_t what) {
-    return what >> 19;
-}
-
 // 32 tiles, one a lane.
 template <int GROUPS> struct decode_lane {
     struct decode_place place;
     uint32_t page[GROUPS]; // of every 8 tokens
 };
+// The tiles that the plan has found, lane i that of i % DECODE_FIRST.
+template <class C>
+static __device__ __forceinline__ struct decode_lane<C::GROUPS>
+decode_load_first(const struct decode_work *work) {
+    const uint4 *p = reinterpret_cast<const uint4 *>(&work->first[threadIdx.x % 32 % DECODE_FIRST]);
+    uint4 x = load_now(p), y = load_now(p + 1), z = {};
+    if constexpr (C::GROUPS > 3)
+        z = load_now(p + 2);
+    uint32_t page[4] = {y.y, y.z, y.w, z.x};
+    struct decode_lane<C::GROUPS> ret;
+    ret.place = {x.x, x.y, x.z, x.w, y.x};
+#pragma unroll
+    for (int g = 0; g < C::GROUPS; g++)
+        ret.page[g] = page[g];
+    return ret;
+}
 // The first of the next 32; line of 1 << line_shift.
 struct decode_cursor {
     uint32_t slot, item, tile;
@@ -74,8 +64,8 @@ struct decode_cursor {
 
 static __device__ __forceinline__ struct decode_sequence
 decode_load(const struct decode_sequence *p) {
-    uint4 a = __ldg(reinterpret_cast<const uint4 *>(p));
-    uint4 b = __ldg(reinterpret_cast<const uint4 *>(p) + 1);
+    uint4 a = load_now(p);
+    uint4 b = load_now(&p->first);
     return {a.x, a.y, a.z, a.w, b.x, b.y, {b.z, b.w}};
 }
 // Items of the sequence in one line.
@@ -147,20 +137,8 @@ static __device__ __forceinline__ void decode_find(const struct decode_args &a,
         bool valid = lane < limit && token + 8 * g < s.kv_len;
         ret.page[g] = valid ? __ldg(ids + ((token + 8 * g) >> a.page_shift)) : 0;
     }
-    uint32_t blocks = max(s.parts >> 8 & 0xff, 1u), pieces = s.parts >> 16;
-    uint32_t piece = 0, end = tiles;
-    if (pieces > 1) {
-        piece = ((tile + 1) * pieces - 1) / tiles;
-        end = (piece + 1) * tiles / pieces;
-    }
-    uint32_t head = blocks > 1 ? item / blocks : item, block = item - head * blocks;
-    head += at.line * (a.kv_heads >> at.line_shift);
-    ret.place.token = token;
-    ret.place.kv_len = s.kv_len;
-    ret.place.q0 = s.q0;
-    ret.place.slot = slot;
-    ret.place.what = (tile == 0 ? 1u : 0u) | (tile + 1 == end ? 2u : 0u) | (s.parts & 15) << 2 |
-                     block << 6 | piece << 10 | pieces << 14 | head << 19;
+    ret.place =
+        decode_place_of(s, slot, item, tile, at.line * (a.kv_heads >> at.line_shift), C::TOKENS);
     if (left > 32) {
         uint32_t items = __shfl_sync(ALL_LANES, decode_items(a, at, s), 31), last = at.slot;
         at.slot = __shfl_sync(ALL_LANES, slot, 31);
@@ -185,17 +163,19 @@ template <class C> static __device__ __forceinline__ uint32_t decode_swizzle(uin
 }
 
 // Copies the tile of lane `from` to the stage at `stage` (a shared address) and its place to `place`.
+// Returns what it is.
 template <class C>
-static __device__ __forceinline__ void
-decode_fetch(const struct decode_args &a, const struct decode_lane<C::GROUPS> &tiles, uint32_t from,
-             uint32_t stage, struct decode_place *place) {
+static __device__ __forceinline__ uint32_t decode_fetch(const struct decode_args &a,
+                                                        const struct decode_lane<C::GROUPS> &tiles,
+                                                        uint32_t from, uint32_t stage,
+                                                        struct decode_place *place) {
     constexpr int CHUNKS = C::ROW / 16; // of a row
     constexpr int ROWS = 32 / CHUNKS;   // of one copy of the warp
     uint32_t lane = threadIdx.x % 32;
     uint32_t row = lane / CHUNKS, chunk = lane % CHUNKS;
     uint32_t token = __shfl_sync(ALL_LANES, tiles.place.token, (int)from);
     uint32_t kv_len = __shfl_sync(ALL_LANES, tiles.place.kv_len, (int)from);
-    uint32_t head = place_head(__shfl_sync(ALL_LANES, tiles.place.what, (int)from));
+    uint32_t what = __shfl_sync(ALL_LANES, tiles.place.what, (int)from), head = place_head(what);
     if (lane == from)
         *place = tiles.place;
     const unsigned char *base =
@@ -218,6 +198,7 @@ decode_fetch(const struct decode_args &a, const struct decode_lane<C::GROUPS> &t
             k += ROWS * a.token_stride;
         }
     }
+    return what;
 }
 
 #endif

@@ -88,7 +88,7 @@ struct cuda_attention {
                         // stream ends; what that one writes is waited for in the kernel
     uint32_t max_ctas;  // 0: the whole device
     // Scratch of the kernel, written by its plan function, then only read (plan) or written and read
-    // (workspace) by launches. One plan serves every launch with the same batch (contents too), heads,
+    // (workspace) by launches. One plan serves every launch with the same batch (contents and page ids too), heads,
     // head_dim, dtypes, mask and device: all layers of a step. Concurrent launches need workspaces of
     // their own. A workspace is zeroed once, when it is made.
     void *plan;

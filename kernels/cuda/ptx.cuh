@@ -48,6 +48,15 @@ template <int N> static __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : "memory");
 }
 
+// 16 bytes that nobody writes while the kernel runs; read here and not where they are used.
+static __device__ __forceinline__ uint4 load_now(const void *p) {
+    uint4 r;
+    asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];\n"
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+                 : "l"(p));
+    return r;
+}
+
 // --- matrices ----------------------------------------------------------------------------------
 
 static __device__ __forceinline__ void ldmatrix_x4(uint32_t (&r)[4], uint32_t address) {
@@ -96,6 +105,14 @@ static __device__ __forceinline__ float exp2_fast(float x) {
     float y;
     asm volatile("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
     return y;
+}
+// x / y, to 2 units in the last place, for y up to 2^126.
+static __device__ __forceinline__ float divide_fast(float x, float y) {
+    return __fdividef(x, y);
+}
+// To the L2. Of an address that is not there, nothing.
+static __device__ __forceinline__ void prefetch_l2(const void *p) {
+    asm volatile("prefetch.global.L2 [%0];\n" ::"l"(p));
 }
 // Two fp32 to two 16-bit elements, the first in the low half. Round to nearest even.
 template <class T> static __device__ __forceinline__ uint32_t pack2(float low, float high);

@@ -34,6 +34,13 @@ static inline void mma_16816(float (&d)[4], const uint32_t (&a)[4], uint32_t b0,
     emu_mma_16816(std::is_same_v<T, bf16>, d, a, b0, b1);
 }
 
+static inline float divide_fast(float x, float y) {
+    return x / y;
+}
+static inline uint4 load_now(const void *p) {
+    return *(const uint4 *)p;
+}
+static inline void prefetch_l2(const void *) {}
 static inline float exp2_fast(float x) {
     float y = exp2f(x);
     return y < 0x1p-126f ? 0 : y; // NaN stays
