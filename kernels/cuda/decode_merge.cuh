@@ -212,6 +212,39 @@ sum_parts(const unsigned char *o0, const unsigned char *ml0, const unsigned char
     return sum;
 }
 
+// Weights of the parts of an item in one CTA, at most 8, for one n-tile; m and l of their sum. Lane 4*i + c
+// reads those of part i, columns 2c and 2c+1; every lane gets those of its own columns.
+struct decode_weights {
+    float w[DECODE_MAX_WARPS][2], m[2], l[2];
+};
+template <class C>
+static __device__ __forceinline__ struct decode_weights
+weigh_parts(const struct decode_shared<C> &shared, uint32_t slot, uint32_t n, uint32_t nt) {
+    uint32_t lane = threadIdx.x % 32, i = lane / 4;
+    float4 x = {minus_infinity(), 0, minus_infinity(), 0};
+    if (i < n)
+        x = shared.ml(slot / 2 + i, i ? 0 : slot % 2)[nt * 4 + lane % 4];
+    struct decode_weights ret;
+    float m[2] = {x.x, x.z}, l[2] = {x.y, x.w};
+#pragma unroll
+    for (int e = 0; e < 2; e++) {
+        float max = m[e];
+#pragma unroll
+        for (int by = 4; by < 32; by *= 2)
+            max = fmaxf(max, __shfl_xor_sync(ALL_LANES, max, by));
+        float w = exp2_fast(m[e] - finite_or_0(max)), sum = l[e] * w;
+#pragma unroll
+        for (int by = 4; by < 32; by *= 2)
+            sum += __shfl_xor_sync(ALL_LANES, sum, by);
+        ret.m[e] = max;
+        ret.l[e] = sum;
+#pragma unroll
+        for (int k = 0; k < DECODE_MAX_WARPS; k++)
+            ret.w[k][e] = __shfl_sync(ALL_LANES, w, k * 4 + (int)(lane % 4));
+    }
+    return ret;
+}
+
 // Combines what the warps of the CTA left and writes items that end here; of items shared with other
 // CTAs, the last CTA to come merges the partial results of all.
 template <class C>
@@ -226,44 +259,69 @@ static __device__ __forceinline__ void merge_block(const struct decode_args &a,
     uint32_t there = __ballot_sync(ALL_LANES, (flags & NOTE_THERE) != 0);
     uint32_t begins = __ballot_sync(ALL_LANES, (flags & NOTE_BEGINS) != 0);
     uint32_t ends = __ballot_sync(ALL_LANES, (flags & NOTE_ENDS) != 0);
-    int back = -1, forward = -1; // a slot of the item that is shared with CTAs before, after
+    if (!there)
+        return;
+    // An item's slots: the first is one behind an end, or one that begins; the others are the first slots of
+    // the next warps.
+    uint32_t before = there & ((1u << lane) - 1);
+    bool is_first = there >> lane & 1 &&
+                    (!before || begins >> lane & 1 || ends >> (31 - __clz((int)before)) & 1);
+    uint32_t starts = __ballot_sync(ALL_LANES, is_first);
+    // The slot of the item that is shared with CTAs before, and with those after.
+    int back = __ffs((int)starts) - 1, forward = 31 - __clz((int)starts);
+    if (ends >> forward || !(begins >> forward & 1))
+        forward = -1;
+    if (begins >> back & 1)
+        back = -1;
+    // The warps are divided among the items.
+    uint32_t split = max(shared.warps / (uint32_t)__popc((int)starts), 1u);
+    uint32_t groups = shared.warps / split, skip = warp / split, rest = skip < groups ? starts : 0;
 #pragma unroll 1
-    while (there) {
-        uint32_t slot = (uint32_t)__ffs((int)there) - 1;
-        // This item's slots: up to one that ends it, or to before one that begins another. After the first
-        // they are the first slots of the next warps.
-        uint32_t end = ends & there, next = begins & there & (there - 1), mask = there;
-        if (end)
-            mask &= (end ^ (end - 1));
-        if (next)
-            mask &= (next & (0 - next)) - 1;
-        there &= ~mask;
-        bool begun = begins >> slot & 1, ended = (ends & mask) != 0, whole = begun && ended;
-        if (!begun)
-            back = (int)slot;
-        else if (!ended)
-            forward = (int)slot;
+    while (true) {
+        for (; skip > 0; skip--)
+            rest &= rest - 1;
+        if (!rest)
+            break;
+        skip = groups;
+        uint32_t slot = (uint32_t)__ffs((int)rest) - 1, next = rest & (rest - 1);
+        uint32_t mask = (next ? (next & (0 - next)) - 1 : ALL_LANES) & there & (ALL_LANES << slot);
+        uint32_t n = (uint32_t)__popc((int)mask);
+        bool begun = begins >> slot & 1, whole = begun && (ends & mask) != 0;
         const struct decode_note *note = &shared.notes(slot / 2)[slot % 2];
         uint32_t q0 = note->q0, what = note->what;
-        const unsigned char *o = shared.own(slot / 2);
+        unsigned char *to = a.partials + (uint64_t)(2 * cta + begun) * BYTES;
 #pragma unroll 1
-        for (uint32_t block = warp; block < BLOCKS; block += shared.warps) {
-            uint32_t nt = block / C::DT, dt = block % C::DT;
-            unsigned char *row = whole ? row_of<C>(a, nt, q0, what) : nullptr;
-            struct decode_part sum = sum_parts<C, decode_shared<C>::OWN>(
-                reinterpret_cast<const unsigned char *>(shared.o(slot / 2, slot % 2)),
-                reinterpret_cast<const unsigned char *>(shared.ml(slot / 2, slot % 2)), o,
-                o + decode_shared<C>::O + decode_shared<C>::Q, (uint32_t)__popc((int)mask), block);
-            if (whole) {
-                struct decode_rows rows =
-                    end_columns<C>(a, nt, q0, what, sum.m, sum.l, row, dt == 0);
-                write_block<C>(rows, dt, sum.o);
-            } else {
-                unsigned char *to = a.partials + (uint64_t)(2 * cta + begun) * BYTES;
-                reinterpret_cast<float4 *>(to)[block * 32 + lane] = sum.o;
-                if (dt == 0 && lane < 4)
-                    reinterpret_cast<float4 *>(to + shared.O)[nt * 4 + lane] = {sum.m[0], sum.l[0],
-                                                                                sum.m[1], sum.l[1]};
+        for (uint32_t nt = 0; nt < C::NT; nt++) {
+            unsigned char *row = row_of<C>(a, nt, q0, what);
+            struct decode_weights weights = weigh_parts<C>(shared, slot, n, nt);
+            uint32_t dt = warp % split;
+            struct decode_rows rows = {{0, 0}, nullptr};
+            if (whole)
+                rows = end_columns<C>(a, nt, q0, what, weights.m, weights.l, row, dt == 0);
+            else if (dt == 0 && lane < 4)
+                reinterpret_cast<float4 *>(to + shared.O)[nt * 4 + lane] = {
+                    weights.m[0], weights.l[0], weights.m[1], weights.l[1]};
+#pragma unroll 1
+            for (; dt < C::DT; dt += split) {
+                uint32_t at = (nt * C::DT + dt) * 32 + lane;
+                float4 x[DECODE_MAX_WARPS], sum = {0, 0, 0, 0};
+#pragma unroll
+                for (uint32_t k = 0; k < DECODE_MAX_WARPS; k++) {
+                    x[k] = {0, 0, 0, 0};
+                    if (k < n)
+                        x[k] = shared.o(slot / 2 + k, k ? 0 : slot % 2)[at];
+                }
+#pragma unroll
+                for (uint32_t k = 0; k < DECODE_MAX_WARPS; k++) {
+                    sum.x += weights.w[k][0] * x[k].x;
+                    sum.y += weights.w[k][1] * x[k].y;
+                    sum.z += weights.w[k][0] * x[k].z;
+                    sum.w += weights.w[k][1] * x[k].w;
+                }
+                if (whole)
+                    write_block<C>(rows, dt, sum);
+                else
+                    reinterpret_cast<float4 *>(to)[at] = sum;
             }
         }
     }

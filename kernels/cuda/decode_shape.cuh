@@ -152,11 +152,15 @@ static constexpr __host__ __device__ uint32_t decode_tile_tokens(uint32_t head_d
 static constexpr __host__ __device__ uint32_t decode_tile_bytes(uint32_t head_dim, bool kv8) {
     return 2 * decode_tile_tokens(head_dim, kv8) * head_dim * (kv8 ? 1 : 2);
 }
+// Of a ring. Where O is larger, less of them: more warps are worth more.
 static constexpr __host__ __device__ uint32_t decode_stages(uint32_t head_dim, bool kv8,
                                                             uint32_t nt) {
-    return decode_tile_bytes(head_dim, kv8) == 4096               ? 6
-           : decode_tile_bytes(head_dim, kv8) == 16384 && nt == 2 ? 2
-                                                                  : 3;
+    bool small = decode_tile_bytes(head_dim, kv8) == 4096;
+    return nt == 1          ? (small ? 6 : 3)
+           : nt == 2        ? (small ? 5 : 2)
+           : small          ? 4
+           : head_dim == 64 ? 2
+                            : 3;
 }
 // Fragments of Q beyond 32 registers are kept in shared memory.
 static constexpr __host__ __device__ bool decode_q_shared(uint32_t head_dim, uint32_t nt) {
