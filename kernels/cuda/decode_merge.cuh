@@ -245,6 +245,19 @@ weigh_parts(const struct decode_shared<C> &shared, uint32_t slot, uint32_t n, ui
     return ret;
 }
 
+// Place `at` of O of an item's parts in one CTA.
+template <class C>
+static __device__ __forceinline__ void read_parts(const struct decode_shared<C> &shared,
+                                                  uint32_t slot, uint32_t n, uint32_t at,
+                                                  float4 (&ret)[DECODE_MAX_WARPS]) {
+#pragma unroll
+    for (uint32_t k = 0; k < DECODE_MAX_WARPS; k++) {
+        ret[k] = {0, 0, 0, 0};
+        if (k < n)
+            ret[k] = shared.o(slot / 2 + k, k ? 0 : slot % 2)[at];
+    }
+}
+
 // Combines what the warps of the CTA left and writes items that end here; of items shared with other
 // CTAs, the last CTA to come merges the partial results of all.
 template <class C>
@@ -288,13 +301,15 @@ static __device__ __forceinline__ void merge_block(const struct decode_args &a,
         uint32_t n = (uint32_t)__popc((int)mask);
         bool begun = begins >> slot & 1, whole = begun && (ends & mask) != 0;
         const struct decode_note *note = &shared.notes(slot / 2)[slot % 2];
-        uint32_t q0 = note->q0, what = note->what;
+        uint32_t q0 = note->q0, what = note->what, stride = split * 32;
         unsigned char *to = a.partials + (uint64_t)(2 * cta + begun) * BYTES;
 #pragma unroll 1
         for (uint32_t nt = 0; nt < C::NT; nt++) {
+            uint32_t dt = warp % split, at = (nt * C::DT + dt) * 32 + lane;
+            float4 x[DECODE_MAX_WARPS];
+            read_parts<C>(shared, slot, n, at, x);
             unsigned char *row = row_of<C>(a, nt, q0, what);
             struct decode_weights weights = weigh_parts<C>(shared, slot, n, nt);
-            uint32_t dt = warp % split;
             struct decode_rows rows = {{0, 0}, nullptr};
             if (whole)
                 rows = end_columns<C>(a, nt, q0, what, weights.m, weights.l, row, dt == 0);
@@ -302,22 +317,16 @@ static __device__ __forceinline__ void merge_block(const struct decode_args &a,
                 reinterpret_cast<float4 *>(to + shared.O)[nt * 4 + lane] = {
                     weights.m[0], weights.l[0], weights.m[1], weights.l[1]};
 #pragma unroll 1
-            for (; dt < C::DT; dt += split) {
-                uint32_t at = (nt * C::DT + dt) * 32 + lane;
-                float4 x[DECODE_MAX_WARPS], sum = {0, 0, 0, 0};
+            for (; dt < C::DT; dt += split, at += stride) {
+                float4 sum = {0, 0, 0, 0};
 #pragma unroll
-                for (uint32_t k = 0; k < DECODE_MAX_WARPS; k++) {
-                    x[k] = {0, 0, 0, 0};
-                    if (k < n)
-                        x[k] = shared.o(slot / 2 + k, k ? 0 : slot % 2)[at];
-                }
-#pragma unroll
-                for (uint32_t k = 0; k < DECODE_MAX_WARPS; k++) {
+                for (int k = 0; k < DECODE_MAX_WARPS; k++) {
                     sum.x += weights.w[k][0] * x[k].x;
                     sum.y += weights.w[k][1] * x[k].y;
                     sum.z += weights.w[k][0] * x[k].z;
                     sum.w += weights.w[k][1] * x[k].w;
                 }
+                read_parts<C>(shared, slot, dt + split < C::DT ? n : 0, at + stride, x);
                 if (whole)
                     write_block<C>(rows, dt, sum);
                 else
