@@ -356,7 +356,7 @@ struct proto_region_handle {
 };
 struct proto_region_register { // the client's own device memory
     uint64_t bytes;
-    uint64_t offset;       // of the region in what the handle opens
+    uint64_t offset;       // of the region in what the handle opens; a multiple of 4
     uint64_t handle_bytes; // of what the handle opens
     uint8_t ipc[PROTO_IPC_SIZE];
 };

@@ -5,7 +5,8 @@
 //  1. Device memory is not initialised: 0xff. An access outside an allocation faults (pages without
 //     access on both sides; AddressSanitizer's red zones where it is there).
 //  2. An allocation of a multiple of 2 MiB is a memfd, which an IPC handle names by process and
-//     descriptor. Others have no IPC handle (a GPU would share the whole block around them).
+//     descriptor. Others have no IPC handle here (a GPU shares the whole block around them, and so does
+//     libcuda_emulated.cpp). The file is opened whole; the handle says where in it the allocation is.
 // Threads: any.
 #include "tests/gpu/emulate/device_memory.h"
 #include "tests/gpu/emulate/cudart_emulated.h"
@@ -171,7 +172,7 @@ cudaError_t cudaHostUnregister(void *p) {
                           ? cudaSuccess
                           : cudaErrorHostMemoryNotRegistered);
 }
-static bool is_registered(const void *p) {
+bool emu_memory_registered(const void *p) {
     const unsigned char *at = static_cast<const unsigned char *>(p);
     for (const auto &r : registered)
         if (at >= r.first && at < r.first + r.second)
@@ -181,7 +182,7 @@ static bool is_registered(const void *p) {
 cudaError_t cudaHostGetDevicePointer(void **device, void *host, unsigned int flags) {
     std::lock_guard<std::mutex> hold(emu_memory_lock);
     const auto *a = emu_memory_find(host);
-    if (flags != 0 || !(is_registered(host) || (a != nullptr && a->second.host)))
+    if (flags != 0 || !(emu_memory_registered(host) || (a != nullptr && a->second.host)))
         return emu_result(cudaErrorInvalidValue);
     *device = host;
     return cudaSuccess;
@@ -191,7 +192,7 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *ret, const vo
     const auto *a = emu_memory_find(p);
     struct cudaPointerAttributes attributes = {cudaMemoryTypeUnregistered, -2, nullptr,
                                                const_cast<void *>(p)};
-    if (a != nullptr || is_registered(p)) {
+    if (a != nullptr || emu_memory_registered(p)) {
         bool host = a == nullptr || a->second.host;
         attributes.type = host ? cudaMemoryTypeHost : cudaMemoryTypeDevice;
         attributes.device = 0;
@@ -206,7 +207,7 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *ret, const vo
 
 struct ipc {
     char magic[8];
-    uint64_t bytes, inode;
+    uint64_t bytes, inode, at;
     int32_t pid, fd;
 };
 static const char MAGIC[8] = {'e', 'm', 'u', 'l', 'i', 'p', 'c', '1'};
@@ -221,6 +222,7 @@ cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *handle, void *p) {
     memcpy(h.magic, MAGIC, sizeof h.magic);
     h.bytes = a->second.bytes;
     h.inode = (uint64_t)st.st_ino;
+    h.at = a->second.at;
     h.pid = getpid();
     h.fd = a->second.fd;
     memset(handle, 0, sizeof *handle);
@@ -243,13 +245,14 @@ cudaError_t cudaIpcOpenMemHandle(void **ret, cudaIpcMemHandle_t handle, unsigned
     if (a.fd < 0)
         return emu_result(cudaErrorMapBufferObjectFailed);
     unsigned char *p = nullptr;
-    if (emu_memory_is_file(a.fd, &size) && size == h.bytes && fstat(a.fd, &st) == 0 &&
-        (uint64_t)st.st_ino == h.inode)
-        p = map_guarded(h.bytes, &a);
+    if (emu_memory_is_file(a.fd, &size) && h.at < size && h.bytes <= size - h.at &&
+        fstat(a.fd, &st) == 0 && (uint64_t)st.st_ino == h.inode)
+        p = map_guarded(size, &a);
     if (p == nullptr) {
         close(a.fd);
         return emu_result(cudaErrorMapBufferObjectFailed);
     }
+    p += h.at;
     emu_memory[p] = a;
     *ret = p;
     return cudaSuccess;
