@@ -87,11 +87,38 @@ kvpool_pool device_pool(kvpool_client *client, const char *name, uint32_t export
     return pool;
 }
 
+struct device_place device_place_alloc(kvpool_client *client, enum device_kind kind) {
+    kvpool_region_args args = KVPOOL_REGION_ARGS_INIT;
+    struct device_place place = {0};
+    void *at = NULL;
+    args.bytes = DEVICE_BYTES + 1000;
+    args.export_as = kind == BY_IPC ? KVPOOL_EXPORT_IPC : KVPOOL_EXPORT_FD;
+    if (kind == IN_HOST)
+        expect_ok(client, kvpool_region_create(client, args.bytes, &place.region));
+    else
+        expect_ok(client, kvpool_region_alloc(client, &args, &place.region));
+    expect_ok(client, kvpool_region_device_ptr(place.region, &at));
+    place.at = (uintptr_t)at;
+    return place;
+}
+
+struct device_place device_place_own(kvpool_client *client, gpu_ptr at, uint64_t bytes) {
+    struct device_place place = {.at = at};
+    void *same = NULL;
+    expect_ok(client, kvpool_region_register(client, (void *)(uintptr_t)at, bytes, &place.region));
+    check(kvpool_region_size(place.region) == bytes);
+    check(kvpool_region_data(place.region) == NULL);
+    expect_ok(client, kvpool_region_device_ptr(place.region, &same));
+    check((uintptr_t)same == at);
+    return place;
+}
+
 struct device_load *device_load_open(kvpool_client *client, kvpool_pool pool,
                                      const struct device_place *in, const struct device_place *out,
                                      unsigned seed) {
     struct device_load *l = calloc(1, sizeof *l);
-    check(l != NULL);
+    if (l == NULL)
+        abort();
     l->client = client;
     l->pool = pool;
     l->in = *in;
@@ -185,7 +212,7 @@ static void compare(const struct device_load *l, uint32_t seq, uint32_t layer, u
             if (!(fabs(got - l->expected[j][e]) < 0.02)) {
                 fprintf(stderr, "out %zu of layer %u token %u of sequence %u is %g, not %g\n", e,
                         layer, l->len[seq] + j, seq, got, l->expected[j][e]);
-                check(!"attention is right");
+                check_at(false, "attention is right", __FILE__, __LINE__);
             }
         }
         for (uint32_t h = 0; h < DEVICE_QO_HEADS; h++) {
@@ -196,7 +223,7 @@ static void compare(const struct device_load *l, uint32_t seq, uint32_t layer, u
                 fprintf(stderr,
                         "lse of head %u of layer %u token %u of sequence %u is %g, not %g\n", h,
                         layer, l->len[seq] + j, seq, (double)got, l->lse[j][h]);
-                check(!"lse is right");
+                check_at(false, "lse is right", __FILE__, __LINE__);
             }
         }
     }

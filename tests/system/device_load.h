@@ -32,6 +32,12 @@ struct device_place {
     uint64_t offset; // in the region, a multiple of 4, where the tensors begin
 };
 
+enum device_kind { BY_FD, BY_IPC, IN_HOST, OWN };
+// A region of the daemon's, of DEVICE_BYTES and some: by a descriptor, by an IPC handle, of the host's.
+struct device_place device_place_alloc(kvpool_client *client, enum device_kind kind);
+// This process's own memory as a region.
+struct device_place device_place_own(kvpool_client *client, gpu_ptr at, uint64_t bytes);
+
 struct device_load;
 
 // The pool `name` for loads, made if it is not there. export_as: kvpool_export.

@@ -17,11 +17,12 @@
 
 #include <signal.h>
 #include <stdatomic.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
 
-enum { MIB = 1 << 20, LIMIT_MS = 60000 };
+#define MIB ((uint64_t)1 << 20)
+enum { LIMIT_MS = 60000 };
+static const char *const names[] = {"fd", "ipc", "host", "own"}; // of kinds of places
 
 static struct shared { // by all processes
     atomic_uint arrived, ready, stop, rounds;
@@ -40,37 +41,6 @@ static void start_gpu(void) {
     check(gpu_start());
 }
 
-// --- places --------------------------------------------------------------------------------------
-
-enum kind { BY_FD, BY_IPC, IN_HOST, OWN };
-static const char *const names[] = {"fd", "ipc", "host", "own"};
-
-static struct device_place of_daemon(kvpool_client *client, enum kind kind) {
-    kvpool_region_args args = KVPOOL_REGION_ARGS_INIT;
-    struct device_place place = {0};
-    void *at = NULL;
-    args.bytes = DEVICE_BYTES + 1000;
-    args.export_as = kind == BY_IPC ? KVPOOL_EXPORT_IPC : KVPOOL_EXPORT_FD;
-    if (kind == IN_HOST)
-        expect_ok(client, kvpool_region_create(client, args.bytes, &place.region));
-    else
-        expect_ok(client, kvpool_region_alloc(client, &args, &place.region));
-    expect_ok(client, kvpool_region_device_ptr(place.region, &at));
-    place.at = (uintptr_t)at;
-    return place;
-}
-
-static struct device_place of_own(kvpool_client *client, gpu_ptr at, uint64_t bytes) {
-    struct device_place place = {.at = at};
-    void *same = NULL;
-    expect_ok(client, kvpool_region_register(client, (void *)(uintptr_t)at, bytes, &place.region));
-    check(kvpool_region_size(place.region) == bytes);
-    check(kvpool_region_data(place.region) == NULL);
-    expect_ok(client, kvpool_region_device_ptr(place.region, &same));
-    check((uintptr_t)same == at);
-    return place;
-}
-
 static void turns(kvpool_client *client, kvpool_pool pool, const struct device_place *in,
                   const struct device_place *out, unsigned seed) {
     struct device_load *l = device_load_open(client, pool, in, out, seed);
@@ -81,17 +51,16 @@ static void turns(kvpool_client *client, kvpool_pool pool, const struct device_p
 // --- memory of the daemon ------------------------------------------------------------------------
 
 static void check_zero(const struct device_place *place, uint64_t bytes) {
-    unsigned char *copy = malloc(bytes);
-    check(copy != NULL);
+    static unsigned char copy[4 << 20];
+    check(bytes <= sizeof copy);
     gpu_get(copy, place->at, bytes);
     for (uint64_t i = 0; i < bytes; i++)
         check(copy[i] == 0);
-    memset(copy, 0x5a, bytes); // for whom it is next
+    memset(copy, 0x5a, bytes); // for whoever is next
     gpu_put(place->at, copy, bytes);
-    free(copy);
 }
 
-static void check_handle(const struct device_place *place, enum kind kind) {
+static void check_handle(const struct device_place *place, enum device_kind kind) {
     kvpool_region_handle handle = {.size = sizeof handle};
     const uint64_t size = kvpool_region_size(place->region);
     check(kvpool_region_data(place->region) == NULL);
@@ -114,13 +83,13 @@ static void check_address(kvpool_client *client, const struct device_place *plac
 }
 
 static int worker_of_daemons_memory(void *arg) {
-    const enum kind kind = *(const enum kind *)arg;
+    const enum device_kind kind = *(const enum device_kind *)arg;
     kvpool_client *client = client_open(&kvd);
     start_gpu();
     const kvpool_pool pool = device_pool(client, kind == BY_IPC ? "by-ipc" : "by-fd",
                                          kind == BY_IPC ? KVPOOL_EXPORT_IPC : KVPOOL_EXPORT_FD);
     for (unsigned round = 0; round < 2; round++) { // the second time it was somebody's
-        struct device_place place = of_daemon(client, kind);
+        struct device_place place = device_place_alloc(client, kind);
         check_zero(&place, kvpool_region_size(place.region));
         check_address(client, &place);
         if (kind == IN_HOST)
@@ -129,7 +98,7 @@ static int worker_of_daemons_memory(void *arg) {
             check_handle(&place, kind);
         atomic_fetch_add(&shared->arrived, 1);
         await(&shared->arrived, 4 * (round + 1));
-        place.offset = 16 * round;
+        place.offset = (uint64_t)16 * round;
         turns(client, pool, &place, &place, 10 * kind + round);
         kvpool_region_free(place.region);
     }
@@ -139,7 +108,7 @@ static int worker_of_daemons_memory(void *arg) {
 
 static void workers_share_the_daemons_memory(void **state) {
     (void)state;
-    static enum kind kinds[] = {BY_FD, BY_IPC, IN_HOST, BY_FD};
+    static enum device_kind kinds[] = {BY_FD, BY_IPC, IN_HOST, BY_FD};
     pid_t pids[4];
     memset(shared, 0, sizeof *shared);
     for (int i = 0; i < 4; i++)
@@ -159,12 +128,12 @@ static int worker_of_own_memory(void *arg) {
     const kvpool_pool pool = device_pool(client, "by-fd", KVPOOL_EXPORT_FD);
     const uint64_t bytes = (6 * MIB) + 20000;
     const gpu_ptr own = gpu_alloc(bytes);
-    struct device_place all = of_own(client, own, bytes);
+    struct device_place all = device_place_own(client, own, bytes);
     // A piece of it, not where rows of 16 bytes begin, at the same time.
-    struct device_place piece = of_own(client, own + 3 * MIB + 4004, DEVICE_BYTES);
+    struct device_place piece = device_place_own(client, own + 3 * MIB + 4004, DEVICE_BYTES);
     // The same where rows of 16 bytes begin.
-    struct device_place row = of_own(client, own + 5 * MIB + 16, DEVICE_BYTES);
-    struct device_place daemons = of_daemon(client, BY_FD);
+    struct device_place row = device_place_own(client, own + 5 * MIB + 16, DEVICE_BYTES);
+    struct device_place daemons = device_place_alloc(client, BY_FD);
     turns(client, pool, &all, &all, seed);
     turns(client, pool, &piece, &row, seed + 1);
     turns(client, pool, &row, &piece, seed + 2);
@@ -174,7 +143,7 @@ static int worker_of_own_memory(void *arg) {
     kvpool_region_free(piece.region);
     kvpool_region_free(row.region);
     // Once nobody has it open it can be opened again, to the end of the allocation.
-    struct device_place end = of_own(client, own + bytes - DEVICE_BYTES, DEVICE_BYTES);
+    struct device_place end = device_place_own(client, own + bytes - DEVICE_BYTES, DEVICE_BYTES);
     turns(client, pool, &end, &end, seed + 5);
     kvpool_region *none = NULL;
     void *last = (void *)(uintptr_t)(own + bytes - 4096);
@@ -207,8 +176,8 @@ static int worker_of_small_memory(void *arg) {
     const gpu_ptr in = gpu_alloc(DEVICE_BYTES);
     const gpu_ptr out = gpu_alloc(DEVICE_BYTES + 512);
     fprintf(stderr, "small allocations: 0x%llx 0x%llx 0x%llx\n", first, in, out);
-    struct device_place in_place = of_own(client, in, DEVICE_BYTES);
-    struct device_place out_place = of_own(client, out + 512, DEVICE_BYTES);
+    struct device_place in_place = device_place_own(client, in, DEVICE_BYTES);
+    struct device_place out_place = device_place_own(client, out + 512, DEVICE_BYTES);
     turns(client, pool, &in_place, &out_place, 300);
     turns(client, pool, &out_place, &in_place, 301);
     kvpool_region_free(in_place.region);
@@ -237,7 +206,7 @@ static void refused(kvpool_client *client, kvpool_status status, gpu_ptr ptr, co
     kvpool_last_error(client, text, sizeof text);
     if (strstr(text, says) == NULL) {
         fprintf(stderr, "\"%s\" does not say \"%s\"\n", text, says);
-        check(!"the refusal says why");
+        check_at(false, "the refusal says why", __FILE__, __LINE__);
     }
     check(region == NULL);
 }
@@ -260,7 +229,7 @@ static int worker_of_the_rest(void *arg) {
     refused(client, KVPOOL_E_INVAL, own + 1, "multiple of 4");
     refused(client, KVPOOL_E_INVAL, own + 4098, "multiple of 4");
     // Memory that is the daemon's already cannot come back by a handle.
-    struct device_place daemons = of_daemon(client, BY_FD);
+    struct device_place daemons = device_place_alloc(client, BY_FD);
     refused(client, KVPOOL_E_UNSUPPORTED, daemons.at, "cuMemCreate");
     turns(client, pool, &daemons, &daemons, 400); // all is as before
     kvpool_region_free(daemons.region);
@@ -277,12 +246,13 @@ static void memory_that_cannot_be_shared_is_refused(void **state) {
 // --- deaths -----------------------------------------------------------------------------------------
 
 static int survivor(void *arg) {
-    const enum kind kind = *(const enum kind *)arg;
+    const enum device_kind kind = *(const enum device_kind *)arg;
     kvpool_client *client = client_open(&kvd);
     start_gpu();
     const kvpool_pool pool = device_pool(client, "by-fd", KVPOOL_EXPORT_FD);
-    const struct device_place place =
-        kind == OWN ? of_own(client, gpu_alloc(2 * MIB), 2 * MIB) : of_daemon(client, kind);
+    const struct device_place place = kind == OWN
+                                          ? device_place_own(client, gpu_alloc(2 * MIB), 2 * MIB)
+                                          : device_place_alloc(client, kind);
     struct device_load *l = device_load_open(client, pool, &place, &place, 500 + kind);
     atomic_fetch_add(&shared->ready, 1);
     while (atomic_load(&shared->stop) == 0) {
@@ -301,12 +271,13 @@ _Noreturn static void send_forever(struct device_load *l) {
 }
 
 static int victim(void *arg) {
-    const enum kind kind = *(const enum kind *)arg;
+    const enum device_kind kind = *(const enum device_kind *)arg;
     kvpool_client *client = client_open(&kvd);
     start_gpu();
     const kvpool_pool pool = device_pool(client, "by-ipc", KVPOOL_EXPORT_IPC);
-    const struct device_place place =
-        kind == OWN ? of_own(client, gpu_alloc(4 * MIB), 4 * MIB) : of_daemon(client, kind);
+    const struct device_place place = kind == OWN
+                                          ? device_place_own(client, gpu_alloc(4 * MIB), 4 * MIB)
+                                          : device_place_alloc(client, kind);
     struct device_load *l = device_load_open(client, pool, &place, &place, 600 + kind);
     device_load_send(l);
     atomic_fetch_add(&shared->ready, 1);
@@ -335,8 +306,8 @@ static void await_reclaim(kvpool_client *client, const kvpool_stats *before) {
 
 static void a_dead_worker_costs_the_others_nothing(void **state) {
     (void)state;
-    static enum kind alive[] = {BY_FD, BY_IPC, OWN};
-    static enum kind victims[] = {BY_FD, BY_IPC, OWN, IN_HOST, OWN, BY_IPC};
+    static enum device_kind alive[] = {BY_FD, BY_IPC, OWN};
+    static enum device_kind victims[] = {BY_FD, BY_IPC, OWN, IN_HOST, OWN, BY_IPC};
     kvpool_client *client = client_open(&kvd);
     pid_t survivors[3];
     memset(shared, 0, sizeof *shared);
@@ -374,8 +345,9 @@ static int worker_that_outlives_the_daemon(void *arg) {
     unsigned char wrote[4096], read[4096];
     kvpool_client *client = client_open(&kvd);
     start_gpu();
-    const struct device_place by_fd = of_daemon(client, BY_FD), by_ipc = of_daemon(client, BY_IPC);
-    const struct device_place own = of_own(client, gpu_alloc(2 * MIB), 2 * MIB);
+    const struct device_place by_fd = device_place_alloc(client, BY_FD),
+                              by_ipc = device_place_alloc(client, BY_IPC);
+    const struct device_place own = device_place_own(client, gpu_alloc(2 * MIB), 2 * MIB);
     for (size_t i = 0; i < sizeof wrote; i++)
         wrote[i] = (unsigned char)(i * 7 + 1);
     gpu_put(by_fd.at + MIB, wrote, sizeof wrote);
