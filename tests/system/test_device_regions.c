@@ -126,7 +126,7 @@ static int worker_of_own_memory(void *arg) {
     kvpool_client *client = client_open(&kvd);
     start_gpu();
     const kvpool_pool pool = device_pool(client, "by-fd", KVPOOL_EXPORT_FD);
-    const uint64_t bytes = (6 * MIB) + 20000;
+    const uint64_t bytes = 6 * MIB;
     const gpu_ptr own = gpu_alloc(bytes);
     struct device_place all = device_place_own(client, own, bytes);
     // A piece of it, not where rows of 16 bytes begin, at the same time.

@@ -241,7 +241,7 @@ cudaError_t cudaIpcOpenMemHandle(void **ret, cudaIpcMemHandle_t handle, unsigned
         return emu_result(cudaErrorDeviceUninitialized);
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/fd/%d", h.pid, h.fd);
-    emu_allocation a = {h.bytes, nullptr, 0, open(path, O_RDWR | O_CLOEXEC), false, false};
+    emu_allocation a = {0, nullptr, 0, open(path, O_RDWR | O_CLOEXEC), false, false, h.at};
     if (a.fd < 0)
         return emu_result(cudaErrorMapBufferObjectFailed);
     unsigned char *p = nullptr;
@@ -252,18 +252,19 @@ cudaError_t cudaIpcOpenMemHandle(void **ret, cudaIpcMemHandle_t handle, unsigned
         close(a.fd);
         return emu_result(cudaErrorMapBufferObjectFailed);
     }
-    p += h.at;
+    a.bytes = size; // what the driver knows of it: the whole block
     emu_memory[p] = a;
-    *ret = p;
+    *ret = p + h.at;
     return cudaSuccess;
 }
 cudaError_t cudaIpcCloseMemHandle(void *p) {
     std::lock_guard<std::mutex> hold(emu_memory_lock);
-    auto at = emu_memory.find(static_cast<unsigned char *>(p));
-    if (at == emu_memory.end() || at->second.counted || at->second.host || at->second.fd < 0)
+    const auto *a = emu_memory_find(p);
+    if (a == nullptr || a->second.counted || a->second.host || a->second.fd < 0 ||
+        p != a->first + a->second.at)
         return emu_result(cudaErrorInvalidValue);
-    close(at->second.fd);
-    munmap(at->second.map, at->second.map_bytes);
-    emu_memory.erase(at);
+    close(a->second.fd);
+    munmap(a->second.map, a->second.map_bytes);
+    emu_memory.erase(a->first);
     return cudaSuccess;
 }

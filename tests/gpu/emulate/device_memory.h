@@ -17,7 +17,7 @@ struct emu_allocation {
     int fd; // of memory that other processes can open; -1: it cannot be
     bool host;
     bool counted; // against the device's size
-    size_t at;    // in the file
+    size_t at;    // of an allocation: in its file; of an opened file: what the handle named
 };
 extern std::mutex emu_memory_lock;
 extern std::map<unsigned char *, emu_allocation> emu_memory; // by address
