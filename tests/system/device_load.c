@@ -25,6 +25,8 @@ enum {
 };
 _Static_assert((int)END <= (int)DEVICE_BYTES, "the tensors fit");
 
+const char *const device_kind_names[] = {"fd", "ipc", "host", "own"};
+
 struct device_load {
     kvpool_client *client;
     kvpool_pool pool;

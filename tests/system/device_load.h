@@ -33,6 +33,7 @@ struct device_place {
 };
 
 enum device_kind { BY_FD, BY_IPC, IN_HOST, OWN };
+extern const char *const device_kind_names[];
 // A region of the daemon's, of DEVICE_BYTES and some: by a descriptor, by an IPC handle, of the host's.
 struct device_place device_place_alloc(kvpool_client *client, enum device_kind kind);
 // This process's own memory as a region.

@@ -21,12 +21,16 @@ struct cu_access { // CUmemAccessDesc
     struct cu_location location;
     int flags;
 };
+struct cu_ipc { // CUipcMemHandle, passed by value
+    unsigned char bytes[64];
+};
 enum {
     PINNED = 1,            // CU_MEM_ALLOCATION_TYPE_PINNED
     LOCATION_GPU = 1,      // CU_MEM_LOCATION_TYPE_DEVICE
     READ_WRITE = 3,        // CU_MEM_ACCESS_FLAGS_PROT_READWRITE
     ATTACH_GLOBAL = 1,     // CU_MEM_ATTACH_GLOBAL
     POOLS_SUPPORTED = 115, // CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED
+    LAZY_PEER = 1,         // CU_IPC_MEM_LAZY_ENABLE_PEER_ACCESS
     BLOCK = 2 << 20,       // multiple of the granularity of every GPU
 };
 
@@ -42,6 +46,8 @@ enum {
     X("cuMemFree_v2", free, (gpu_ptr ptr))                                                     \
     X("cuMemAllocManaged", alloc_managed, (gpu_ptr * ret, size_t bytes, unsigned flags))       \
     X("cuMemAllocAsync", alloc_async, (gpu_ptr * ret, size_t bytes, void *stream))             \
+    X("cuIpcOpenMemHandle_v2", open, (gpu_ptr * ret, struct cu_ipc handle, unsigned flags))    \
+    X("cuIpcCloseMemHandle", close, (gpu_ptr opened))                                          \
     X("cuMemHostAlloc", alloc_host, (void **ret, size_t bytes, unsigned flags))                \
     X("cuMemcpyHtoD_v2", put, (gpu_ptr to, const void *from, size_t bytes))                    \
     X("cuMemcpyDtoH_v2", get, (void *to, gpu_ptr from, size_t bytes))                          \
@@ -152,6 +158,18 @@ gpu_ptr gpu_alloc_host(size_t bytes) {
     void *host = NULL;
     CALL(alloc_host, &host, bytes, 0);
     return (gpu_ptr)(uintptr_t)host; // the same address on the device
+}
+
+gpu_ptr gpu_open(const unsigned char ipc[64]) {
+    struct cu_ipc handle;
+    gpu_ptr ptr = 0;
+    memcpy(handle.bytes, ipc, sizeof handle.bytes);
+    CALL(open, &ptr, handle, LAZY_PEER);
+    return ptr;
+}
+
+void gpu_close(gpu_ptr opened) {
+    CALL(close, opened);
 }
 
 // A copy from pageable memory may return before the device has it.

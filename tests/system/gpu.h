@@ -29,6 +29,9 @@ gpu_ptr
 gpu_alloc_segment(size_t bytes);      // cuMemCreate and cuMemMap, as PyTorch's expandable segments
 gpu_ptr gpu_alloc_host(size_t bytes); // cuMemHostAlloc
 
+gpu_ptr gpu_open(const unsigned char ipc[64]); // cuIpcOpenMemHandle
+void gpu_close(gpu_ptr opened);
+
 void gpu_put(gpu_ptr to, const void *from, size_t bytes);
 void gpu_get(void *to, gpu_ptr from, size_t bytes);
 

@@ -1,12 +1,8 @@
 // SPDX-License-Identifier: Apache-2.0
 // test_device_regions.c: kvpoold on a GPU and workers, processes of their own, whose tensors lie in the
 // device's memory: the daemon's by file descriptor and by CUDA IPC handle, host memory, the workers' own;
-// memory that cannot be shared; workers, and the daemon, that die with such memory in use.
-//
-// Needs KVPOOL_TEST_BACKEND=cuda and a GPU, or the emulated one; skipped without. The test's own process
-// does not touch CUDA: a process that has may not fork.
-#include "tests/system/device_load.h"
-#include "tests/system/harness.h"
+// other processes with a handle; memory that cannot be shared.
+#include "tests/system/device_test.h"
 
 #include <setjmp.h>
 #include <stdarg.h>
@@ -15,31 +11,7 @@
 
 #include <cmocka.h>
 
-#include <signal.h>
-#include <stdatomic.h>
 #include <string.h>
-#include <sys/mman.h>
-
-#define MIB ((uint64_t)1 << 20)
-enum { LIMIT_MS = 60000 };
-static const char *const names[] = {"fd", "ipc", "host", "own"}; // of kinds of places
-
-static struct shared { // by all processes
-    atomic_uint arrived, ready, stop, rounds;
-} * shared;
-
-// Waits until `count` is n or more.
-static void await(atomic_uint *count, unsigned n) {
-    const uint64_t end = now_ns() + (uint64_t)LIMIT_MS * 1000000u;
-    while (atomic_load(count) < n) {
-        check(now_ns() < end);
-        sleep_ms(1);
-    }
-}
-
-static void start_gpu(void) {
-    check(gpu_start());
-}
 
 static void turns(kvpool_client *client, kvpool_pool pool, const struct device_place *in,
                   const struct device_place *out, unsigned seed) {
@@ -85,7 +57,7 @@ static void check_address(kvpool_client *client, const struct device_place *plac
 static int worker_of_daemons_memory(void *arg) {
     const enum device_kind kind = *(const enum device_kind *)arg;
     kvpool_client *client = client_open(&kvd);
-    start_gpu();
+    device_gpu();
     const kvpool_pool pool = device_pool(client, kind == BY_IPC ? "by-ipc" : "by-fd",
                                          kind == BY_IPC ? KVPOOL_EXPORT_IPC : KVPOOL_EXPORT_FD);
     for (unsigned round = 0; round < 2; round++) { // the second time it was somebody's
@@ -96,8 +68,8 @@ static int worker_of_daemons_memory(void *arg) {
             check(((unsigned char *)kvpool_region_data(place.region))[1] == 0x5a);
         else
             check_handle(&place, kind);
-        atomic_fetch_add(&shared->arrived, 1);
-        await(&shared->arrived, 4 * (round + 1));
+        atomic_fetch_add(&device_shared->arrived, 1);
+        device_await(&device_shared->arrived, 4 * (round + 1));
         place.offset = (uint64_t)16 * round;
         turns(client, pool, &place, &place, 10 * kind + round);
         kvpool_region_free(place.region);
@@ -110,13 +82,10 @@ static void workers_share_the_daemons_memory(void **state) {
     (void)state;
     static enum device_kind kinds[] = {BY_FD, BY_IPC, IN_HOST, BY_FD};
     pid_t pids[4];
-    memset(shared, 0, sizeof *shared);
     for (int i = 0; i < 4; i++)
         pids[i] = worker_start(worker_of_daemons_memory, &kinds[i]);
     for (int i = 0; i < 4; i++)
-        if (process_wait(pids[i], LIMIT_MS) != 0)
-            fail_msg("the worker with a region by %s failed; the daemon's log:\n%s",
-                     names[kinds[i]], daemon_log(&kvd));
+        device_join(pids[i], device_kind_names[kinds[i]]);
 }
 
 // --- memory of workers ----------------------------------------------------------------------------
@@ -124,7 +93,7 @@ static void workers_share_the_daemons_memory(void **state) {
 static int worker_of_own_memory(void *arg) {
     const unsigned seed = *(const unsigned *)arg;
     kvpool_client *client = client_open(&kvd);
-    start_gpu();
+    device_gpu();
     const kvpool_pool pool = device_pool(client, "by-fd", KVPOOL_EXPORT_FD);
     const uint64_t bytes = 6 * MIB;
     const gpu_ptr own = gpu_alloc(bytes);
@@ -162,15 +131,14 @@ static void workers_register_their_own_memory(void **state) {
     for (int i = 0; i < 2; i++)
         pids[i] = worker_start(worker_of_own_memory, &seeds[i]);
     for (int i = 0; i < 2; i++)
-        if (process_wait(pids[i], LIMIT_MS) != 0)
-            fail_msg("the worker failed; the daemon's log:\n%s", daemon_log(&kvd));
+        device_join(pids[i], "the worker");
 }
 
 // Small allocations lie in one block of 2 MiB, which CUDA IPC shares whole. What is registered works.
 static int worker_of_small_memory(void *arg) {
     (void)arg;
     kvpool_client *client = client_open(&kvd);
-    start_gpu();
+    device_gpu();
     const kvpool_pool pool = device_pool(client, "by-fd", KVPOOL_EXPORT_FD);
     const gpu_ptr first = gpu_alloc(700);
     const gpu_ptr in = gpu_alloc(DEVICE_BYTES);
@@ -192,8 +160,64 @@ static int worker_of_small_memory(void *arg) {
 
 static void small_allocations_work_too(void **state) {
     (void)state;
-    if (process_wait(worker_start(worker_of_small_memory, NULL), LIMIT_MS) != 0)
-        fail_msg("the worker failed; the daemon's log:\n%s", daemon_log(&kvd));
+    device_join(worker_start(worker_of_small_memory, NULL), "the worker");
+}
+
+// --- who else has the handle ------------------------------------------------------------------------
+
+static void publish(unsigned i, const struct device_place *place, const unsigned char bytes[4096]) {
+    device_shared->handles[i].size = sizeof device_shared->handles[i];
+    check(kvpool_region_export(place->region, &device_shared->handles[i]) == KVPOOL_OK);
+    gpu_put(place->at + MIB, bytes, 4096);
+}
+
+static int owner(void *arg) {
+    (void)arg;
+    unsigned char bytes[4096], mark;
+    kvpool_client *client = client_open(&kvd);
+    device_gpu();
+    const struct device_place places[] = {
+        device_place_alloc(client, BY_IPC),
+        device_place_own(client, gpu_alloc(6 * MIB) + 2 * MIB + 512, 2 * MIB)};
+    for (unsigned i = 0; i < 2; i++) {
+        memset(bytes, (int)(i + 3), sizeof bytes);
+        publish(i, &places[i], bytes);
+    }
+    atomic_store(&device_shared->ready, 1);
+    device_await(&device_shared->stop, 1);
+    for (unsigned i = 0; i < 2; i++) {
+        gpu_get(&mark, places[i].at + MIB + 7, 1);
+        check(mark == 0x60 + i);
+        kvpool_region_free(places[i].region);
+    }
+    kvpool_close(client);
+    return 0;
+}
+
+static int guest(void *arg) {
+    (void)arg;
+    unsigned char bytes[4096];
+    device_gpu();
+    device_await(&device_shared->ready, 1);
+    for (unsigned i = 0; i < 2; i++) {
+        const kvpool_region_handle *h = &device_shared->handles[i];
+        const gpu_ptr opened = gpu_open(h->ipc), at = opened + h->offset + MIB;
+        const unsigned char mark = (unsigned char)(0x60 + i);
+        gpu_get(bytes, at, sizeof bytes);
+        for (size_t j = 0; j < sizeof bytes; j++)
+            check(bytes[j] == i + 3);
+        gpu_put(at + 7, &mark, 1);
+        gpu_close(opened);
+    }
+    return 0;
+}
+
+static void another_process_opens_an_exported_handle(void **state) {
+    (void)state;
+    const pid_t a = worker_start(owner, NULL), b = worker_start(guest, NULL);
+    device_join(b, "the guest");
+    atomic_store(&device_shared->stop, 1);
+    device_join(a, "the owner");
 }
 
 // --- memory that cannot be --------------------------------------------------------------------------
@@ -215,7 +239,7 @@ static int worker_of_the_rest(void *arg) {
     (void)arg;
     static unsigned char plain[8192];
     kvpool_client *client = client_open(&kvd);
-    start_gpu();
+    device_gpu();
     const kvpool_pool pool = device_pool(client, "by-fd", KVPOOL_EXPORT_FD);
     const gpu_ptr own = gpu_alloc(2 * MIB);
     const gpu_ptr of_pool = gpu_alloc_from_pool(2 * MIB);
@@ -239,168 +263,19 @@ static int worker_of_the_rest(void *arg) {
 
 static void memory_that_cannot_be_shared_is_refused(void **state) {
     (void)state;
-    if (process_wait(worker_start(worker_of_the_rest, NULL), LIMIT_MS) != 0)
-        fail_msg("the worker failed; the daemon's log:\n%s", daemon_log(&kvd));
-}
-
-// --- deaths -----------------------------------------------------------------------------------------
-
-static int survivor(void *arg) {
-    const enum device_kind kind = *(const enum device_kind *)arg;
-    kvpool_client *client = client_open(&kvd);
-    start_gpu();
-    const kvpool_pool pool = device_pool(client, "by-fd", KVPOOL_EXPORT_FD);
-    const struct device_place place = kind == OWN
-                                          ? device_place_own(client, gpu_alloc(2 * MIB), 2 * MIB)
-                                          : device_place_alloc(client, kind);
-    struct device_load *l = device_load_open(client, pool, &place, &place, 500 + kind);
-    atomic_fetch_add(&shared->ready, 1);
-    while (atomic_load(&shared->stop) == 0) {
-        device_load_turns(l);
-        device_load_reset(l);
-        atomic_fetch_add(&shared->rounds, 1);
-    }
-    device_load_close(l);
-    kvpool_close(client);
-    return 0;
-}
-
-_Noreturn static void send_forever(struct device_load *l) {
-    for (;;)
-        device_load_send(l);
-}
-
-static int victim(void *arg) {
-    const enum device_kind kind = *(const enum device_kind *)arg;
-    kvpool_client *client = client_open(&kvd);
-    start_gpu();
-    const kvpool_pool pool = device_pool(client, "by-ipc", KVPOOL_EXPORT_IPC);
-    const struct device_place place = kind == OWN
-                                          ? device_place_own(client, gpu_alloc(4 * MIB), 4 * MIB)
-                                          : device_place_alloc(client, kind);
-    struct device_load *l = device_load_open(client, pool, &place, &place, 600 + kind);
-    device_load_send(l);
-    atomic_fetch_add(&shared->ready, 1);
-    send_forever(l);
-}
-
-static kvpool_stats stats_of(kvpool_client *client) {
-    kvpool_stats stats = {.size = sizeof stats};
-    expect_ok(client, kvpool_get_stats(client, &stats));
-    return stats;
-}
-
-// Until the daemon has nothing more of the worker that was killed.
-static void await_reclaim(kvpool_client *client, const kvpool_stats *before) {
-    const uint64_t end = now_ns() + 10000000000u;
-    kvpool_stats now = stats_of(client);
-    while (now.sessions_died == before->sessions_died || now.regions != before->regions ||
-           now.seqs != before->seqs || now.steps != before->steps) {
-        if (now_ns() > end)
-            fail_msg("%u regions, %u sequences, %u steps are left of %u, %u, %u", now.regions,
-                     now.seqs, now.steps, before->regions, before->seqs, before->steps);
-        sleep_ms(2);
-        now = stats_of(client);
-    }
-}
-
-static void a_dead_worker_costs_the_others_nothing(void **state) {
-    (void)state;
-    static enum device_kind alive[] = {BY_FD, BY_IPC, OWN};
-    static enum device_kind victims[] = {BY_FD, BY_IPC, OWN, IN_HOST, OWN, BY_IPC};
-    kvpool_client *client = client_open(&kvd);
-    pid_t survivors[3];
-    memset(shared, 0, sizeof *shared);
-    for (int i = 0; i < 3; i++)
-        survivors[i] = worker_start(survivor, &alive[i]);
-    await(&shared->ready, 3);
-    const kvpool_stats before = stats_of(client);
-    assert_int_equal(before.regions, 3);
-    for (unsigned i = 0; i < sizeof victims / sizeof victims[0]; i++) {
-        const kvpool_stats now = stats_of(client);
-        const pid_t pid = worker_start(victim, &victims[i]);
-        await(&shared->ready, 4 + i);
-        sleep_ms(i * 3);
-        kill(pid, SIGKILL);
-        assert_int_equal(process_wait(pid, LIMIT_MS), 128 + SIGKILL);
-        await_reclaim(client, &now);
-        const unsigned rounds = atomic_load(&shared->rounds);
-        await(&shared->rounds, rounds + 1);
-    }
-    atomic_store(&shared->stop, 1);
-    for (int i = 0; i < 3; i++)
-        if (process_wait(survivors[i], LIMIT_MS) != 0)
-            fail_msg("the survivor by %s failed; the daemon's log:\n%s", names[alive[i]],
-                     daemon_log(&kvd));
-    const kvpool_stats after = stats_of(client);
-    assert_int_equal(after.epoch, before.epoch);
-    assert_int_equal(after.regions, 0);
-    assert_int_equal(after.seqs, 0);
-    kvpool_close(client);
-}
-
-// Memory behind a descriptor outlives the daemon; an end in order follows whatever it was.
-static int worker_that_outlives_the_daemon(void *arg) {
-    (void)arg;
-    unsigned char wrote[4096], read[4096];
-    kvpool_client *client = client_open(&kvd);
-    start_gpu();
-    const struct device_place by_fd = device_place_alloc(client, BY_FD),
-                              by_ipc = device_place_alloc(client, BY_IPC);
-    const struct device_place own = device_place_own(client, gpu_alloc(2 * MIB), 2 * MIB);
-    for (size_t i = 0; i < sizeof wrote; i++)
-        wrote[i] = (unsigned char)(i * 7 + 1);
-    gpu_put(by_fd.at + MIB, wrote, sizeof wrote);
-    gpu_put(own.at + MIB, wrote, sizeof wrote);
-    atomic_fetch_add(&shared->ready, 1);
-    await(&shared->stop, 1);
-    gpu_get(read, by_fd.at + MIB, sizeof read);
-    check(memcmp(wrote, read, sizeof read) == 0);
-    gpu_get(read, own.at + MIB, sizeof read);
-    check(memcmp(wrote, read, sizeof read) == 0);
-    kvpool_region_free(by_ipc.region);
-    kvpool_region_free(by_fd.region);
-    kvpool_region_free(own.region);
-    kvpool_close(client);
-    return 0;
-}
-
-static void memory_by_descriptor_outlives_the_daemon(void **state) {
-    (void)state;
-    memset(shared, 0, sizeof *shared);
-    const pid_t pid = worker_start(worker_that_outlives_the_daemon, NULL);
-    await(&shared->ready, 1);
-    daemon_end(&kvd, SIGKILL, 20000);
-    atomic_store(&shared->stop, 1);
-    assert_int_equal(process_wait(pid, LIMIT_MS), 0);
-}
-
-static int probe(void *arg) {
-    (void)arg;
-    return gpu_start() ? 0 : 77;
-}
-
-static int skip_all(void) {
-    printf("skipped: needs KVPOOL_TEST_BACKEND=cuda and a GPU\n");
-    return 77;
+    device_join(worker_start(worker_of_the_rest, NULL), "the worker");
 }
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(workers_share_the_daemons_memory),
-        cmocka_unit_test(workers_register_their_own_memory),
-        cmocka_unit_test(small_allocations_work_too),
-        cmocka_unit_test(memory_that_cannot_be_shared_is_refused),
-        cmocka_unit_test(a_dead_worker_costs_the_others_nothing),
-        cmocka_unit_test(memory_by_descriptor_outlives_the_daemon), // the last one
+        cmocka_unit_test_setup(workers_share_the_daemons_memory, device_setup),
+        cmocka_unit_test_setup(workers_register_their_own_memory, device_setup),
+        cmocka_unit_test_setup(small_allocations_work_too, device_setup),
+        cmocka_unit_test_setup(another_process_opens_an_exported_handle, device_setup),
+        cmocka_unit_test_setup(memory_that_cannot_be_shared_is_refused, device_setup),
     };
-    if (strcmp(daemon_backend(), "cuda") != 0)
-        return skip_all();
-    const int probed = process_wait(worker_start(probe, NULL), LIMIT_MS);
-    if (probed != 0)
-        return probed == 77 ? skip_all() : 1;
-    shared = mmap(NULL, sizeof *shared, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_ANONYMOUS, -1, 0);
-    if (shared == MAP_FAILED)
-        return 1;
-    return cmocka_run_group_tests_name("device regions", tests, kvd_setup, kvd_teardown);
+    const int status = device_prepare();
+    return status != 0
+               ? status
+               : cmocka_run_group_tests_name("device regions", tests, kvd_setup, kvd_teardown);
 }
