@@ -249,7 +249,7 @@ static int worker_of_the_rest(void *arg) {
         refused(client, KVPOOL_E_UNSUPPORTED, of_pool, "memory pool");
     refused(client, KVPOOL_E_INVAL, gpu_alloc_host(8192), "kvpool_region_create()");
     refused(client, KVPOOL_E_INVAL, (uintptr_t)plain, "no memory of CUDA's");
-    // An element that is not where its type lies would end the daemon's use of the device.
+    // An element where its type may not lie would end the daemon's use of the device.
     refused(client, KVPOOL_E_INVAL, own + 1, "multiple of 4");
     refused(client, KVPOOL_E_INVAL, own + 4098, "multiple of 4");
     // Memory that is the daemon's already cannot come back by a handle.
