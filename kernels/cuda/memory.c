@@ -39,7 +39,11 @@ int cuda_memory_open(struct cuda_memory *m, int device, struct err *err) {
         return cuda_driver_error(&memory.driver, err, KVPOOL_E_BACKEND,
                                  "the GPU has no memory that can be shared", found);
     memory.unit = unit > 0 ? unit : IPC_BLOCK;
-    cudaError_t e = cudaStreamCreateWithFlags(&memory.stream, cudaStreamNonBlocking);
+    // The loop waits for what is put on it, and not behind attention.
+    int least, most;
+    cudaError_t e = cudaDeviceGetStreamPriorityRange(&least, &most);
+    if (e == cudaSuccess)
+        e = cudaStreamCreateWithPriority(&memory.stream, cudaStreamNonBlocking, most);
     if (e != cudaSuccess)
         return cuda_error(err, KVPOOL_E_BACKEND, "a stream", e);
     *m = memory;
