@@ -2,6 +2,8 @@
 // region.c: see region.h.
 #include "daemon/region.h"
 
+#include "proto/proto.h"
+
 #include <inttypes.h>
 #include <stdlib.h>
 
@@ -70,6 +72,13 @@ static int get_memory(struct regions *rs, const struct region_source *source, ui
         return err_set(err, KVPOOL_E_INVAL,
                        "%" PRIu64 " bytes at offset %" PRIu64 " leave an allocation of %" PRIu64,
                        bytes, import->offset, import->bytes);
+    // Tensors are checked against their region: were it to begin where no element may lie, neither would
+    // they, and on a GPU that costs everybody the device.
+    if (import->offset % PROTO_REGION_ALIGN != 0)
+        return err_set(err, KVPOOL_E_INVAL,
+                       "offset %" PRIu64 ": a client's memory begins at a multiple of %d of its "
+                       "allocation; name more of it, and the rest as the offset of a tensor",
+                       import->offset, PROTO_REGION_ALIGN);
     return rs->ops->mem_import(rs->backend, import, bytes, ret, err);
 }
 

@@ -8,6 +8,7 @@
 //     generation of a slot changes at every free, and starts from the daemon's epoch.
 //  2. The memory is freed when the handle is gone and holds is 0: never under a job.
 //  3. A quota counts regions and bytes until their memory is freed.
+//  4. A region begins where elements of every type may lie.
 // Thread: loop thread.
 #ifndef KVPOOL_DAEMON_REGION_H
 #define KVPOOL_DAEMON_REGION_H

@@ -44,6 +44,7 @@
 // one message a slot and one on its way in for each connection: (slots + connections) x this.
 #define PROTO_MAX_REQUEST (PROTO_MAX_MESSAGE + 4u * PROTO_MAX_TOKENS)
 #define PROTO_IPC_SIZE 64        // bytes of a CUDA IPC handle
+#define PROTO_REGION_ALIGN 4     // of a client's own memory, bytes: as the widest element
 #define PROTO_EXTRA_MAX 64u      // bytes of key material of a sequence
 #define PROTO_CREDENTIAL_SIZE 96 // on the wire, terminated and zero-padded
 #define PROTO_MAX_LIST 256u      // records in one list reply
@@ -356,7 +357,7 @@ struct proto_region_handle {
 };
 struct proto_region_register { // the client's own device memory
     uint64_t bytes;
-    uint64_t offset;       // of the region in what the handle opens
+    uint64_t offset;       // of the region in what the handle opens; PROTO_REGION_ALIGN
     uint64_t handle_bytes; // of what the handle opens
     uint8_t ipc[PROTO_IPC_SIZE];
 };

@@ -18,7 +18,8 @@ gpu_present() {
 }
 
 gpu_system_tests() {
-    printf 'test_%s\n' crowd road trace soak tenant restart resume reattach hostile input daemon cmd fork
+    printf 'test_%s\n' crowd road trace soak tenant restart resume reattach hostile input daemon cmd fork \
+        device_regions device_deaths
     gpu_timed_tests
 }
 

@@ -266,6 +266,12 @@ static int do_register(kvpool_client *c, const void *ptr, uint64_t bytes, kvpool
         return err_set(err, KVPOOL_E_INVAL, "device_ptr is NULL");
     if (bytes == 0)
         return err_set(err, KVPOOL_E_INVAL, "a region of 0 bytes");
+    if ((uintptr_t)ptr % PROTO_REGION_ALIGN != 0)
+        return err_set(
+            err, KVPOOL_E_INVAL,
+            "device_ptr %p is no multiple of %d: register from before it, and give the rest as "
+            "the offset of a tensor",
+            ptr, PROTO_REGION_ALIGN);
     struct cuda_share share;
     int rc = cuda_share_find(ptr, bytes, &share, err);
     if (rc != 0)

@@ -298,8 +298,10 @@ KVPOOL_API kvpool_status kvpool_region_alloc(kvpool_client *client, const kvpool
 // it is in flight. What the process's own streams write into it must be complete (synchronized)
 // before a request that reads it is sent.
 //
-// The process needs a CUDA driver and `device_ptr` must be of the daemon's device. Errors: INVAL
-// (no device memory, 0 bytes, more bytes than the allocation has from there; of another device),
+// The process needs a CUDA driver and `device_ptr` must be of the daemon's device and a multiple of 4
+// (of 16 for full speed): of a tensor that begins elsewhere register from before it, and give the rest
+// as kvpool_tensor.offset. Errors: INVAL (no device memory, no multiple of 4, 0 bytes, more bytes than
+// the allocation has from there; of another device),
 // LIMIT, NOMEM, UNSUPPORTED (no CUDA driver; the daemon's backend is not cuda; memory that CUDA IPC
 // cannot share: managed, of a memory pool (cudaMallocAsync), or of cuMemCreate, which is what
 // PyTorch's "expandable segments" are: set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False, or

@@ -9,7 +9,7 @@
 //            cudaMalloc cudaFree cudaHostAlloc cudaFreeHost cudaHostRegister cudaHostUnregister
 //            cudaHostGetDevicePointer cudaMemcpyAsync cudaMemsetAsync cudaPointerGetAttributes
 //            cudaIpcGetMemHandle cudaIpcOpenMemHandle cudaIpcCloseMemHandle
-//            cudaStreamCreateWithFlags cudaStreamCreateWithPriority cudaDeviceGetStreamPriorityRange
+//            cudaStreamCreateWithPriority cudaDeviceGetStreamPriorityRange
 //            cudaStreamDestroy cudaStreamSynchronize cudaStreamWaitEvent
 //            cudaEventCreateWithFlags cudaEventRecord cudaEventQuery cudaEventDestroy
 //   driver   CUDA_DRIVER_FUNCTIONS

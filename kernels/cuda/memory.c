@@ -12,8 +12,8 @@
 
 struct cuda_import {
     cudaIpcMemHandle_t handle;
-    char *base;
-    uint64_t bytes;
+    char *base;     // of the allocation
+    uint64_t bytes; // from there to the end of what the driver has mapped
     uint32_t users;
     struct cuda_import *next;
 };
@@ -39,7 +39,11 @@ int cuda_memory_open(struct cuda_memory *m, int device, struct err *err) {
         return cuda_driver_error(&memory.driver, err, KVPOOL_E_BACKEND,
                                  "the GPU has no memory that can be shared", found);
     memory.unit = unit > 0 ? unit : IPC_BLOCK;
-    cudaError_t e = cudaStreamCreateWithFlags(&memory.stream, cudaStreamNonBlocking);
+    // The loop waits for what is put on it, and not behind attention.
+    int least, most;
+    cudaError_t e = cudaDeviceGetStreamPriorityRange(&least, &most);
+    if (e == cudaSuccess)
+        e = cudaStreamCreateWithPriority(&memory.stream, cudaStreamNonBlocking, most);
     if (e != cudaSuccess)
         return cuda_error(err, KVPOOL_E_BACKEND, "a stream", e);
     *m = memory;
@@ -283,6 +287,7 @@ static struct cuda_import *get_import(struct cuda_memory *m, const unsigned char
         }
     int status;
     void *address = NULL;
+    char *block = NULL;
     struct cudaPointerAttributes attributes = {0};
     struct cuda_import *import = calloc(1, sizeof *import);
     if (import == NULL) {
@@ -306,12 +311,15 @@ static struct cuda_import *get_import(struct cuda_memory *m, const unsigned char
                          attributes.device, m->device);
         goto close_handle;
     }
-    CUresult found = range_of(m, address, &import->base, &import->bytes);
-    if (found != CUDA_SUCCESS || import->base != address) {
+    CUresult found = range_of(m, address, &block, &import->bytes);
+    if (found != CUDA_SUCCESS) {
         status =
             cuda_driver_error(&m->driver, err, KVPOOL_E_INVAL, "range of imported memory", found);
         goto close_handle;
     }
+    // What was opened is the whole block around a small allocation, which begins somewhere in it.
+    import->base = address;
+    import->bytes -= (uint64_t)(import->base - block);
     import->users = 1;
     import->next = m->imports;
     m->imports = import;

@@ -304,7 +304,11 @@ static void test_bad_imports_are_refused(void **state) {
     close(fd);
     h.offset = 0;
     refused(&h, "not a file descriptor");
-    struct backend_mem *mem = alloc(BACKEND_DEVICE, BACKEND_FD); // it still works
+    struct backend_mem *mem = alloc(BACKEND_DEVICE, BACKEND_IPC);
+    backend_cuda.mem_handle(mem, &h); // its own memory, come back
+    refused(&h, "another process");
+    backend_cuda.mem_free(b, mem);
+    mem = alloc(BACKEND_DEVICE, BACKEND_FD); // it still works
     backend_cuda.mem_free(b, mem);
 }
 

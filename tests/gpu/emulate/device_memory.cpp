@@ -5,7 +5,8 @@
 //  1. Device memory is not initialised: 0xff. An access outside an allocation faults (pages without
 //     access on both sides; AddressSanitizer's red zones where it is there).
 //  2. An allocation of a multiple of 2 MiB is a memfd, which an IPC handle names by process and
-//     descriptor. Others have no IPC handle (a GPU would share the whole block around them).
+//     descriptor. Others have no IPC handle here (a GPU shares the whole block around them, and so does
+//     libcuda_emulated.cpp). The file is opened whole; the handle says where in it the allocation is.
 // Threads: any.
 #include "tests/gpu/emulate/device_memory.h"
 #include "tests/gpu/emulate/cudart_emulated.h"
@@ -171,7 +172,7 @@ cudaError_t cudaHostUnregister(void *p) {
                           ? cudaSuccess
                           : cudaErrorHostMemoryNotRegistered);
 }
-static bool is_registered(const void *p) {
+bool emu_memory_registered(const void *p) {
     const unsigned char *at = static_cast<const unsigned char *>(p);
     for (const auto &r : registered)
         if (at >= r.first && at < r.first + r.second)
@@ -181,7 +182,7 @@ static bool is_registered(const void *p) {
 cudaError_t cudaHostGetDevicePointer(void **device, void *host, unsigned int flags) {
     std::lock_guard<std::mutex> hold(emu_memory_lock);
     const auto *a = emu_memory_find(host);
-    if (flags != 0 || !(is_registered(host) || (a != nullptr && a->second.host)))
+    if (flags != 0 || !(emu_memory_registered(host) || (a != nullptr && a->second.host)))
         return emu_result(cudaErrorInvalidValue);
     *device = host;
     return cudaSuccess;
@@ -191,7 +192,7 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *ret, const vo
     const auto *a = emu_memory_find(p);
     struct cudaPointerAttributes attributes = {cudaMemoryTypeUnregistered, -2, nullptr,
                                                const_cast<void *>(p)};
-    if (a != nullptr || is_registered(p)) {
+    if (a != nullptr || emu_memory_registered(p)) {
         bool host = a == nullptr || a->second.host;
         attributes.type = host ? cudaMemoryTypeHost : cudaMemoryTypeDevice;
         attributes.device = 0;
@@ -206,7 +207,7 @@ cudaError_t cudaPointerGetAttributes(struct cudaPointerAttributes *ret, const vo
 
 struct ipc {
     char magic[8];
-    uint64_t bytes, inode;
+    uint64_t bytes, inode, at;
     int32_t pid, fd;
 };
 static const char MAGIC[8] = {'e', 'm', 'u', 'l', 'i', 'p', 'c', '1'};
@@ -221,6 +222,7 @@ cudaError_t cudaIpcGetMemHandle(cudaIpcMemHandle_t *handle, void *p) {
     memcpy(h.magic, MAGIC, sizeof h.magic);
     h.bytes = a->second.bytes;
     h.inode = (uint64_t)st.st_ino;
+    h.at = a->second.at;
     h.pid = getpid();
     h.fd = a->second.fd;
     memset(handle, 0, sizeof *handle);
@@ -239,28 +241,30 @@ cudaError_t cudaIpcOpenMemHandle(void **ret, cudaIpcMemHandle_t handle, unsigned
         return emu_result(cudaErrorDeviceUninitialized);
     char path[64];
     snprintf(path, sizeof path, "/proc/%d/fd/%d", h.pid, h.fd);
-    emu_allocation a = {h.bytes, nullptr, 0, open(path, O_RDWR | O_CLOEXEC), false, false};
+    emu_allocation a = {0, nullptr, 0, open(path, O_RDWR | O_CLOEXEC), false, false, h.at};
     if (a.fd < 0)
         return emu_result(cudaErrorMapBufferObjectFailed);
     unsigned char *p = nullptr;
-    if (emu_memory_is_file(a.fd, &size) && size == h.bytes && fstat(a.fd, &st) == 0 &&
-        (uint64_t)st.st_ino == h.inode)
-        p = map_guarded(h.bytes, &a);
+    if (emu_memory_is_file(a.fd, &size) && h.at < size && h.bytes <= size - h.at &&
+        fstat(a.fd, &st) == 0 && (uint64_t)st.st_ino == h.inode)
+        p = map_guarded(size, &a);
     if (p == nullptr) {
         close(a.fd);
         return emu_result(cudaErrorMapBufferObjectFailed);
     }
+    a.bytes = size; // what the driver knows of it: the whole block
     emu_memory[p] = a;
-    *ret = p;
+    *ret = p + h.at;
     return cudaSuccess;
 }
 cudaError_t cudaIpcCloseMemHandle(void *p) {
     std::lock_guard<std::mutex> hold(emu_memory_lock);
-    auto at = emu_memory.find(static_cast<unsigned char *>(p));
-    if (at == emu_memory.end() || at->second.counted || at->second.host || at->second.fd < 0)
+    const auto *a = emu_memory_find(p);
+    if (a == nullptr || a->second.counted || a->second.host || a->second.fd < 0 ||
+        p != a->first + a->second.at)
         return emu_result(cudaErrorInvalidValue);
-    close(at->second.fd);
-    munmap(at->second.map, at->second.map_bytes);
-    emu_memory.erase(at);
+    close(a->second.fd);
+    munmap(a->second.map, a->second.map_bytes);
+    emu_memory.erase(a->first);
     return cudaSuccess;
 }

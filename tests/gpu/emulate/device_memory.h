@@ -17,6 +17,7 @@ struct emu_allocation {
     int fd; // of memory that other processes can open; -1: it cannot be
     bool host;
     bool counted; // against the device's size
+    size_t at;    // of an allocation: in its file; of an opened file: what the handle named
 };
 extern std::mutex emu_memory_lock;
 extern std::map<unsigned char *, emu_allocation> emu_memory; // by address
@@ -26,6 +27,7 @@ size_t emu_memory_limit();         // of the device, bytes: KVPOOL_EMULATE_MEMOR
 int emu_device_count();            // KVPOOL_EMULATE_DEVICES
 int emu_memory_file(size_t bytes); // a new one, or -1
 bool emu_memory_is_file(int fd, size_t *ret_bytes);
+bool emu_memory_registered(const void *p); // host memory that the device reaches
 // The allocation that holds p, or NULL.
 const std::pair<unsigned char *const, emu_allocation> *emu_memory_find(const void *p);
 

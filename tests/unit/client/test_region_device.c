@@ -168,6 +168,8 @@ static void bad_arguments_are_refused(void **state) {
     expect(c, KVPOOL_E_INVAL, kvpool_region_register(c, NULL, 1, &region));
     expect(c, KVPOOL_E_INVAL, kvpool_region_register(c, (void *)FAKE_BASE, 0, &region));
     expect(c, KVPOOL_E_INVAL, kvpool_region_register(c, (void *)FAKE_BASE, 1, NULL));
+    expect(c, KVPOOL_E_INVAL, kvpool_region_register(c, (void *)(FAKE_BASE + 2), 1, &region));
+    expect_message(c, "no multiple of 4");
     assert_null(region);
     assert_int_equal(fake_count(&kvd, PROTO_REGION_ALLOC), 0);
     assert_int_equal(fake_count(&kvd, PROTO_REGION_REGISTER), 0);
@@ -433,8 +435,8 @@ static void memory_that_cannot_be_shared_is_refused_with_advice(void **state) {
     NOT_SHARED(KVPOOL_E_UNSUPPORTED, "managed memory", fake_cuda.managed = 1);
     NOT_SHARED(KVPOOL_E_INVAL, "host memory", fake_cuda.memory_type = 1);
     NOT_SHARED(KVPOOL_E_INVAL, "no memory of CUDA's", at = &region);
-    at = (void *)(FAKE_BASE + FAKE_BYTES - 4999);
-    NOT_SHARED(KVPOOL_E_INVAL, "5000 bytes, but the allocation has 4999", (void)0);
+    at = (void *)(FAKE_BASE + FAKE_BYTES - 4996);
+    NOT_SHARED(KVPOOL_E_INVAL, "5000 bytes, but the allocation has 4996", (void)0);
     at = (void *)(FAKE_BASE + 512);
     NOT_SHARED(KVPOOL_E_BACKEND, "cuMemGetAddressRange: CUDA_ERROR_UNKNOWN",
                fake_cuda.fails = "cuMemGetAddressRange");

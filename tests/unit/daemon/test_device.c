@@ -277,6 +277,8 @@ static void regions_that_cannot_be_are_refused(void **state) {
     assert_int_equal(own(1, 4097, 4096, 1, &handle), KVPOOL_E_INVAL);
     assert_int_equal(own(4096, UINT64_MAX - 100, UINT64_MAX, 1, &handle), KVPOOL_E_INVAL);
     assert_int_equal(own(1, 0, 0, 1, &handle), KVPOOL_E_INVAL);
+    assert_int_equal(own(4096, 4097, 16384, 1, &handle), KVPOOL_E_INVAL); // where no bf16 may lie
+    assert_int_equal(own(4096, 4098, 16384, 1, &handle), KVPOOL_E_INVAL); // where no fp32 may
     assert_int_equal(device.imported_bytes, 0); // the backend was not asked
     assert_int_equal(own(2 << 20, 0, 4 << 20, 1, &handle), KVPOOL_E_LIMIT);
     assert_int_equal(own(4096, 0, 4096, 0xBD, &handle), KVPOOL_E_INVAL); // the backend's word
