@@ -19,12 +19,6 @@
 static constexpr float DECODE_LOG2E = 1.4426950408889634f;
 static constexpr float DECODE_LN2 = 0.6931471805599453f;
 
-// A lane's share of one block, with m and l of columns 2c and 2c+1.
-struct decode_part {
-    float4 o;
-    float m[2], l[2];
-};
-
 static __device__ __forceinline__ float minus_infinity() {
     return __uint_as_float(0xff800000u);
 }
@@ -32,9 +26,7 @@ static __device__ __forceinline__ float minus_infinity() {
 static __device__ __forceinline__ float finite_or_0(float m) {
     return m == minus_infinity() ? 0.0f : m;
 }
-static __device__ __forceinline__ struct decode_part no_part() {
-    return {{0, 0, 0, 0}, {minus_infinity(), minus_infinity()}, {0, 0}};
-}
+
 // --- the result ----------------------------------------------------------------------------------
 
 // One n-tile: factors of columns 2c, 2c+1, and the row that the lane writes, of column g (NULL: the
@@ -157,104 +149,153 @@ template <class C> struct decode_shared {
     }
 };
 
-// Sum of block `block` of n parts in the order of the line: part 0 at o0 and ml0, part k at o + k * STEP and
-// ml + k * STEP. Eight at a time, all read at once: lane 4*i + c has the weights of part i, which go to all
-// lanes of column pair c.
-template <class C, uint32_t STEP>
-static __device__ __forceinline__ struct decode_part
-sum_parts(const unsigned char *o0, const unsigned char *ml0, const unsigned char *o,
-          const unsigned char *ml, uint32_t n, uint32_t block) {
-    constexpr uint32_t PARTS = 8;
-    uint32_t lane = threadIdx.x % 32;
-    uint32_t o_at = (block * 32 + lane) * 16, ml_at = (block / C::DT * 4 + lane % 4) * 16;
-    struct decode_part sum = no_part();
-#pragma unroll 1
-    for (uint32_t k = 0; k < n; k += PARTS) {
-        uint32_t mine = k + lane / 4;
-        float4 x = {minus_infinity(), 0, minus_infinity(), 0}, part[PARTS];
-        if (mine < n)
-            x = *reinterpret_cast<const float4 *>((mine ? ml + mine * STEP : ml0) + ml_at);
-#pragma unroll
-        for (uint32_t i = 0; i < PARTS; i++) {
-            const unsigned char *from = i == 0 && k == 0 ? o0 : o + k * STEP + i * STEP;
-            part[i] = {0, 0, 0, 0};
-            if (k + i < n)
-                part[i] = *reinterpret_cast<const float4 *>(from + o_at);
-        }
-        float m[2] = {x.x, x.z}, l[2] = {x.y, x.w}, w[2], up[2];
-#pragma unroll
-        for (int e = 0; e < 2; e++) {
-            float max = m[e];
-#pragma unroll
-            for (int by = 4; by < 32; by *= 2)
-                max = fmaxf(max, __shfl_xor_sync(ALL_LANES, max, by));
-            max = fmaxf(max, sum.m[e]);
-            up[e] = exp2_fast(sum.m[e] - finite_or_0(max));
-            w[e] = exp2_fast(m[e] - finite_or_0(max));
-            l[e] *= w[e];
-#pragma unroll
-            for (int by = 4; by < 32; by *= 2)
-                l[e] += __shfl_xor_sync(ALL_LANES, l[e], by);
-            sum.m[e] = max;
-            sum.l[e] = sum.l[e] * up[e] + l[e];
-        }
-        sum.o = {sum.o.x * up[0], sum.o.y * up[1], sum.o.z * up[0], sum.o.w * up[1]};
-#pragma unroll
-        for (int i = 0; i < (int)PARTS; i++) {
-            float w0 = __shfl_sync(ALL_LANES, w[0], i * 4 + (int)(lane % 4));
-            float w1 = __shfl_sync(ALL_LANES, w[1], i * 4 + (int)(lane % 4));
-            sum.o.x += w0 * part[i].x;
-            sum.o.y += w1 * part[i].y;
-            sum.o.z += w0 * part[i].z;
-            sum.o.w += w1 * part[i].w;
-        }
+// Where the parts of an item are: in the slots of this CTA's warps, from `slot` on (after it, the first slots
+// of the next warps), or in the workspace (CTA `first`'s second part, then the first ones of those after it).
+template <class C> struct parts_here {
+    static constexpr bool MANY = false; // never more than DECODE_MAX_WARPS
+    const struct decode_shared<C> &shared;
+    uint32_t slot;
+    __device__ __forceinline__ const float4 *o(uint32_t k) const {
+        return shared.o(slot / 2 + k, k ? 0 : slot % 2);
     }
-    return sum;
+    __device__ __forceinline__ const float4 *ml(uint32_t k) const {
+        return shared.ml(slot / 2 + k, k ? 0 : slot % 2);
+    }
+};
+template <class C> struct parts_of_ctas {
+    static constexpr bool MANY = true;
+    static constexpr uint32_t BYTES = decode_partial_bytes(C::D, C::NT);
+    const unsigned char *first; // CTA first's first part
+    __device__ __forceinline__ const float4 *o(uint32_t k) const {
+        return reinterpret_cast<const float4 *>(first + (uint64_t)(k ? 2 * k : 1) * BYTES);
+    }
+    __device__ __forceinline__ const float4 *ml(uint32_t k) const {
+        return o(k) + decode_o_bytes(C::D, C::NT) / 16;
+    }
+};
+
+enum { PARTS = 8 }; // that are read at once
+static_assert((int)PARTS == (int)DECODE_MAX_WARPS, "a CTA's parts are read at once");
+
+// Place `at` of O of parts k .. k + PARTS; of part n and later ones nothing.
+template <class P>
+static __device__ __forceinline__ void read_parts(const P &parts, uint32_t k, uint32_t n,
+                                                  uint32_t at, float4 (&ret)[PARTS]) {
+#pragma unroll
+    for (uint32_t i = 0; i < PARTS; i++) {
+        ret[i] = {0, 0, 0, 0};
+        if (k + i < n)
+            ret[i] = parts.o(k + i)[at];
+    }
 }
 
-// Weights of the parts of an item in one CTA, at most 8, for one n-tile; m and l of their sum. Lane 4*i + c
-// reads those of part i, columns 2c and 2c+1; every lane gets those of its own columns.
-struct decode_weights {
-    float w[DECODE_MAX_WARPS][2], m[2], l[2];
-};
-template <class C>
-static __device__ __forceinline__ struct decode_weights
-weigh_parts(const struct decode_shared<C> &shared, uint32_t slot, uint32_t n, uint32_t nt) {
-    uint32_t lane = threadIdx.x % 32, i = lane / 4;
+// m and l of part k + lane / 4, columns 2c and 2c+1, c = lane % 4.
+template <class P>
+static __device__ __forceinline__ float4 read_ml(const P &parts, uint32_t k, uint32_t n,
+                                                 uint32_t nt) {
+    uint32_t lane = threadIdx.x % 32;
     float4 x = {minus_infinity(), 0, minus_infinity(), 0};
-    if (i < n)
-        x = shared.ml(slot / 2 + i, i ? 0 : slot % 2)[nt * 4 + lane % 4];
-    struct decode_weights ret;
-    float m[2] = {x.x, x.z}, l[2] = {x.y, x.w};
+    if (k + lane / 4 < n)
+        x = parts.ml(k + lane / 4)[nt * 4 + lane % 4];
+    return x;
+}
+
+// Weights of parts k .. k + PARTS for the lane's columns, from their m; lane 4*i + c has those of part k + i.
+static __device__ __forceinline__ void weigh_parts(const float (&m)[2], const float (&max)[2],
+                                                   float (&ret)[PARTS][2]) {
 #pragma unroll
     for (int e = 0; e < 2; e++) {
-        float max = m[e];
+        float w = exp2_fast(m[e] - finite_or_0(max[e]));
 #pragma unroll
-        for (int by = 4; by < 32; by *= 2)
-            max = fmaxf(max, __shfl_xor_sync(ALL_LANES, max, by));
-        float w = exp2_fast(m[e] - finite_or_0(max)), sum = l[e] * w;
-#pragma unroll
-        for (int by = 4; by < 32; by *= 2)
-            sum += __shfl_xor_sync(ALL_LANES, sum, by);
-        ret.m[e] = max;
-        ret.l[e] = sum;
-#pragma unroll
-        for (int k = 0; k < DECODE_MAX_WARPS; k++)
-            ret.w[k][e] = __shfl_sync(ALL_LANES, w, k * 4 + (int)(lane % 4));
+        for (int i = 0; i < PARTS; i++)
+            ret[i][e] = __shfl_sync(ALL_LANES, w, i * 4 + (int)(threadIdx.x % 4));
     }
-    return ret;
 }
 
-// Place `at` of O of an item's parts in one CTA.
-template <class C>
-static __device__ __forceinline__ void read_parts(const struct decode_shared<C> &shared,
-                                                  uint32_t slot, uint32_t n, uint32_t at,
-                                                  float4 (&ret)[DECODE_MAX_WARPS]) {
+static __device__ __forceinline__ void add_parts(float4 &sum, const float (&w)[PARTS][2],
+                                                 const float4 (&x)[PARTS]) {
 #pragma unroll
-    for (uint32_t k = 0; k < DECODE_MAX_WARPS; k++) {
-        ret[k] = {0, 0, 0, 0};
-        if (k < n)
-            ret[k] = shared.o(slot / 2 + k, k ? 0 : slot % 2)[at];
+    for (int i = 0; i < PARTS; i++) {
+        sum.x += w[i][0] * x[i].x;
+        sum.y += w[i][1] * x[i].y;
+        sum.z += w[i][0] * x[i].z;
+        sum.w += w[i][1] * x[i].w;
+    }
+}
+
+// Sums an item's n parts in the order of the line, by `split` warps of which this is number `sub`: n-tiles
+// are divided first, a lane works out the weight of one part for two columns, once an n-tile. To the result,
+// or to a part in the workspace.
+template <class C, class P>
+static __device__ __forceinline__ void sum_item(const struct decode_args &a, const P &parts,
+                                                uint32_t n, uint32_t q0, uint32_t what,
+                                                unsigned char *to, uint32_t sub, uint32_t split) {
+    uint32_t lane = threadIdx.x % 32;
+    uint32_t nts = min(split, (uint32_t)C::NT), step = split / nts, dt0 = sub / nts;
+    if (dt0 >= step)
+        return;
+#pragma unroll 1
+    for (uint32_t nt = sub % nts; nt < C::NT; nt += nts) {
+        uint32_t at = (nt * C::DT + dt0) * 32 + lane;
+        float4 ml = read_ml(parts, 0, n, nt), x[PARTS];
+        read_parts(parts, 0, n, at, x);
+        unsigned char *row = to ? nullptr : row_of<C>(a, nt, q0, what);
+        float m[2] = {ml.x, ml.z}, max[2] = {m[0], m[1]}, sum_l[2], w[PARTS][2];
+        if (P::MANY) {
+#pragma unroll 1
+            for (uint32_t k = PARTS; k < n; k += PARTS) {
+                float4 more = read_ml(parts, k, n, nt);
+                max[0] = fmaxf(max[0], more.x);
+                max[1] = fmaxf(max[1], more.z);
+            }
+        }
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+#pragma unroll
+            for (int by = 4; by < 32; by *= 2)
+                max[e] = fmaxf(max[e], __shfl_xor_sync(ALL_LANES, max[e], by));
+        sum_l[0] = ml.y * exp2_fast(m[0] - finite_or_0(max[0]));
+        sum_l[1] = ml.w * exp2_fast(m[1] - finite_or_0(max[1]));
+        if (P::MANY) {
+#pragma unroll 1
+            for (uint32_t k = PARTS; k < n; k += PARTS) {
+                float4 more = read_ml(parts, k, n, nt);
+                sum_l[0] += more.y * exp2_fast(more.x - finite_or_0(max[0]));
+                sum_l[1] += more.w * exp2_fast(more.z - finite_or_0(max[1]));
+            }
+        }
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+#pragma unroll
+            for (int by = 4; by < 32; by *= 2)
+                sum_l[e] += __shfl_xor_sync(ALL_LANES, sum_l[e], by);
+        weigh_parts(m, max, w);
+        struct decode_rows rows = {{0, 0}, nullptr};
+        if (!to)
+            rows = end_columns<C>(a, nt, q0, what, max, sum_l, row, dt0 == 0);
+        else if (dt0 == 0 && lane < 4)
+            reinterpret_cast<float4 *>(to)[decode_o_bytes(C::D, C::NT) / 16 + nt * 4 + lane] = {
+                max[0], sum_l[0], max[1], sum_l[1]};
+#pragma unroll 1
+        for (uint32_t dt = dt0; dt < C::DT; dt += step, at += step * 32) {
+            float4 sum = {0, 0, 0, 0};
+            add_parts(sum, w, x);
+            if (P::MANY) {
+#pragma unroll 1
+                for (uint32_t k = PARTS; k < n; k += PARTS) {
+                    float4 more = read_ml(parts, k, n, nt), y[PARTS];
+                    read_parts(parts, k, n, at, y);
+                    float more_m[2] = {more.x, more.z}, more_w[PARTS][2];
+                    weigh_parts(more_m, max, more_w);
+                    add_parts(sum, more_w, y);
+                }
+            }
+            read_parts(parts, 0, dt + step < C::DT ? n : 0, at + step * 32, x);
+            if (to)
+                reinterpret_cast<float4 *>(to)[at] = sum;
+            else
+                write_block<C>(rows, dt, sum);
+        }
     }
 }
 
@@ -264,7 +305,6 @@ template <class C>
 static __device__ __forceinline__ void merge_block(const struct decode_args &a,
                                                    const struct decode_shared<C> &shared,
                                                    const struct decode_span &span) {
-    constexpr uint32_t BLOCKS = C::NT * C::DT;
     constexpr uint32_t BYTES = decode_partial_bytes(C::D, C::NT);
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, cta = blockIdx.x;
     __syncthreads();
@@ -301,38 +341,9 @@ static __device__ __forceinline__ void merge_block(const struct decode_args &a,
         uint32_t n = (uint32_t)__popc((int)mask);
         bool begun = begins >> slot & 1, whole = begun && (ends & mask) != 0;
         const struct decode_note *note = &shared.notes(slot / 2)[slot % 2];
-        uint32_t q0 = note->q0, what = note->what, stride = split * 32;
-        unsigned char *to = a.partials + (uint64_t)(2 * cta + begun) * BYTES;
-#pragma unroll 1
-        for (uint32_t nt = 0; nt < C::NT; nt++) {
-            uint32_t dt = warp % split, at = (nt * C::DT + dt) * 32 + lane;
-            float4 x[DECODE_MAX_WARPS];
-            read_parts<C>(shared, slot, n, at, x);
-            unsigned char *row = row_of<C>(a, nt, q0, what);
-            struct decode_weights weights = weigh_parts<C>(shared, slot, n, nt);
-            struct decode_rows rows = {{0, 0}, nullptr};
-            if (whole)
-                rows = end_columns<C>(a, nt, q0, what, weights.m, weights.l, row, dt == 0);
-            else if (dt == 0 && lane < 4)
-                reinterpret_cast<float4 *>(to + shared.O)[nt * 4 + lane] = {
-                    weights.m[0], weights.l[0], weights.m[1], weights.l[1]};
-#pragma unroll 1
-            for (; dt < C::DT; dt += split, at += stride) {
-                float4 sum = {0, 0, 0, 0};
-#pragma unroll
-                for (int k = 0; k < DECODE_MAX_WARPS; k++) {
-                    sum.x += weights.w[k][0] * x[k].x;
-                    sum.y += weights.w[k][1] * x[k].y;
-                    sum.z += weights.w[k][0] * x[k].z;
-                    sum.w += weights.w[k][1] * x[k].w;
-                }
-                read_parts<C>(shared, slot, dt + split < C::DT ? n : 0, at + stride, x);
-                if (whole)
-                    write_block<C>(rows, dt, sum);
-                else
-                    reinterpret_cast<float4 *>(to)[at] = sum;
-            }
-        }
+        sum_item<C>(a, parts_here<C>{shared, slot}, n, note->q0, note->what,
+                    whole ? nullptr : a.partials + (uint64_t)(2 * cta + begun) * BYTES,
+                    warp % split, split);
     }
     if (back < 0 && forward < 0)
         return;
@@ -357,18 +368,8 @@ static __device__ __forceinline__ void merge_block(const struct decode_args &a,
         uint32_t slot = (uint32_t)(i ? forward : back), first = i ? cta : span.back_first;
         uint32_t n = (i ? span.forward_last : span.back_last) - first + 1;
         const struct decode_note *note = &shared.notes(slot / 2)[slot % 2];
-        uint32_t q0 = note->q0, what = note->what;
-        // CTA first's part is its second one, the others' their first.
-        const unsigned char *o = a.partials + (uint64_t)(2 * first) * BYTES;
-#pragma unroll 1
-        for (uint32_t block = warp; block < BLOCKS; block += shared.warps) {
-            uint32_t nt = block / C::DT, dt = block % C::DT;
-            unsigned char *row = row_of<C>(a, nt, q0, what);
-            struct decode_part sum =
-                sum_parts<C, 2 * BYTES>(o + BYTES, o + BYTES + shared.O, o, o + shared.O, n, block);
-            struct decode_rows rows = end_columns<C>(a, nt, q0, what, sum.m, sum.l, row, dt == 0);
-            write_block<C>(rows, dt, sum.o);
-        }
+        sum_item<C>(a, parts_of_ctas<C>{a.partials + (uint64_t)(2 * first) * BYTES}, n, note->q0,
+                    note->what, nullptr, warp, shared.warps);
     }
 }
 

@@ -18,7 +18,7 @@
 
 #include <set>
 
-enum { DEVICE_SMS = 7 };
+enum { DEVICE_SMS = 19 };
 
 static std::mutex lock; // of streams and events
 static thread_local cudaError_t last;
