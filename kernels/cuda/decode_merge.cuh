@@ -232,7 +232,7 @@ static __device__ __forceinline__ void sum_item(const struct decode_args &a, con
                                                 unsigned char *to, uint32_t sub, uint32_t split) {
     uint32_t lane = threadIdx.x % 32;
     uint32_t nts = min(split, (uint32_t)C::NT), step = split / nts, dt0 = sub / nts;
-    if (dt0 >= step)
+    if (dt0 >= min(step, (uint32_t)C::DT))
         return;
 #pragma unroll 1
     for (uint32_t nt = sub % nts; nt < C::NT; nt += nts) {

@@ -3,6 +3,7 @@
 #include "kernels/cuda/pool.h"
 
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #define SPARE ((uint64_t)512 << 20) // left for plans, workspaces and the kernels' code
@@ -40,10 +41,13 @@ int cuda_pool_open(struct cuda_memory *m, const struct kv_geometry *geometry,
     if (pool == NULL)
         return err_set(err, KVPOOL_E_NOMEM, "no memory for a pool");
     pool->marks = calloc(rows, sizeof *pool->marks);
-    if (pool->marks == NULL) {
+    pool->stamps = calloc(rows, sizeof *pool->stamps);
+    if (pool->marks == NULL || pool->stamps == NULL) {
         status = err_set(err, KVPOOL_E_NOMEM, "no memory for a pool of %u rows", rows);
-        goto free_pool;
+        goto free_marks;
     }
+    for (uint32_t row = 0; row < rows; row++)
+        cuda_pool_stamp(pool, row);
     uint64_t table_bytes = (uint64_t)rows * row_entries * sizeof(uint32_t);
     status = cuda_block_open(m, "the pool", bytes, SPARE, how, &pool->block, err);
     if (status != 0)
@@ -65,8 +69,8 @@ int cuda_pool_open(struct cuda_memory *m, const struct kv_geometry *geometry,
 close_block:
     cuda_block_close(m, &pool->block);
 free_marks:
+    free(pool->stamps);
     free(pool->marks);
-free_pool:
     free(pool);
     return status;
 }
@@ -74,8 +78,15 @@ free_pool:
 void cuda_pool_close(struct cuda_memory *m, struct backend_pool *pool) {
     cudaFree(pool->table);
     cuda_block_close(m, &pool->block);
+    free(pool->stamps);
     free(pool->marks);
     free(pool);
+}
+
+void cuda_pool_stamp(struct backend_pool *pool, uint32_t row) {
+    static atomic_uint_fast64_t
+        now; // of all pools: what has one of them as its key cannot meet another's
+    pool->stamps[row] = atomic_fetch_add(&now, 1) + 1;
 }
 
 char *cuda_pool_at(const struct backend_pool *pool, uint32_t layer, uint64_t offset) {

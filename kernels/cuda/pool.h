@@ -20,6 +20,9 @@ struct backend_pool {
     // Rows that the update being gathered writes: marks[row] == generation.
     uint32_t *marks;
     uint32_t generation;
+    // When each row was last written, in a time that never stands still: no two rows, of any pools, nor one
+    // row before and after a write, have the same.
+    uint64_t *stamps;
 };
 
 // Errors: NOMEM (the bytes wanted and available), UNSUPPORTED, BACKEND.
@@ -30,6 +33,9 @@ void cuda_pool_close(struct cuda_memory *m, struct backend_pool *pool);
 
 // Address of `offset` in the plane of a layer.
 char *cuda_pool_at(const struct backend_pool *pool, uint32_t layer, uint64_t offset);
+
+// The row is written from here on: what was made from its page ids is no longer right.
+void cuda_pool_stamp(struct backend_pool *pool, uint32_t row);
 
 // How kernels see the plane of a layer.
 struct cuda_kv cuda_pool_kv(const struct backend_pool *pool, uint32_t layer);

@@ -48,6 +48,7 @@ enum cuda_kernel { CUDA_DECODE, CUDA_PREFILL, CUDA_PLANNED_KERNELS };
 
 // What a plan was made for, besides the batch.
 struct cuda_plan_key {
+    uint64_t pages;  // changes with the page ids of the batch
     uint32_t kernel; // enum cuda_kernel
     uint32_t part;   // 0 all, 1 few, 2 many
     uint32_t qo_heads, kv_heads, head_dim, page_shift;

@@ -496,6 +496,52 @@ static void test_a_batch_is_uploaded_and_planned_once(void **state) {
     backend_cuda.pool_close(b, pool);
 }
 
+// What attention over one token of one page gives: that page's V, here all of one number.
+static uint16_t attend_to_page(struct backend_pool *pool, struct backend_stream *s,
+                               struct backend_mem *mem, const uint32_t *page) {
+    struct step step = make_step(mem, 1, 0);
+    uint16_t out = 0;
+    step.kv_len[0] = 1;
+    const struct backend_op ops[2] = {{.kind = BACKEND_TABLE, .u.table = {0, 0, 1, page}},
+                                      step_op(&step, 0, -1)};
+    run(pool, s, page != NULL ? ops : ops + 1, page != NULL ? 2 : 1);
+    fetch(&out, cuda_mem_address(mem) + step.out.offset, sizeof out);
+    return out;
+}
+
+// The same sequences of the same lengths, but not the same pages: a plan of before is not theirs.
+static void test_a_plan_is_made_anew_for_other_pages(void **state) {
+    (void)state;
+    enum { PAGES = 4, PAGE_BYTES = 2 * 2 * 8 * 64 * 2 };
+    struct backend_pool *pools[2];
+    struct backend_stream *s = open_stream();
+    struct backend_mem *mem = alloc(BACKEND_DEVICE, BACKEND_FD);
+    struct err err = {0};
+    for (uint16_t i = 0; i < 2; i++) {
+        pools[i] = open_pool(PAGES, 8, 8, BACKEND_FD);
+        for (uint16_t page = 0; page < PAGES; page++) {
+            uint16_t kv[PAGE_BYTES / 2];
+            for (size_t at = 0; at < PAGE_BYTES / 2; at++)
+                kv[at] = (uint16_t)(0x3f80 + 16 * i + page);
+            assert_int_equal(backend_cuda.pool_write(b, pools[i], 0, (uint64_t)page * PAGE_BYTES,
+                                                     kv, PAGE_BYTES, &err),
+                             0);
+        }
+    }
+    for (uint32_t page = 0; page < PAGES; page++)
+        assert_int_equal(attend_to_page(pools[0], s, mem, &page), 0x3f80 + page);
+    uint64_t planned = s->planned;
+    assert_int_equal(attend_to_page(pools[0], s, mem, NULL), 0x3f80 + PAGES - 1);
+    assert_int_equal(s->planned, planned);
+    const uint32_t page = 2;
+    assert_int_equal(attend_to_page(pools[1], s, mem, &page), 0x3f90 + 2);
+    assert_int_equal(attend_to_page(pools[0], s, mem, NULL), 0x3f80 + PAGES - 1);
+    backend_cuda.mem_free(b, mem);
+    backend_cuda.stream_close(b, s);
+    for (int i = 0; i < 2; i++)
+        backend_cuda.pool_close(b, pools[i]);
+}
+
 static void test_many_streams_at_once(void **state) {
     (void)state;
     enum { STREAMS = 24, ROUNDS = 40 };
@@ -617,6 +663,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test(test_table_updates_of_every_size),
         cmocka_unit_test(test_more_pages_are_copied_than_one_launch_takes),
         cmocka_unit_test(test_a_batch_is_uploaded_and_planned_once),
+        cmocka_unit_test(test_a_plan_is_made_anew_for_other_pages),
         cmocka_unit_test(test_many_streams_at_once),
         cmocka_unit_test(test_an_empty_program_ends_too),
         cmocka_unit_test(test_a_lost_device_refuses_everything),
