@@ -199,7 +199,7 @@ int sp_client_open(const char *path, enum sp_client_role role, struct sp_client 
 int sp_client_receive(struct sp_client *c, uint64_t deadline_ns, const char **ret, size_t *ret_len,
                       struct err *err) {
     for (bool last = false;;) {
-        const uint8_t *body;
+        const uint8_t *body = NULL;
         int rc = take(c, &body, ret_len, err);
         if (rc != 0) {
             *ret = (const char *)body;
@@ -234,8 +234,8 @@ int sp_client_ask(struct sp_client *c, const void *request, size_t len, uint64_t
     put_be(message + HEAD, ID, c->id);
     memcpy(message + HEAD + ID, request, len);
     while (sp_client_now_ns() < deadline_ns) {
-        const uint8_t *body;
-        size_t body_len;
+        const uint8_t *body = NULL;
+        size_t body_len = 0;
         int rc;
         if (c->fd < 0) {
             sent = false;
