@@ -146,13 +146,13 @@ static int make_room(struct sp_client *c, struct err *err) {
     if (c->cap - c->have >= READ_BYTES) {
         return 0;
     }
-    buf = realloc(c->buf, c->have + 2 * READ_BYTES + c->cap);
+    buf = realloc(c->buf, c->have + (size_t)2 * READ_BYTES + c->cap);
     if (buf == NULL) {
         disconnect(c, ENOMEM);
         return err_set(err, KVPOOL_E_NOMEM, "out of memory");
     }
     c->buf = buf;
-    c->cap += c->have + 2 * READ_BYTES;
+    c->cap += c->have + (size_t)2 * READ_BYTES;
     return 0;
 }
 
