@@ -11,6 +11,7 @@
 #include "client/cmd/events_reader.h"
 #include "client/cmd/sp_client.h"
 #include "daemon/feed.h"
+#include "tests/unit/daemon/starve.h"
 #include "tests/unit/daemon/tmpdir.h"
 
 #include <pthread.h>
@@ -272,6 +273,33 @@ static void another_instance_whose_next_number_fits_is_noticed(void **state) {
     assert_int_equal(100 + 101, t.lines);
 }
 
+static void threads_without_time_are_not_taken_for_dead_listeners(void **state) {
+    struct sp_client *watch, *asker;
+    const char *got;
+    char path[256];
+    uint64_t last = 1;
+    size_t len;
+    (void)state;
+    start_daemon(1000, 1);
+    watch = open_watch(&last);
+    snprintf(path, sizeof path, "%s/" FEED_REPLAY_SOCKET, t.dir.path);
+    assert_int_equal(0, sp_client_open(path, SP_CLIENT_REQ, &asker, NULL));
+    assert_int_equal(
+        0, sp_client_ask(asker, "1", 1, sp_client_now_ns() + 30000000000u, &got, &len, NULL));
+    const bool starved = starve_begin();
+    sleep(8); // several probes
+    starve_end();
+    assert_true(starved);
+    observe(1);
+    watch_until(watch, ++last);
+    assert_int_equal(
+        0, sp_client_ask(asker, "1", 1, sp_client_now_ns() + 30000000000u, &got, &len, NULL));
+    assert_int_equal(1, sp_client_connections(watch));
+    assert_int_equal(1, sp_client_connections(asker));
+    sp_client_close(watch);
+    sp_client_close(asker);
+}
+
 static void a_sink_that_takes_no_more_ends_it(void **state) {
     (void)state;
     start_daemon(1000, 1);
@@ -309,6 +337,7 @@ int main(void) {
         TEST(another_instance_whose_next_number_fits_is_noticed),
         TEST(a_sink_that_takes_no_more_ends_it),
         TEST(without_events_it_says_what_to_do),
+        TEST(threads_without_time_are_not_taken_for_dead_listeners), // the last: see starve.h
     };
     return cmocka_run_group_tests_name("cmd_events", tests, NULL, NULL);
 }
