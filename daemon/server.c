@@ -12,8 +12,8 @@
 //  6. `state`, the peers and every counter belong to the loop thread; NNG's threads see a slot or
 //     the beat only as an item to push and a pipe only as an event to push.
 //  7. Pipe events and requests go through the one inbox: a pipe is known before its first request.
-//  8. A reply that its peer does not take within a second costs the peer its connection, never the
-//     daemon a slot for longer.
+//  8. A reply that its peer does not take within two seconds in which NNG's threads run costs the
+//     peer its connection, never the daemon a slot for longer.
 //  9. Nothing of NNG is called from NNG's callbacks except reading the peer of a new pipe and
 //     closing (refusing) it.
 // Thread: loop thread, except the two functions marked.
@@ -36,7 +36,8 @@
 #include <unistd.h>
 
 enum {
-    SEND_TIMEOUT_MS = 1000, // invariant 8, give or take a tick
+    SEND_TIMEOUT_MS = 1000, // invariant 8, give or take a tick,
+    SLOW_BEATS = 5,         // and so many beats of NNG's threads, which have to send it
     CLOSE_TIMEOUT_S = 3,    // for NNG to end
     TICK_MS = 500,          // the longest sleep of the timer
     RELISTEN_MS = 100,      // after a listen that failed
@@ -60,6 +61,7 @@ struct slot {
     nng_aio *aio;
     nng_msg *msg;           // the request while HANDLING
     uint64_t sending_since; // uv_now
+    uint64_t suspected;     // `beats` when its peer was first found slow; 0: not
 };
 
 struct pipe_event { // on its way through the inbox; that of a new pipe becomes the peer's entry
@@ -90,9 +92,11 @@ struct server {
     uint32_t own_pipes; // made for this process since then
     uint32_t silent;    // probes in a row that made a pipe and got no reply
     uint32_t deaf;      // that made none
-    nng_aio *beat;      // sleeps while a probe runs: see probe.h
+    nng_aio *beat;      // sleeps while a probe runs, or a peer is suspected: see probe.h
     struct inbox_item beat_item;
-    bool beating; // from its start until the loop has it
+    bool beating;   // from its start until the loop has it
+    uint64_t beats; // so far; begins with 1
+    bool suspects;  // a slot has one
     uint64_t relistens;
     struct peers peers;
     atomic_uint live;   // pipes accepted and not known to be gone
@@ -200,6 +204,14 @@ static void on_received(struct slot *slot) {
     s->on_request(s->arg, &slot->req);
 }
 
+// Sleeps a beat, one after another as long as somebody counts them.
+static void beat(struct server *s) {
+    if (!s->beating && (s->suspects || probe_running(s->probe))) {
+        s->beating = true;
+        nng_sleep_aio(PROBE_BEAT_MS, s->beat);
+    }
+}
+
 static void close_pipe(uint32_t id) {
     const nng_pipe pipe = {.id = id};
     nng_pipe_close(pipe);
@@ -218,15 +230,26 @@ static void on_sent(struct slot *slot) {
 // message.
 static void disconnect_slow_peers(struct server *s) {
     const uint64_t now = uv_now(s->loop);
+    s->suspects = false;
     for (uint32_t i = 0; i < s->num_slots && s->count[SLOT_SENDING] > 0; i++) {
         struct slot *slot = &s->slots[i];
-        if (slot->state == SLOT_SENDING && now - slot->sending_since >= SEND_TIMEOUT_MS) {
+        if (slot->state != SLOT_SENDING || now - slot->sending_since < SEND_TIMEOUT_MS) {
+            continue;
+        }
+        if (slot->suspected == 0) {
+            slot->suspected = s->beats;
+        }
+        if (s->beats - slot->suspected < SLOW_BEATS) {
+            s->suspects = true;
+        } else {
             log_warn("server.slow_peer", "pid=%u pipe=%u action=disconnect", slot->req.pid,
                      slot->req.pipe);
             slot->sending_since = now;
+            slot->suspected = 0;
             close_pipe(slot->req.pipe);
         }
     }
+    beat(s);
 }
 
 void server_reply(struct server *s, struct server_req *req, const void *bytes, size_t len) {
@@ -255,6 +278,7 @@ void server_reply(struct server *s, struct server_req *req, const void *bytes, s
     set_state(slot, SLOT_SENDING);
     nng_aio_set_msg(slot->aio, reply);
     slot->sending_since = uv_now(s->loop);
+    slot->suspected = 0;
     nng_ctx_send(slot->ctx, slot->aio);
 }
 
@@ -296,13 +320,6 @@ static void forget_all_peers(struct server *s) {
     }
 }
 
-static void beat(struct server *s) {
-    if (!s->beating && probe_running(s->probe)) {
-        s->beating = true;
-        nng_sleep_aio(PROBE_BEAT_MS, s->beat);
-    }
-}
-
 static void on_item(void *arg, struct inbox_item *item) {
     struct server *s = arg;
     struct slot *slot;
@@ -315,6 +332,7 @@ static void on_item(void *arg, struct inbox_item *item) {
     }
     if (item->kind == ITEM_BEAT) {
         s->beating = false;
+        s->beats++;
         probe_beat(s->probe);
         beat(s);
         return;
@@ -443,6 +461,7 @@ static int open_slots(struct server *s, struct err *err) {
     if (s->slots == NULL) {
         return err_set(err, KVPOOL_E_NOMEM, "out of memory");
     }
+    s->beats = 1;
     s->beat_item.kind = ITEM_BEAT;
     if (nng_aio_alloc(&s->beat, on_beat, s) != 0) {
         return err_set(err, KVPOOL_E_NOMEM, "out of memory");

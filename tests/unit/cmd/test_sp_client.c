@@ -264,7 +264,7 @@ static void nobody_there_is_waited_for_until_the_deadline(void **state) {
 }
 
 static void script_mute(void) {
-    char id[4];
+    char id[4] = "";
     const int fd = take_connection(REQ);
     put(fd, REP, 8);
     take_request(fd, id);
@@ -284,7 +284,7 @@ static void a_request_without_a_reply_ends_at_the_deadline(void **state) {
 }
 
 static void script_late(void) {
-    char first[4], second[4];
+    char first[4] = "", second[4] = "";
     const int fd = take_connection(REQ);
     put(fd, REP, 8);
     take_request(fd, first);
@@ -306,7 +306,7 @@ static void a_late_reply_is_not_taken_for_the_next(void **state) {
 }
 
 static void script_reset(void) {
-    char id[4];
+    char id[4] = "";
     int fd = take_connection(REQ);
     close(fd); // before its greeting
     fd = take_connection(REQ);
