@@ -29,8 +29,10 @@ enum {
     RETRY_MS = 100,         // after a receive that failed
     SEND_BUFFER = 8192,     // lines that a subscriber may lag behind before it misses some
     MAX_REQUEST = 64,
-    PROBE_MS = 2000,      // between looks whether the listeners live
-    PROBE_WAIT_MS = 1000, // for a probe's pipe
+    PROBE_MS = 2000,  // between looks whether the listeners live
+    BEAT_MS = 10,     // see listener_answers
+    PROBE_BEATS = 80, // for a probe's pipe
+    PROBES = 2,       // in a row without one: the listener is dead
     PUBLISH_BYTES = EVENTS_BATCH * EVENTS_LINE_BYTES,
 };
 
@@ -41,6 +43,7 @@ struct feed {
     nng_socket pub, rep;
     nng_listener listeners[2];
     atomic_uint own_pipes[2]; // made for probes
+    nng_aio *beat;            // the replayer's
     pthread_t publisher, replayer;
     atomic_bool closing;
     char *reply; // [FEED_REPLY_BYTES], the replayer's
@@ -82,7 +85,7 @@ static void *publish(void *arg) {
 
 // --- listeners ---
 // NNG before 1.6 loses a listener for good when a peer connects and goes away at the wrong moment,
-// and then may still accept and shake hands, but makes no pipe. So a probe counts its own pipe.
+// and then may still accept and shake hands, but makes no pipe. So a probe looks for its own pipe.
 
 static uint64_t now_ms(void) {
     struct timespec now;
@@ -122,27 +125,46 @@ static int listen_at(struct feed *f, int i, struct err *err) {
                              nng_strerror(rv));
 }
 
-// Connects as a SUB or REQ socket would. False: the listener makes no pipe for it.
-static bool listener_lives(struct feed *f, int i) {
+static void on_beat(void *arg) { // any NNG thread
+    (void)arg;
+}
+
+// Connects as a SUB or REQ socket would. False: the listener makes no pipe for it. It is waited for
+// while NNG's threads do PROBE_BEATS other things, one after another: where they get no time to run,
+// those take as much longer as the pipe does.
+static bool listener_answers(struct feed *f, int i, bool *ret_gone) {
     static const uint8_t handshakes[2][8] = {{0, 'S', 'P', 0, 0, 0x21, 0, 0},
                                              {0, 'S', 'P', 0, 0, 0x30, 0, 0}};
     const unsigned before = atomic_load(&f->own_pipes[i]);
-    const uint64_t until = now_ms() + PROBE_WAIT_MS;
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
     const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    bool lives = fd < 0; // nothing can be said
+    bool answers = fd < 0; // nothing can be said
+    bool sent = false;
     memcpy(addr.sun_path, f->paths[i], sizeof addr.sun_path);
-    if (fd >= 0 && connect(fd, (struct sockaddr *)&addr, sizeof addr) == 0 &&
-        send(fd, handshakes[i], 8, MSG_NOSIGNAL) == 8) {
-        do {
-            usleep(5000);
-            lives = atomic_load(&f->own_pipes[i]) != before;
-        } while (!lives && now_ms() < until && !atomic_load(&f->closing));
+    for (int beats = 0; beats < PROBE_BEATS && !answers && !atomic_load(&f->closing); beats++) {
+        if (!sent) { // the backlog may be full
+            sent = connect(fd, (struct sockaddr *)&addr, sizeof addr) == 0;
+            *ret_gone = !sent && (errno == ECONNREFUSED || errno == ENOENT);
+            if (*ret_gone || (sent && send(fd, handshakes[i], 8, MSG_NOSIGNAL) != 8)) {
+                break;
+            }
+        }
+        nng_sleep_aio(BEAT_MS, f->beat);
+        nng_aio_wait(f->beat);
+        answers = atomic_load(&f->own_pipes[i]) != before;
     }
     if (fd >= 0) {
         close(fd);
     }
-    return lives;
+    return answers;
+}
+
+static bool listener_lives(struct feed *f, int i) {
+    bool gone = false, answers = false;
+    for (int n = 0; n < PROBES && !gone && !answers; n++) {
+        answers = listener_answers(f, i, &gone);
+    }
+    return answers;
 }
 
 // Closing a listener disconnects its readers; they connect again by themselves.
@@ -320,6 +342,7 @@ static void remove_files(const struct feed *f) {
 }
 
 static void free_feed(struct feed *f) {
+    nng_aio_free(f->beat);
     free(f->reply);
     free(f->lines);
     free(f);
@@ -334,7 +357,7 @@ int feed_open(const char *dir, struct events *events, struct feed **ret, struct 
     f->events = events;
     f->reply = malloc(FEED_REPLY_BYTES);
     f->lines = malloc(PUBLISH_BYTES);
-    if (f->reply == NULL || f->lines == NULL) {
+    if (f->reply == NULL || f->lines == NULL || nng_aio_alloc(&f->beat, on_beat, NULL) != 0) {
         rc = err_set(err, KVPOOL_E_NOMEM, "out of memory");
         goto free_f;
     }

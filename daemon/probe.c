@@ -11,12 +11,10 @@
 #include <unistd.h>
 
 enum {
-    TIMEOUT_MS = 800, // a dead listener is known within this
-    LATE_MS = 100,    // a timer later than this says that this thread was the slow one
-    EXTENSION_MS = 600,
-    RETRY_MS = 50,   // after a connect that found the backlog full
-    HANDSHAKE = 8,   // "\0SP\0", protocol, 0
-    FRAME_HEAD = 13, // type 1, length (8, big-endian), request id (4, big-endian)
+    GIVE_UP_MS = 30000, // without beats
+    RETRY_MS = 50,      // after a connect that found the backlog full
+    HANDSHAKE = 8,      // "\0SP\0", protocol, 0
+    FRAME_HEAD = 13,    // type 1, length (8, big-endian), request id (4, big-endian)
 };
 
 // One connection: a poll handle lives as long as its descriptor.
@@ -33,9 +31,11 @@ struct probe {
     struct sockaddr_un addr;
     uv_timer_t timer;
     struct attempt *attempt; // NULL: not connected
-    bool running, extended;
-    uint64_t deadline; // uv_now
-    uint32_t id;       // of the request; the top bit is set as REQ demands
+    bool running;
+    bool not_tried;   // for want of memory or descriptors
+    uint32_t beats;   // since the start
+    uint64_t give_up; // uv_now
+    uint32_t id;      // of the request; the top bit is set as REQ demands
     size_t got;
     uint8_t buf[HANDSHAKE + FRAME_HEAD + 512];
 };
@@ -170,32 +170,36 @@ static void on_timer(uv_timer_t *timer);
 static void try_connect(struct probe *p) {
     const uint64_t now = uv_now(p->loop);
     const int rc = connect_once(p);
+    p->not_tried = rc == -ENOMEM || rc == -EMFILE || rc == -ENFILE;
     if (rc == 0) {
-        uv_timer_start(&p->timer, on_timer, p->deadline > now ? p->deadline - now : 0, 0);
-    } else if ((rc == -EAGAIN || rc == -ENOMEM || rc == -EMFILE) && now < p->deadline) {
+        uv_timer_start(&p->timer, on_timer, p->give_up > now ? p->give_up - now : 0, 0);
+    } else if (rc == -EAGAIN || p->not_tried) {
         uv_timer_start(&p->timer, on_timer, RETRY_MS, 0);
     } else {
-        finish(p, PROBE_DEAD);
+        finish(p, rc == -ECONNREFUSED || rc == -ENOENT ? PROBE_GONE : PROBE_DEAD);
     }
 }
 
 static void on_timer(uv_timer_t *timer) {
     struct probe *p = timer->data;
-    enum probe_result result;
-    if (p->attempt == NULL) {
+    if (uv_now(p->loop) >= p->give_up) {
+        finish(p, PROBE_UNKNOWN);
+    } else {
         try_connect(p);
+    }
+}
+
+void probe_beat(struct probe *p) {
+    enum probe_result result;
+    if (!p->running) {
         return;
     }
-    if (take(p, &result)) {
+    p->beats++;
+    if (p->attempt != NULL && take(p, &result)) {
         finish(p, result);
-        return;
+    } else if (p->beats >= PROBE_BEATS) {
+        finish(p, p->not_tried ? PROBE_UNKNOWN : p->got >= HANDSHAKE ? PROBE_NO_REPLY : PROBE_DEAD);
     }
-    if (!p->extended && uv_now(p->loop) > p->deadline + LATE_MS) {
-        p->extended = true;
-        uv_timer_start(&p->timer, on_timer, EXTENSION_MS, 0);
-        return;
-    }
-    finish(p, p->got >= HANDSHAKE ? PROBE_NO_REPLY : PROBE_DEAD);
 }
 
 int probe_open(uv_loop_t *loop, const char *path, probe_fn fn, void *arg, struct probe **ret,
@@ -225,11 +229,12 @@ bool probe_start(struct probe *p) {
         return false;
     }
     p->running = true;
-    p->extended = false;
+    p->not_tried = false;
+    p->beats = 0;
     p->got = 0;
     p->id = 0x80000000u | (p->id + 1);
     uv_update_time(p->loop);
-    p->deadline = uv_now(p->loop) + TIMEOUT_MS;
+    p->give_up = uv_now(p->loop) + GIVE_UP_MS;
     try_connect(p);
     return true;
 }

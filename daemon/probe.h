@@ -9,10 +9,14 @@
 // It speaks the wire format (SP over IPC) itself instead of using NNG, so that it needs no thread,
 // cannot hang, and does not depend on what it examines.
 //
+// Its time is counted in beats, not by the clock: a beat is something that NNG's threads and the loop
+// have done since the last one, PROBE_BEAT_MS apart when they have time to spare. On a machine that
+// starves them the answer comes late, and so do the beats: only who beats and does not answer is dead.
+//
 // Invariants
-//  1. Every probe_start that returns true is followed by one probe_fn, within about 1.5 s.
-//  2. A loop that was itself late does not make the verdict worse: one extension, and a last look
-//     at the socket before giving up.
+//  1. Every probe_start that returns true is followed by one probe_fn: after PROBE_BEATS beats at the
+//     latest, or without beats after 30 s, as PROBE_UNKNOWN.
+//  2. The socket is looked at a last time before the verdict.
 // Thread: loop thread.
 #ifndef KVPOOL_DAEMON_PROBE_H
 #define KVPOOL_DAEMON_PROBE_H
@@ -24,8 +28,11 @@
 enum probe_result {
     PROBE_OK,       // the reply came
     PROBE_NO_REPLY, // accepted, handshake done, but no reply
-    PROBE_DEAD,     // not accepted, refused, or closed on us
+    PROBE_DEAD,     // not accepted, or closed on us
+    PROBE_GONE,     // the kernel says that nobody listens there
+    PROBE_UNKNOWN,  // it could not be tried, or NNG's threads do not run at all
 };
+enum { PROBE_BEATS = 8, PROBE_BEAT_MS = 100 };
 typedef void (*probe_fn)(void *arg, enum probe_result result);
 
 struct probe;
@@ -34,6 +41,7 @@ int probe_open(uv_loop_t *loop, const char *path, probe_fn fn, void *arg, struct
                struct err *err);
 bool probe_start(struct probe *p); // false while one is under way
 bool probe_running(const struct probe *p);
+void probe_beat(struct probe *p);  // NNG's threads have run since the last call
 void probe_close(struct probe *p); // no more probe_fn; handles close on the loop
 
 #endif

@@ -9,11 +9,11 @@
 //    `---------------------------------------------------------------------------------'
 //
 // Invariants (beside server.h's)
-//  6. `state`, the peers and every counter belong to the loop thread; NNG's threads see a slot only
-//     as an item to push and a pipe only as an event to push.
+//  6. `state`, the peers and every counter belong to the loop thread; NNG's threads see a slot or
+//     the beat only as an item to push and a pipe only as an event to push.
 //  7. Pipe events and requests go through the one inbox: a pipe is known before its first request.
-//  8. A reply that its peer does not take within a second costs the peer its connection, never the
-//     daemon a slot for longer.
+//  8. A reply that its peer does not take within two seconds in which NNG's threads run costs the
+//     peer its connection, never the daemon a slot for longer.
 //  9. Nothing of NNG is called from NNG's callbacks except reading the peer of a new pipe and
 //     closing (refusing) it.
 // Thread: loop thread, except the two functions marked.
@@ -36,7 +36,8 @@
 #include <unistd.h>
 
 enum {
-    SEND_TIMEOUT_MS = 1000, // invariant 8, give or take a tick
+    SEND_TIMEOUT_MS = 1000, // invariant 8, give or take a tick,
+    SLOW_BEATS = 5,         // and so many beats of NNG's threads, which have to send it
     CLOSE_TIMEOUT_S = 3,    // for NNG to end
     TICK_MS = 500,          // the longest sleep of the timer
     RELISTEN_MS = 100,      // after a listen that failed
@@ -44,11 +45,12 @@ enum {
     PROBE_PEERS = 8,        // of which the self-probe may have more
     MAX_EVENTS = 8192,      // pipe events waiting for the loop; further ones are lost (hints)
     REQ_HEADER = 4,         // NNG counts the request id into the message size
-    SILENT_PROBES = 2,      // probes without a reply before the listener is re-created
+    SILENT_PROBES = 3,      // probes that made a pipe and got no reply,
+    DEAF_PROBES = 2,        // or made none, in a row, before the listener is re-created
 };
 
 enum slot_state { SLOT_IDLE, SLOT_RECEIVING, SLOT_HANDLING, SLOT_SENDING };
-enum { ITEM_SLOT, ITEM_PIPE };
+enum { ITEM_SLOT, ITEM_PIPE, ITEM_BEAT };
 
 struct slot {
     struct server_req req; // first: server_reply finds the slot by it
@@ -59,6 +61,7 @@ struct slot {
     nng_aio *aio;
     nng_msg *msg;           // the request while HANDLING
     uint64_t sending_since; // uv_now
+    uint64_t suspected;     // `beats` when its peer was first found slow; 0: not
 };
 
 struct pipe_event { // on its way through the inbox; that of a new pipe becomes the peer's entry
@@ -87,7 +90,13 @@ struct server {
     uv_timer_t timer;   // probes, and what did not work the first time
     uint64_t probed_at; // uv_now of the last probe's start
     uint32_t own_pipes; // made for this process since then
-    uint32_t silent;    // probes without a reply in a row
+    uint32_t silent;    // probes in a row that made a pipe and got no reply
+    uint32_t deaf;      // that made none
+    nng_aio *beat;      // sleeps while a probe runs, or a peer is suspected: see probe.h
+    struct inbox_item beat_item;
+    bool beating;   // from its start until the loop has it
+    uint64_t beats; // so far; begins with 1
+    bool suspects;  // a slot has one
     uint64_t relistens;
     struct peers peers;
     atomic_uint live;   // pipes accepted and not known to be gone
@@ -105,6 +114,11 @@ static void set_state(struct slot *slot, enum slot_state state) {
 static void on_aio(void *arg) { // any NNG thread
     struct slot *slot = arg;
     inbox_push(slot->server->inbox, &slot->item);
+}
+
+static void on_beat(void *arg) { // any NNG thread
+    struct server *s = arg;
+    inbox_push(s->inbox, &s->beat_item);
 }
 
 static uint32_t peer_number(nng_pipe pipe, const char *option) {
@@ -190,6 +204,14 @@ static void on_received(struct slot *slot) {
     s->on_request(s->arg, &slot->req);
 }
 
+// Sleeps a beat, one after another as long as somebody counts them.
+static void beat(struct server *s) {
+    if (!s->beating && (s->suspects || probe_running(s->probe))) {
+        s->beating = true;
+        nng_sleep_aio(PROBE_BEAT_MS, s->beat);
+    }
+}
+
 static void close_pipe(uint32_t id) {
     const nng_pipe pipe = {.id = id};
     nng_pipe_close(pipe);
@@ -208,15 +230,26 @@ static void on_sent(struct slot *slot) {
 // message.
 static void disconnect_slow_peers(struct server *s) {
     const uint64_t now = uv_now(s->loop);
+    s->suspects = false;
     for (uint32_t i = 0; i < s->num_slots && s->count[SLOT_SENDING] > 0; i++) {
         struct slot *slot = &s->slots[i];
-        if (slot->state == SLOT_SENDING && now - slot->sending_since >= SEND_TIMEOUT_MS) {
+        if (slot->state != SLOT_SENDING || now - slot->sending_since < SEND_TIMEOUT_MS) {
+            continue;
+        }
+        if (slot->suspected == 0) {
+            slot->suspected = s->beats;
+        }
+        if (s->beats - slot->suspected < SLOW_BEATS) {
+            s->suspects = true;
+        } else {
             log_warn("server.slow_peer", "pid=%u pipe=%u action=disconnect", slot->req.pid,
                      slot->req.pipe);
             slot->sending_since = now;
+            slot->suspected = 0;
             close_pipe(slot->req.pipe);
         }
     }
+    beat(s);
 }
 
 void server_reply(struct server *s, struct server_req *req, const void *bytes, size_t len) {
@@ -245,6 +278,7 @@ void server_reply(struct server *s, struct server_req *req, const void *bytes, s
     set_state(slot, SLOT_SENDING);
     nng_aio_set_msg(slot->aio, reply);
     slot->sending_since = uv_now(s->loop);
+    slot->suspected = 0;
     nng_ctx_send(slot->ctx, slot->aio);
 }
 
@@ -293,10 +327,17 @@ static void on_item(void *arg, struct inbox_item *item) {
         on_pipe_item(s, (struct pipe_event *)((char *)item - offsetof(struct pipe_event, item)));
         return;
     }
-    slot = (struct slot *)((char *)item - offsetof(struct slot, item));
     if (s->closing) {
-        return; // close frees what the slot holds
+        return; // close frees what a slot holds
     }
+    if (item->kind == ITEM_BEAT) {
+        s->beating = false;
+        s->beats++;
+        probe_beat(s->probe);
+        beat(s);
+        return;
+    }
+    slot = (struct slot *)((char *)item - offsetof(struct slot, item));
     if (slot->state == SLOT_RECEIVING) {
         on_received(slot);
     } else {
@@ -341,25 +382,42 @@ static void relisten(struct server *s) {
         forget_all_peers(s);
     }
     s->silent = 0;
+    s->deaf = 0;
     if (listen_now(s, &err) != 0) {
         log_error("server.listen", "error=\"%s\"", err.text);
         uv_timer_start(&s->timer, on_timer, RELISTEN_MS, 0);
     }
 }
 
+static void probe(struct server *s) {
+    s->own_pipes = 0;
+    if (probe_start(s->probe)) {
+        beat(s);
+    }
+}
+
+// A listener of NNG 1.5 that is lost may still accept and shake hands, but makes no pipe. One that
+// made a pipe for the probe lives: with every slot busy the request just waits its turn.
 static void on_probe(void *arg, enum probe_result result) {
     struct server *s = arg;
     if (s->draining || s->closing || result == PROBE_OK) {
         s->silent = 0;
+        s->deaf = 0;
         return;
     }
-    // A listener of NNG 1.5 that is lost may still accept and shake hands, but makes no pipe. One
-    // that made a pipe for the probe lives: with every slot busy the request just waits its turn.
-    if (result == PROBE_NO_REPLY && s->own_pipes > 0) {
+    if (result == PROBE_UNKNOWN) {
+        log_warn("server.probe", "error=\"NNG's threads do not run, or no descriptor is left\"");
+        return;
+    }
+    if (result != PROBE_GONE && s->own_pipes > 0) {
+        s->deaf = 0;
         s->silent = s->count[SLOT_RECEIVING] > 0 ? s->silent + 1 : 0;
         if (s->silent < SILENT_PROBES) {
             return;
         }
+    } else if (result != PROBE_GONE && ++s->deaf < DEAF_PROBES) {
+        probe(s); // at once
+        return;
     }
     relisten(s);
 }
@@ -389,8 +447,7 @@ static void on_timer(uv_timer_t *timer) {
     if (now >= s->probed_at + interval) {
         s->probed_at = now;
         if (!probe_running(s->probe)) {
-            s->own_pipes = 0;
-            probe_start(s->probe);
+            probe(s);
         }
     }
     wait = s->probed_at + interval > now ? s->probed_at + interval - now : 1;
@@ -402,6 +459,11 @@ static void on_timer(uv_timer_t *timer) {
 static int open_slots(struct server *s, struct err *err) {
     s->slots = calloc(s->config->slots, sizeof *s->slots);
     if (s->slots == NULL) {
+        return err_set(err, KVPOOL_E_NOMEM, "out of memory");
+    }
+    s->beats = 1;
+    s->beat_item.kind = ITEM_BEAT;
+    if (nng_aio_alloc(&s->beat, on_beat, s) != 0) {
         return err_set(err, KVPOOL_E_NOMEM, "out of memory");
     }
     for (uint32_t i = 0; i < s->config->slots; i++) {
@@ -438,6 +500,7 @@ static void free_slots(struct server *s) {
         nng_aio_free(slot->aio);
     }
     free(s->slots);
+    nng_aio_free(s->beat);
 }
 
 static int open_socket(struct server *s, struct err *err) {
@@ -556,6 +619,7 @@ static void tear_down(void *arg) { // a thread of its own
     for (uint32_t i = 0; i < s->num_slots; i++) {
         nng_aio_stop(s->slots[i].aio);
     }
+    nng_aio_stop(s->beat);
     nng_close(s->socket);
 }
 

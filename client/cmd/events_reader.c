@@ -2,11 +2,10 @@
 // events_reader.c: see events_reader.h.
 #include "client/cmd/events_reader.h"
 
+#include "client/cmd/sp_client.h"
+
 #include <errno.h>
 #include <inttypes.h>
-#include <nng/nng.h>
-#include <nng/protocol/pubsub0/sub.h>
-#include <nng/protocol/reqrep0/req.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -14,22 +13,22 @@
 
 enum {
     TIMEOUT_MS = 10000,
-    IDLE_MS = 500, // silence after which the replay socket is asked
-    BUFFER = 8192, // live lines that may wait for us
-    RECONNECT_MAX_MS = 1000,
+    IDLE_MS = 500,       // silence after which the replay socket is asked
+    LINES_A_RUN = 16384, // more wait for the next run: those of before are to be written
 };
 
 struct events_reader {
     struct events_sink sink;
-    nng_socket sub, req;
-    bool follow;
+    struct sp_client *sub, *req; // sub: NULL without follow
+    uint32_t connection;         // of sub: the one whose lines were last read
+    uint32_t timeout_ms;
     bool behind;    // the replay socket is to be asked
     char epoch[24]; // "0x..."; "": not known yet
     uint64_t next;  // 0: not known yet
 };
 
-struct reply {  // of the replay socket
-    char *text; // NNG's
+struct reply {        // of the replay socket
+    const char *text; // until the next one
     size_t len;
     char epoch[24];
     uint64_t oldest, newest;
@@ -38,8 +37,12 @@ struct reply {  // of the replay socket
 
 // --- asking the replay socket ---
 
-static int failed(char *why, size_t size, const char *what, int rv) {
-    snprintf(why, size, "%s: %s", what, nng_strerror(rv));
+static uint64_t deadline(uint32_t ms) {
+    return sp_client_now_ns() + ms * 1000000ull;
+}
+
+static int failed(char *why, size_t size, const struct err *err) {
+    snprintf(why, size, "%s", err->text);
     return -1;
 }
 
@@ -78,15 +81,12 @@ static int ask(struct events_reader *r, uint64_t from, uint64_t max, struct repl
                size_t why_size) {
     char request[64];
     const int len = snprintf(request, sizeof request, "%" PRIu64 " %" PRIu64, from, max);
-    int rv = nng_send(r->req, request, (size_t)len, 0);
-    if (rv == 0) {
-        rv = nng_recv(r->req, &ret->text, &ret->len, NNG_FLAG_ALLOC);
-    }
-    if (rv != 0) {
-        return failed(why, why_size, "the daemon does not answer", rv);
+    struct err err;
+    if (sp_client_ask(r->req, request, (size_t)len, deadline(r->timeout_ms), &ret->text, &ret->len,
+                      &err) != 0) {
+        return failed(why, why_size, &err);
     }
     if (!parse_head(ret)) {
-        nng_free(ret->text, ret->len);
         snprintf(why, why_size, "the daemon's answer is not understood");
         return -1;
     }
@@ -157,7 +157,6 @@ static int catch_up(struct events_reader *r, char *why, size_t why_size) {
                 rc = hand_over(r, seq, at, (size_t)(end - at), why, why_size);
             }
         }
-        nng_free(reply.text, reply.len);
         if (rc != 0 || r->next > newest) {
             return rc;
         }
@@ -186,52 +185,23 @@ static int on_line(struct events_reader *r, const char *line, size_t len, char *
 
 // --- open, run, close ---
 
-// The connection is made behind our back, so that a socket whose daemon hangs does not hang us.
-static int dial(nng_socket s, const char *dir, const char *name, char *why, size_t why_size) {
-    char url[256];
-    const int len = snprintf(url, sizeof url, "ipc://%s/private/%s", dir, name);
-    if (len < 0 || (size_t)len >= sizeof url) {
+static int open_socket(const char *dir, const char *name, enum sp_client_role role,
+                       struct sp_client **ret, char *why, size_t why_size) {
+    char path[256];
+    struct err err;
+    const int len = snprintf(path, sizeof path, "%s/private/%s", dir, name);
+    if (len < 0 || (size_t)len >= sizeof path) {
         snprintf(why, why_size, "the path of %s is too long", name);
         return -1;
     }
-    if (access(url + strlen("ipc://"), W_OK) != 0) {
-        snprintf(why, why_size, "cannot reach %s: %s (%s)", url + strlen("ipc://"),
+    if (access(path, W_OK) != 0) {
+        snprintf(why, why_size, "cannot reach %s: %s (%s)", path,
                  strerror(errno), // NOLINT(concurrency-mt-unsafe): one thread
                  errno == EACCES ? "only root and the daemon's user may"
                                  : "are events on? events = yes");
         return -1;
     }
-    const int rv = nng_dial(s, url, NULL, NNG_FLAG_NONBLOCK);
-    return rv == 0 ? 0 : failed(why, why_size, "cannot connect", rv);
-}
-
-static int open_sockets(struct events_reader *r, const char *dir, uint32_t timeout_ms, char *why,
-                        size_t why_size) {
-    int rv = nng_req0_open(&r->req);
-    if (rv != 0) {
-        return failed(why, why_size, "cannot open a socket", rv);
-    }
-    rv = nng_sub0_open(&r->sub);
-    if (rv != 0) {
-        nng_close(r->req);
-        return failed(why, why_size, "cannot open a socket", rv);
-    }
-    nng_socket_set_size(r->req, NNG_OPT_RECVMAXSZ, 0);
-    nng_socket_set_ms(r->req, NNG_OPT_RECVTIMEO, (nng_duration)timeout_ms);
-    nng_socket_set_ms(r->req, NNG_OPT_SENDTIMEO, (nng_duration)timeout_ms);
-    nng_socket_set_ms(r->req, NNG_OPT_REQ_RESENDTIME, NNG_DURATION_INFINITE);
-    nng_socket_set_ms(r->req, NNG_OPT_RECONNMAXT, RECONNECT_MAX_MS);
-    nng_socket_set_ms(r->sub, NNG_OPT_RECONNMAXT, RECONNECT_MAX_MS);
-    nng_socket_set_ms(r->sub, NNG_OPT_RECVTIMEO, IDLE_MS);
-    nng_socket_set_int(r->sub, NNG_OPT_RECVBUF, BUFFER);
-    nng_socket_set(r->sub, NNG_OPT_SUB_SUBSCRIBE, "", 0);
-    if (dial(r->req, dir, "replay.sock", why, why_size) != 0 ||
-        (r->follow && dial(r->sub, dir, "events.sock", why, why_size) != 0)) {
-        nng_close(r->req);
-        nng_close(r->sub);
-        return -1;
-    }
-    return 0;
+    return sp_client_open(path, role, ret, &err) == 0 ? 0 : failed(why, why_size, &err);
 }
 
 int events_reader_open(const char *dir, uint64_t from, bool follow, uint32_t timeout_ms,
@@ -244,14 +214,12 @@ int events_reader_open(const char *dir, uint64_t from, bool follow, uint32_t tim
         return -1;
     }
     r->sink = *sink;
-    r->follow = follow;
+    r->timeout_ms = timeout_ms != 0 ? timeout_ms : TIMEOUT_MS;
     r->behind = true;
     r->next = from;
-    if (open_sockets(r, dir, timeout_ms != 0 ? timeout_ms : TIMEOUT_MS, why, why_size) != 0) {
-        free(r);
-        return -1;
-    }
-    if (ask(r, 1, 0, &reply, why, why_size) != 0) {
+    if (open_socket(dir, "replay.sock", SP_CLIENT_REQ, &r->req, why, why_size) != 0 ||
+        (follow && open_socket(dir, "events.sock", SP_CLIENT_SUB, &r->sub, why, why_size) != 0) ||
+        ask(r, 1, 0, &reply, why, why_size) != 0) {
         events_reader_close(r);
         return -1;
     }
@@ -259,41 +227,45 @@ int events_reader_open(const char *dir, uint64_t from, bool follow, uint32_t tim
         r->next = follow ? reply.newest + 1 : reply.oldest;
     }
     snprintf(r->epoch, sizeof r->epoch, "%s", reply.epoch);
-    nng_free(reply.text, reply.len);
     *ret = r;
     return 0;
 }
 
 int events_reader_run(struct events_reader *r, char *why, size_t why_size) {
-    int flags = NNG_FLAG_ALLOC; // wait for the first line only
+    uint64_t until; // of the first line only
     if (r->behind) {
         int rc = catch_up(r, why, why_size);
-        if (rc != 0 || !r->follow) {
+        if (rc != 0 || r->sub == NULL) {
             return rc;
         }
         r->behind = false;
     }
-    for (;;) {
-        char *line;
+    until = deadline(IDLE_MS);
+    for (unsigned lines = 0; lines < LINES_A_RUN; lines++, until = 0) {
+        const char *line;
         size_t len;
-        int rc, rv = nng_recv(r->sub, &line, &len, flags);
-        if (rv == NNG_ETIMEDOUT) { // what was published last may have been lost
-            r->behind = true;
+        struct err err;
+        int rc = sp_client_receive(r->sub, until, &line, &len, &err);
+        if (rc < 0) {
+            return failed(why, why_size, &err);
+        }
+        if (rc == 0) {
+            r->behind = lines == 0; // what was published last may have been lost
             return 0;
         }
-        if (rv == NNG_EAGAIN) {
-            return 0;
+        rc = 0;
+        if (sp_client_connections(r->sub) != r->connection) { // perhaps to another instance
+            r->connection = sp_client_connections(r->sub);
+            rc = catch_up(r, why, why_size);
         }
-        if (rv != 0) {
-            return failed(why, why_size, "cannot read events", rv);
+        if (rc == 0) {
+            rc = on_line(r, line, len, why, why_size);
         }
-        rc = on_line(r, line, len, why, why_size);
-        nng_free(line, len);
         if (rc != 0) {
             return rc;
         }
-        flags = (int)(NNG_FLAG_ALLOC | NNG_FLAG_NONBLOCK);
     }
+    return 0;
 }
 
 uint64_t events_reader_next(const struct events_reader *r) {
@@ -304,7 +276,7 @@ void events_reader_close(struct events_reader *r) {
     if (r == NULL) {
         return;
     }
-    nng_close(r->sub);
-    nng_close(r->req);
+    sp_client_close(r->sub);
+    sp_client_close(r->req);
     free(r);
 }

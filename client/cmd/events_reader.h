@@ -3,7 +3,8 @@
 // what was missed.
 //
 //   SUB  events.sock   live lines: seq == next -> sink; seq < next -> had it; seq > next -> gap
-//   REQ  replay.sock   fills gaps, and what was published last and lost; tells the epoch
+//   REQ  replay.sock   fills gaps, and what was published last and lost; tells the epoch, which is
+//                      asked for before the first line of each new connection to events.sock
 //
 // Invariants
 //  1. The sink gets lines with rising sequence numbers of one epoch; a number that is skipped, and a
@@ -31,7 +32,7 @@ int events_reader_open(const char *dir, uint64_t from, bool follow, uint32_t tim
                        const struct events_sink *sink, struct events_reader **ret, char *why,
                        size_t why_size);
 
-// Hands over what there is; with `follow` waits up to a second for more. -1: `why`.
+// Hands over what there is, or a part of it; with `follow` waits up to a second for more. -1: `why`.
 int events_reader_run(struct events_reader *r, char *why, size_t why_size);
 
 uint64_t events_reader_next(const struct events_reader *r); // the number that comes next

@@ -10,6 +10,12 @@
 #include "daemon/core/cache_impl.h"
 #include "naive_cache.h"
 
+#if defined(__SANITIZE_THREAD__) // there is one thread
+#define ROUNDS 2000
+#else
+#define ROUNDS 20000
+#endif
+
 static uint64_t random_state = 88172645463325252u;
 
 static uint32_t next_random(uint32_t n) {
@@ -182,7 +188,7 @@ static void random_operations(uint32_t policy, uint32_t num_pages, bool sequence
     struct pair p = {.real = cache_open(policy, num_pages)};
     assert_non_null(p.real);
     naive_open(&p.naive, policy == S3FIFO, num_pages);
-    for (uint32_t round = 0; round < 20000; round++) {
+    for (uint32_t round = 0; round < ROUNDS; round++) {
         uint32_t kind = next_random(8);
         if (kind == 7) {
             evict_both(&p, next_random(NAIVE_NAMESPACES), 1 + next_random(6));

@@ -8,6 +8,12 @@
 #include <stdlib.h>
 #include <string.h>
 
+#if defined(__SANITIZE_THREAD__) // there is one thread
+#define TRIALS 10000
+#else
+#define TRIALS 20000
+#endif
+
 static void limits_out_of_range_have_no_block_size(void **state) {
     (void)state;
     assert_true(core_block_size(&core_limits_default) > 0);
@@ -420,7 +426,7 @@ static void attach_survives_random_damage(void **state) {
     uint8_t *copy = fixture_block(f->size);
     uint32_t refused = 0;
     uint32_t taken = 0;
-    for (int trial = 0; trial < 20000; trial++) {
+    for (int trial = 0; trial < TRIALS; trial++) {
         memcpy(copy, f->block, f->size);
         // Mostly single bytes of the tables; sometimes several, sometimes with a good header sum.
         uint32_t bytes = trial % 4 == 0 ? 1 + below(8) : 1;

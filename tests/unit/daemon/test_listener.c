@@ -8,6 +8,7 @@
 #include <cmocka.h>
 
 #include "tests/unit/daemon/server_rig.h"
+#include "tests/unit/daemon/starve.h"
 
 #include <stdio.h>
 #include <sys/socket.h>
@@ -129,6 +130,21 @@ static void busy_slots_are_not_taken_for_a_dead_listener(void **state) {
     assert_true(finish(c, 2, 10000));
 }
 
+static void threads_without_time_are_not_taken_for_a_dead_listener(void **state) {
+    (void)state;
+    rig.config.probe_interval_ms = 100;
+    open_server();
+    assert_true(run_until(&rig.pings, 1, 10000));
+    const bool starved = starve_begin();
+    run_for(6000);
+    starve_end();
+    assert_true(starved);
+    assert_int_equal(0, server_relistens(rig.server));
+    const unsigned pings = rig.pings;
+    assert_true(run_until(&rig.pings, pings + 2, 30000)); // and it is probed again
+    assert_int_equal(0, server_relistens(rig.server));
+}
+
 static void a_probe_interval_that_is_switched_on_later_works(void **state) {
     (void)state;
     open_server();
@@ -148,6 +164,7 @@ int main(int argc, char **argv) {
         TEST(a_healthy_listener_is_left_alone),
         TEST(busy_slots_are_not_taken_for_a_dead_listener),
         TEST(a_probe_interval_that_is_switched_on_later_works),
+        TEST(threads_without_time_are_not_taken_for_a_dead_listener), // the last: see starve.h
     };
     if (argc > 1) {
         cmocka_set_test_filter(argv[1]);
