@@ -3,6 +3,7 @@
 #include "kernels/cuda/pool.h"
 
 #include <inttypes.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 
 #define SPARE ((uint64_t)512 << 20) // left for plans, workspaces and the kernels' code
@@ -24,6 +25,7 @@ static int check_geometry(const struct kv_geometry *g, struct err *err) {
 int cuda_pool_open(struct cuda_memory *m, const struct kv_geometry *geometry,
                    enum backend_export how, uint32_t num_pages, uint32_t rows, uint32_t row_entries,
                    struct backend_pool **ret, struct err *err) {
+    static atomic_uint_fast64_t opened;
     size_t page_bytes = kv_page_bytes(geometry);
     uint64_t plane_bytes;
     uint64_t bytes;
@@ -57,6 +59,7 @@ int cuda_pool_open(struct cuda_memory *m, const struct kv_geometry *geometry,
                                         .page_bytes = page_bytes,
                                         .layers = geometry->layers};
     pool->table = table;
+    pool->id = atomic_fetch_add(&opened, 1) + 1;
     pool->row_entries = row_entries;
     pool->generation = 1;
     *ret = pool;

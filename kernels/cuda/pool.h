@@ -17,9 +17,11 @@ struct backend_pool {
     struct cuda_planes planes;
     uint32_t *table; // the device's, [rows][row_entries]
     uint32_t row_entries;
-    // Rows that the update being gathered writes: marks[row] == generation.
-    uint32_t *marks;
-    uint32_t generation;
+    uint64_t id; // unique in the process
+    // Updates of the table, in order: `generation` is that being gathered, marks[row] the last one that
+    // wrote the row (0: none).
+    uint64_t *marks;
+    uint64_t generation;
 };
 
 // Errors: NOMEM (the bytes wanted and available), UNSUPPORTED, BACKEND.
