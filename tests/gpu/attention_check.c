@@ -86,7 +86,8 @@ void attention_reference(const struct attention_setup *s, uint32_t i, double *ou
     double *q = malloc(((size_t)q_len * c->qo_heads * c->head_dim + 1) * sizeof *q);
     double *scratch = malloc((kv_len + 1) * sizeof *scratch);
     double *sinks = malloc(c->qo_heads * sizeof *sinks);
-    assert_true(q != NULL && scratch != NULL && sinks != NULL);
+    assert_true(q != NULL && scratch != NULL);
+    assert_non_null(sinks);
     for (uint32_t h = 0; c->sinks && h < c->qo_heads; h++)
         sinks[h] = element_load(CUDA_FP32, s->sinks.host, h);
     for (uint32_t j = 0; j < q_len; j++)
