@@ -5,11 +5,11 @@
 //
 //   kvpool-gpu-step [--backend cuda] [--shape NAME] [--samples N] [--json]
 //
-// No two consecutive steps have the same sequences, page ids or lengths, so nothing of an earlier step can
-// be reused. Per shape: the median wall time, and the time a step takes when they are submitted one
-// behind the other without waiting.
+// No two consecutive steps have the same sequences, page ids or lengths, and a batch comes back only after
+// more others than a stream keeps (CUDA_STREAM_BATCHES), so nothing of an earlier step can be reused. Per
+// shape: the median wall time, and the time a step takes when they are submitted one behind the other
+// without waiting.
 #include "bench/gpu/measure.h"
-#include "bench/gpu/roof.h"
 #include "bench/gpu/shapes.h"
 
 #include "kernels/backend.h"
@@ -22,7 +22,7 @@
 #include <string.h>
 #include <time.h>
 
-enum { FLUSH_MIB = 256, BATCHES = 4, LENGTHS = 8, WARM_UP = 8, BURST = 64 };
+enum { BATCHES = 4, LENGTHS = 9, WARM_UP = 8, BURST = 64 }; // BATCHES x LENGTHS batches: coprime
 
 struct options {
     const char *backend, *shape;
@@ -230,15 +230,6 @@ static void work_close(struct bench *b, struct work *w) {
     free(w->first);
 }
 
-static void flush(struct bench *b) {
-    struct gpu_measure *m = &b->measure;
-    for (int pass = 0; pass < 2; pass++)
-        gpu_check(
-            cuda_roof_read(&m->device, m->flush, (uint64_t)FLUSH_MIB << 20, 4, m->words, m->stream),
-            "flush");
-    gpu_check((int)cudaStreamSynchronize(m->stream), "flush");
-}
-
 static int by_size(const void *a, const void *b) {
     double x = *(const double *)a, y = *(const double *)b;
     return (x > y) - (x < y);
@@ -250,7 +241,8 @@ static void run(struct bench *b, const struct gpu_shape *s, const struct options
     work_open(b, &w, s);
     uint32_t turn = 0;
     for (uint32_t i = 0; i < WARM_UP + o->samples; i++, turn++) {
-        flush(b);
+        gpu_measure_flush(&b->measure);
+        gpu_check((int)cudaStreamSynchronize(b->measure.stream), "flush");
         double begin = now_us();
         submit(b, &w, w.ops, compose(&w, turn));
         wait_done(b);

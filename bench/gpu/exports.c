@@ -37,8 +37,6 @@ EXPORT int kvpool_gpu_generic(const struct cuda_device *d, const struct cuda_att
                               void *stream);
 EXPORT int kvpool_gpu_append(const struct cuda_device *d, const struct cuda_append *a,
                              void *stream);
-EXPORT int kvpool_gpu_copy_pages(const struct cuda_device *d, const struct cuda_planes *p,
-                                 const uint32_t *pairs, uint32_t n, void *stream);
 EXPORT int kvpool_gpu_roof_read(const struct cuda_device *d, const void *from, uint64_t bytes,
                                 uint32_t ctas_per_sm, uint32_t *words, void *stream);
 EXPORT int kvpool_gpu_roof_copy(const struct cuda_device *d, void *to, const void *from,
@@ -57,7 +55,7 @@ size_t kvpool_gpu_sizeof(const char *name) {
         {"device", sizeof(struct cuda_device)},       {"kv", sizeof(struct cuda_kv)},
         {"batch", sizeof(struct cuda_batch)},         {"tensor", sizeof(struct cuda_tensor)},
         {"attention", sizeof(struct cuda_attention)}, {"append", sizeof(struct cuda_append)},
-        {"planes", sizeof(struct cuda_planes)},       {"shape", sizeof(struct gpu_shape)},
+        {"shape", sizeof(struct gpu_shape)},
     };
     for (size_t i = 0; i < sizeof(sizes) / sizeof(sizes[0]); i++)
         if (strcmp(sizes[i].name, name) == 0)
@@ -110,10 +108,6 @@ int kvpool_gpu_generic(const struct cuda_device *d, const struct cuda_attention 
 }
 int kvpool_gpu_append(const struct cuda_device *d, const struct cuda_append *a, void *stream) {
     return cuda_append(d, a, stream);
-}
-int kvpool_gpu_copy_pages(const struct cuda_device *d, const struct cuda_planes *p,
-                          const uint32_t *pairs, uint32_t n, void *stream) {
-    return cuda_copy_pages(d, p, pairs, n, stream);
 }
 
 int kvpool_gpu_roof_read(const struct cuda_device *d, const void *from, uint64_t bytes,

@@ -86,15 +86,6 @@ class Append(ctypes.Structure):
     ]
 
 
-class Planes(ctypes.Structure):
-    _fields_ = [
-        ("base", c_void_p),
-        ("plane_bytes", c_uint64),
-        ("page_bytes", c_uint64),
-        ("layers", c_uint32),
-    ]
-
-
 class Shape(ctypes.Structure):
     _fields_ = [
         ("table", c_char_p),
@@ -121,7 +112,6 @@ MIRRORS = {
     "tensor": Tensor,
     "attention": Attention,
     "append": Append,
-    "planes": Planes,
     "shape": Shape,
 }
 
@@ -152,9 +142,6 @@ class Library:
             "prefill": self._function("prefill", c_int, [d, a, c_void_p]),
             "generic": self._function("generic", c_int, [d, a, c_void_p]),
             "append": self._function("append", c_int, [d, POINTER(Append), c_void_p]),
-            "copy_pages": self._function(
-                "copy_pages", c_int, [d, POINTER(Planes), c_void_p, c_uint32, c_void_p]
-            ),
             "roof_read": self._function(
                 "roof_read", c_int, [d, c_void_p, c_uint64, c_uint32, c_void_p, c_void_p]
             ),

@@ -65,6 +65,12 @@ void gpu_measure_close(struct gpu_measure *m) {
     gpu_check((int)cudaStreamDestroy(m->stream), "stream");
 }
 
+void gpu_measure_flush(struct gpu_measure *m) {
+    for (int pass = 0; pass < 2; pass++)
+        gpu_check(cuda_roof_read(&m->device, m->flush, FLUSH_BYTES, 4, m->words, m->stream),
+                  "flush");
+}
+
 static cudaGraphExec_t capture(const struct gpu_measure *m, const struct gpu_contender *c) {
     cudaGraph_t graph;
     cudaGraphExec_t exec;
@@ -95,9 +101,8 @@ void gpu_measure_run(struct gpu_measure *m, struct gpu_contender *c, uint32_t n,
         exec[i] = capture(m, &c[i]);
     for (uint32_t turn = 0; turn < WARM_UP + samples; turn++) {
         for (uint32_t i = 0; i < n; i++) {
-            for (int pass = 0; cold && pass < 2; pass++)
-                gpu_check(cuda_roof_read(&m->device, m->flush, FLUSH_BYTES, 4, m->words, m->stream),
-                          "flush");
+            if (cold)
+                gpu_measure_flush(m);
             gpu_check((int)cudaEventRecord(begin[i], m->stream), "event");
             gpu_check((int)cudaGraphLaunch(exec[i], m->stream), "replay");
             gpu_check((int)cudaEventRecord(end[i], m->stream), "event");

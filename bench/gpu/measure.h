@@ -35,6 +35,8 @@ struct gpu_contender {
 
 void gpu_measure_open(struct gpu_measure *m);
 void gpu_measure_close(struct gpu_measure *m);
+// Enqueues the flush on m->stream.
+void gpu_measure_flush(struct gpu_measure *m);
 // Samples: at most GPU_SAMPLES_MAX, after two unmeasured turns. cold: with the flush.
 void gpu_measure_run(struct gpu_measure *m, struct gpu_contender *c, uint32_t n, uint32_t samples,
                      bool cold);

@@ -25,6 +25,7 @@ static int check_geometry(const struct kv_geometry *g, struct err *err) {
 int cuda_pool_open(struct cuda_memory *m, const struct kv_geometry *geometry,
                    enum backend_export how, uint32_t num_pages, uint32_t rows, uint32_t row_entries,
                    struct backend_pool **ret, struct err *err) {
+    static atomic_uint_fast64_t opened;
     size_t page_bytes = kv_page_bytes(geometry);
     uint64_t plane_bytes;
     uint64_t bytes;
@@ -41,13 +42,10 @@ int cuda_pool_open(struct cuda_memory *m, const struct kv_geometry *geometry,
     if (pool == NULL)
         return err_set(err, KVPOOL_E_NOMEM, "no memory for a pool");
     pool->marks = calloc(rows, sizeof *pool->marks);
-    pool->stamps = calloc(rows, sizeof *pool->stamps);
-    if (pool->marks == NULL || pool->stamps == NULL) {
+    if (pool->marks == NULL) {
         status = err_set(err, KVPOOL_E_NOMEM, "no memory for a pool of %u rows", rows);
-        goto free_marks;
+        goto free_pool;
     }
-    for (uint32_t row = 0; row < rows; row++)
-        cuda_pool_stamp(pool, row);
     uint64_t table_bytes = (uint64_t)rows * row_entries * sizeof(uint32_t);
     status = cuda_block_open(m, "the pool", bytes, SPARE, how, &pool->block, err);
     if (status != 0)
@@ -61,6 +59,7 @@ int cuda_pool_open(struct cuda_memory *m, const struct kv_geometry *geometry,
                                         .page_bytes = page_bytes,
                                         .layers = geometry->layers};
     pool->table = table;
+    pool->id = atomic_fetch_add(&opened, 1) + 1;
     pool->row_entries = row_entries;
     pool->generation = 1;
     *ret = pool;
@@ -69,8 +68,8 @@ int cuda_pool_open(struct cuda_memory *m, const struct kv_geometry *geometry,
 close_block:
     cuda_block_close(m, &pool->block);
 free_marks:
-    free(pool->stamps);
     free(pool->marks);
+free_pool:
     free(pool);
     return status;
 }
@@ -78,15 +77,8 @@ free_marks:
 void cuda_pool_close(struct cuda_memory *m, struct backend_pool *pool) {
     cudaFree(pool->table);
     cuda_block_close(m, &pool->block);
-    free(pool->stamps);
     free(pool->marks);
     free(pool);
-}
-
-void cuda_pool_stamp(struct backend_pool *pool, uint32_t row) {
-    static atomic_uint_fast64_t
-        now; // of all pools: what has one of them as its key cannot meet another's
-    pool->stamps[row] = atomic_fetch_add(&now, 1) + 1;
 }
 
 char *cuda_pool_at(const struct backend_pool *pool, uint32_t layer, uint64_t offset) {

@@ -17,12 +17,11 @@ struct backend_pool {
     struct cuda_planes planes;
     uint32_t *table; // the device's, [rows][row_entries]
     uint32_t row_entries;
-    // Rows that the update being gathered writes: marks[row] == generation.
-    uint32_t *marks;
-    uint32_t generation;
-    // When each row was last written, in a time that never stands still: no two rows, of any pools, nor one
-    // row before and after a write, have the same.
-    uint64_t *stamps;
+    uint64_t id; // unique in the process
+    // Updates of the table, in order: `generation` is that being gathered, marks[row] the last one that
+    // wrote the row (0: none).
+    uint64_t *marks;
+    uint64_t generation;
 };
 
 // Errors: NOMEM (the bytes wanted and available), UNSUPPORTED, BACKEND.
@@ -33,9 +32,6 @@ void cuda_pool_close(struct cuda_memory *m, struct backend_pool *pool);
 
 // Address of `offset` in the plane of a layer.
 char *cuda_pool_at(const struct backend_pool *pool, uint32_t layer, uint64_t offset);
-
-// The row is written from here on: what was made from its page ids is no longer right.
-void cuda_pool_stamp(struct backend_pool *pool, uint32_t row);
 
 // How kernels see the plane of a layer.
 struct cuda_kv cuda_pool_kv(const struct backend_pool *pool, uint32_t layer);

@@ -33,13 +33,14 @@ static int flush(struct run *r, struct err *err) {
 
 static int run_table(struct run *r, const struct backend_table_op *op, struct err *err) {
     struct backend_pool *pool = r->pool;
+    if (op->count == 0)
+        return 0;
     if (pool->marks[op->row] == pool->generation) { // invariant 1 of upload.h
         int status = flush(r, err);
         if (status != 0)
             return status;
     }
     pool->marks[op->row] = pool->generation;
-    cuda_pool_stamp(pool, op->row);
     return cuda_upload_add(&r->upload,
                            pool->table + (size_t)op->row * pool->row_entries + op->first, op->ids,
                            op->count, err);
@@ -166,24 +167,27 @@ static const struct planned {
                       cuda_prefill_plan, cuda_prefill, "planning a prefill", "launching a prefill"},
 };
 
-// A time that tells the page ids of the batch: that of the last write to one of its rows.
-static uint64_t stamp_of(const struct backend_pool *pool, const struct cuda_batch_slot *slot) {
-    uint64_t stamp = 0;
-    for (uint32_t i = 0; i < slot->n; i++)
-        stamp = pool->stamps[slot->host[i]] > stamp ? pool->stamps[slot->host[i]] : stamp;
-    return stamp;
-}
-
 static int run_generic(struct run *r, struct cuda_attention *a, struct err *err) {
     a->after_previous = r->chained;
     return launched(r, "launching attention", cuda_generic(r->device, a, r->s->stream), err);
+}
+
+// Differs from what it was whenever a row of the batch has been written since.
+static uint64_t last_update(const struct backend_pool *pool, const struct cuda_batch_slot *slot) {
+    uint64_t last = 0;
+    for (uint32_t i = 0; i < slot->n; i++) {
+        uint64_t mark = pool->marks[slot->host[i]];
+        last = mark > last ? mark : last;
+    }
+    return last;
 }
 
 static int run_planned(struct run *r, const struct cuda_batch_slot *slot, enum part part,
                        enum cuda_kernel kernel, struct cuda_attention *a, struct err *err) {
     const struct planned *k = &kernels[kernel];
     const struct cuda_plan_key key = {
-        .pages = stamp_of(r->pool, slot),
+        .pool = r->pool->id,
+        .update = last_update(r->pool, slot),
         .kernel = (uint32_t)kernel,
         .part = (uint32_t)part,
         .qo_heads = a->qo_heads,

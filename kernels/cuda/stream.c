@@ -240,8 +240,11 @@ void *cuda_stream_workspace(struct backend_stream *s, enum cuda_kernel kernel, s
     if (*ret_new) {
         if (!cuda_stream_grow(s, workspace, bytes))
             return NULL;
-        if (cudaMemsetAsync(workspace->address, 0, workspace->bytes, s->stream) != cudaSuccess)
+        if (cudaMemsetAsync(workspace->address, 0, workspace->bytes, s->stream) != cudaSuccess) {
+            cudaGetLastError();
+            workspace->bytes = 0; // never used as it is
             return NULL;
+        }
     }
     return workspace->address;
 }

@@ -6,7 +6,8 @@
 //  1. Everything here is written and read on the device in the order of the programs, so it may
 //     be overwritten as soon as what used it was launched.
 //  2. A buffer that was too small is kept until the stream closes: nothing here waits for the device.
-//  3. A batch slot's contents never change while its id stays; a plan belongs to one id.
+//  3. A batch slot's contents never change while its id stays; a plan belongs to one id, one pool and
+//     one state of its rows in the page table.
 // Threads: those of backend.h: one at a time.
 #ifndef KVPOOL_KERNELS_CUDA_STREAM_H
 #define KVPOOL_KERNELS_CUDA_STREAM_H
@@ -48,7 +49,9 @@ enum cuda_kernel { CUDA_DECODE, CUDA_PREFILL, CUDA_PLANNED_KERNELS };
 
 // What a plan was made for, besides the batch.
 struct cuda_plan_key {
-    uint64_t pages;  // changes with the page ids of the batch
+    // A plan has page ids: of this pool (its id), as the last table update that wrote a row of the batch
+    // left them.
+    uint64_t pool, update;
     uint32_t kernel; // enum cuda_kernel
     uint32_t part;   // 0 all, 1 few, 2 many
     uint32_t qo_heads, kv_heads, head_dim, page_shift;

@@ -71,6 +71,5 @@ int cuda_upload_flush(struct cuda_upload *u, bool *ret_launched, struct err *err
         return cuda_error(err, KVPOOL_E_BACKEND, "launching the table update", (cudaError_t)e);
     u->first_start = u->starts;
     u->first_word = u->words;
-    u->launches++;
     return 0;
 }

@@ -32,7 +32,6 @@ struct cuda_upload {
     uint32_t starts, words;
     uint32_t first_start, first_word;
     uint32_t *lowest; // destination of what is not flushed
-    uint32_t launches;
 };
 
 // Errors of both: BACKEND.

@@ -78,19 +78,6 @@ void attention_clear(struct attention_setup *s) {
 
 // --- the reference --------------------------------------------------------------------------------
 
-// With a sink, a logit without a value joins the row's sum.
-static void add_sinks(const struct attention_setup *s, uint32_t rows, double *out, double *lse) {
-    const struct attention_case *c = s->c;
-    for (uint32_t row = 0; row < rows; row++) {
-        double sink = element_load(CUDA_FP32, s->sinks.host, row % c->qo_heads);
-        double max = fmax(sink, lse[row]);
-        double all = max + log(exp(sink - max) + exp(lse[row] - max));
-        for (uint32_t d = 0; d < c->head_dim; d++)
-            out[(size_t)row * c->head_dim + d] *= exp(lse[row] - all);
-        lse[row] = all;
-    }
-}
-
 void attention_reference(const struct attention_setup *s, uint32_t i, double *out, double *lse) {
     const struct attention_case *c = s->c;
     const struct cuda_attention *a = &s->attention;
@@ -98,7 +85,11 @@ void attention_reference(const struct attention_setup *s, uint32_t i, double *ou
     uint32_t q_len = c->q_len[i], kv_len = c->kv_len[i];
     double *q = malloc(((size_t)q_len * c->qo_heads * c->head_dim + 1) * sizeof *q);
     double *scratch = malloc((kv_len + 1) * sizeof *scratch);
+    double *sinks = malloc(c->qo_heads * sizeof *sinks);
     assert_true(q != NULL && scratch != NULL);
+    assert_non_null(sinks);
+    for (uint32_t h = 0; c->sinks && h < c->qo_heads; h++)
+        sinks[h] = element_load(CUDA_FP32, s->sinks.host, h);
     for (uint32_t j = 0; j < q_len; j++)
         for (uint32_t h = 0; h < c->qo_heads; h++)
             for (uint32_t d = 0; d < c->head_dim; d++)
@@ -118,13 +109,13 @@ void attention_reference(const struct attention_setup *s, uint32_t i, double *ou
         .q = q,
         .k = s->keys + s->kv_first[i] * c->kv_heads * c->head_dim,
         .v = s->values + s->kv_first[i] * c->kv_heads * c->head_dim,
+        .sinks = c->sinks ? sinks : NULL,
         .out = out,
         .lse = lse,
         .scratch = scratch,
     };
     reference_attend(&r);
-    if (c->sinks)
-        add_sinks(s, q_len * c->qo_heads, out, lse);
+    free(sinks);
     free(q);
     free(scratch);
 }

@@ -159,6 +159,7 @@ static void catch_faults() {
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigaltstack(&alternate, nullptr);
     sigaction(SIGSEGV, &action, nullptr);
+    sigaction(SIGBUS, &action, nullptr); // so ends an address that no pointer has, relative to RBP
 }
 
 static void leave() {
