@@ -503,7 +503,8 @@ static void fill_pages(struct backend_pool *pool, uint32_t pages, uint32_t more)
     struct err err = {0};
     assert_non_null(plane);
     for (size_t i = 0; i < pages * page / sizeof *plane; i++) {
-        float value = 1 + (float)(i / (page / sizeof *plane)) + (float)more;
+        size_t number = i / (page / sizeof *plane);
+        float value = (float)(1 + number + more);
         uint32_t bits;
         memcpy(&bits, &value, sizeof bits);
         plane[i] = (uint16_t)(bits >> 16); // small integers are bf16
