@@ -124,7 +124,8 @@ close_block:
 
 static int open_device(struct backend *b, uint64_t bytes, enum backend_export how,
                        struct backend_mem *mem, struct err *err) {
-    int status = cuda_block_open(&b->memory, "a region", bytes, 0, how, &mem->device, err);
+    int status =
+        cuda_block_open(&b->memory, "a region", bytes, CUDA_REGION_SPARE, how, &mem->device, err);
     if (status == 0)
         mem->address = mem->device.address;
     return status;

@@ -44,6 +44,11 @@ struct cuda_block {
 int cuda_memory_open(struct cuda_memory *m, int device, struct err *err);
 void cuda_memory_close(struct cuda_memory *m); // no block remains
 
+// Left free on the device: by pools for regions, plans, workspaces and the kernels' code; by regions, which
+// any client may ask for, for all but regions: without it the daemon ends.
+#define CUDA_POOL_SPARE ((uint64_t)512 << 20)
+#define CUDA_REGION_SPARE ((uint64_t)256 << 20)
+
 // `what` names it in errors. spare: bytes of the device's memory to leave free. Errors: NOMEM (the
 // bytes wanted and free), BACKEND.
 int cuda_block_open(struct cuda_memory *m, const char *what, uint64_t bytes, uint64_t spare,

@@ -6,8 +6,6 @@
 #include <stdatomic.h>
 #include <stdlib.h>
 
-#define SPARE ((uint64_t)512 << 20) // left for plans, workspaces and the kernels' code
-
 static int check_geometry(const struct kv_geometry *g, struct err *err) {
     if (g->dtype != KVPOOL_FP16 && g->dtype != KVPOOL_BF16 && g->dtype != KVPOOL_FP32)
         return err_set(err, KVPOOL_E_UNSUPPORTED,
@@ -47,7 +45,7 @@ int cuda_pool_open(struct cuda_memory *m, const struct kv_geometry *geometry,
         goto free_pool;
     }
     uint64_t table_bytes = (uint64_t)rows * row_entries * sizeof(uint32_t);
-    status = cuda_block_open(m, "the pool", bytes, SPARE, how, &pool->block, err);
+    status = cuda_block_open(m, "the pool", bytes, CUDA_POOL_SPARE, how, &pool->block, err);
     if (status != 0)
         goto free_marks;
     status = cuda_private_open(m, "the pool's page table", table_bytes, &table, err);

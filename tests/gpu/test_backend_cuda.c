@@ -316,7 +316,7 @@ static void test_too_much_memory_is_refused_with_the_bytes(void **state) {
     (void)state;
     const struct kv_geometry g = {32, 8, 128, 16, KVPOOL_BF16, 0};
     const struct kv_geometry huge = {512, 256, 576, 256, KVPOOL_FP32, 0};
-    const enum backend_export hows[] = {BACKEND_FD, BACKEND_IPC};
+    static const enum backend_export hows[] = {BACKEND_FD, BACKEND_IPC};
     for (size_t i = 0; i < 2; i++) {
         struct backend_pool *pool = NULL;
         struct backend_mem *mem = NULL;
@@ -335,7 +335,15 @@ static void test_too_much_memory_is_refused_with_the_bytes(void **state) {
     }
     const struct kv_geometry odd = {1, 1, 12, 8, KVPOOL_BF16, 0};
     struct backend_pool *pool = NULL;
+    struct backend_mem *mem = NULL;
     struct err err = {0};
+    size_t available = 0, total = 0;
+    assert_int_equal(cudaMemGetInfo(&available, &total), cudaSuccess);
+    for (size_t i = 0; i < 2; i++) // what the daemon itself needs is not a client's
+        assert_int_equal(backend_cuda.mem_alloc(b, available - ((uint64_t)64 << 20), BACKEND_DEVICE,
+                                                hows[i], &mem, &err),
+                         KVPOOL_E_NOMEM);
+    assert_null(mem);
     assert_int_equal(backend_cuda.pool_open(b, &odd, BACKEND_FD, 4, 1, 1, &pool, &err),
                      KVPOOL_E_UNSUPPORTED);
     assert_non_null(strstr(err.text, "head_dim 12"));
