@@ -641,7 +641,7 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
             }
         }
         if (turn < count) {
-            // The plan's tiles are in the last lanes.
+            // The plan's tiles are in lanes % DECODE_FIRST: `from` begins with such a lane.
             if ((turn - DECODE_FIRST) % 32 == 0)
                 decode_find<C>(a, at, count - turn, tiles);
             uint32_t from = (turn - DECODE_FIRST) % 32;

@@ -8,8 +8,8 @@
 // sum of exp2(logit - m); -infinity and 0 where no key was seen.
 //
 // Invariant: partial results are combined in the order of the line, in groups that depend only on how
-// many there are. What the loop over tiles does not need is in loops that are not unrolled: at the end of
-// a launch the time of a new instruction is the time to read it.
+// many there are. The end of a launch is a chain that nothing hides: parts are read at once, and few
+// instructions are between a barrier and the result.
 // Runs in the decode kernel.
 #ifndef KVPOOL_KERNELS_CUDA_DECODE_MERGE_CUH
 #define KVPOOL_KERNELS_CUDA_DECODE_MERGE_CUH

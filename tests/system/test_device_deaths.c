@@ -13,15 +13,19 @@
 #include <signal.h>
 #include <string.h>
 
+// A load over memory of a kind; of the worker's own: `own` bytes.
+static struct device_load *open_load(kvpool_client *client, kvpool_pool pool, enum device_kind kind,
+                                     uint64_t own, unsigned seed) {
+    const struct device_place place = kind == OWN ? device_place_own(client, gpu_alloc(own), own)
+                                                  : device_place_alloc(client, kind);
+    return device_load_open(client, pool, &place, &place, seed + kind);
+}
+
 static int survivor(void *arg) {
-    const enum device_kind kind = *(const enum device_kind *)arg;
     kvpool_client *client = client_open(&kvd);
     device_gpu();
     const kvpool_pool pool = device_pool(client, "by-fd", KVPOOL_EXPORT_FD);
-    const struct device_place place = kind == OWN
-                                          ? device_place_own(client, gpu_alloc(2 * MIB), 2 * MIB)
-                                          : device_place_alloc(client, kind);
-    struct device_load *l = device_load_open(client, pool, &place, &place, 500 + kind);
+    struct device_load *l = open_load(client, pool, *(const enum device_kind *)arg, 2 * MIB, 500);
     atomic_fetch_add(&device_shared->ready, 1);
     while (atomic_load(&device_shared->stop) == 0) {
         device_load_turns(l);
@@ -39,14 +43,10 @@ _Noreturn static void send_forever(struct device_load *l) {
 }
 
 static int victim(void *arg) {
-    const enum device_kind kind = *(const enum device_kind *)arg;
     kvpool_client *client = client_open(&kvd);
     device_gpu();
     const kvpool_pool pool = device_pool(client, "by-ipc", KVPOOL_EXPORT_IPC);
-    const struct device_place place = kind == OWN
-                                          ? device_place_own(client, gpu_alloc(4 * MIB), 4 * MIB)
-                                          : device_place_alloc(client, kind);
-    struct device_load *l = device_load_open(client, pool, &place, &place, 600 + kind);
+    struct device_load *l = open_load(client, pool, *(const enum device_kind *)arg, 4 * MIB, 600);
     device_load_send(l);
     atomic_fetch_add(&device_shared->ready, 1);
     send_forever(l);
