@@ -2,9 +2,9 @@
 // decode.cu: launchers of the decode kernel: what it takes, memory of a plan and a workspace, which
 // instance runs. See launch.h.
 //
-// A plan: works, sequences, sums (decode_plan.cuh). A workspace: DECODE_COUNTERS words that are
-// 0 between launches, whatever was launched, then partial results: 2 of each CTA and line, or, batch-invariant,
-// DECODE_MAX_PIECES of each item.
+// A plan: works, sequences, sums (decode_plan.cuh). A workspace: DECODE_COUNTERS words and DECODE_POST_BYTES of
+// each CTA that are 0 between launches, whatever was launched; batch-invariant, then DECODE_MAX_PIECES partial
+// results of each item.
 #include "kernels/cuda/decode_plan.cuh"
 
 #include <cuda_runtime_api.h>
@@ -13,10 +13,10 @@
 struct layout {
     uint32_t nt;
     bool kv8;
-    uint32_t ctas, warps; // warps of a CTA
+    uint32_t ctas, warps; // warps of a CTA that have runs
     uint32_t items;       // of a sequence, at most
     size_t sequences, sums, plan_bytes;
-    size_t workspace_bytes;
+    size_t posts, pieces, workspace_bytes;
 };
 
 static uint32_t column_tiles(const struct cuda_attention *a) {
@@ -42,10 +42,13 @@ static bool lay_out(const struct cuda_device *d, const struct cuda_attention *a,
     l.sequences = (size_t)l.ctas * DECODE_MAX_WARPS * sizeof(struct decode_work);
     l.sums = l.sequences + ((size_t)a->batch.n + DECODE_PAD) * sizeof(struct decode_sequence);
     l.plan_bytes = l.sums + (size_t)a->batch.n * sizeof(uint64_t);
-    size_t partials = a->batch_invariant ? (size_t)a->batch.n * l.items * DECODE_MAX_PIECES
-                                         : ((size_t)2 * l.ctas) << DECODE_LINE_SHIFT;
-    l.workspace_bytes =
-        DECODE_COUNTERS * sizeof(uint32_t) + partials * decode_partial_bytes(head_dim, l.nt);
+    // The same for every launch: what one has left there is what the next one needs.
+    l.posts = DECODE_COUNTERS * sizeof(uint32_t);
+    l.pieces = l.posts + (size_t)d->sms * DECODE_POST_BYTES;
+    l.workspace_bytes = l.pieces;
+    if (a->batch_invariant)
+        l.workspace_bytes +=
+            (size_t)a->batch.n * l.items * DECODE_MAX_PIECES * decode_partial_bytes(head_dim, l.nt);
     *ret = l;
     return true;
 }
@@ -95,11 +98,16 @@ int cuda_decode_plan(const struct cuda_device *d, const struct cuda_attention *a
     args.table = a->batch.table;
     args.row_entries = a->batch.row_entries;
     args.page_shift = a->kv.page_shift;
+    int64_t element = a->kv.dtype == CUDA_E4M3 ? 1 : 2;
+    args.page_stride = a->kv.page_stride * element;
+    args.head_stride = a->kv.head_stride * element;
+    args.token_stride = a->kv.token_stride * element;
     args.n = a->batch.n;
     args.max_q_len = a->batch.max_q_len;
     args.kv_heads = a->kv.kv_heads;
     args.group = a->qo_heads / a->kv.kv_heads;
     args.columns = 8 * l.nt;
+    args.blocks = l.nt * a->kv.head_dim / 16;
     args.tile_tokens = decode_tile_tokens(a->kv.head_dim, l.kv8);
     args.window_left = a->window_left;
     args.batch_invariant = a->batch_invariant;
@@ -119,7 +127,7 @@ static int start(const struct decode_args &args, uint32_t head_dim, const struct
     switch (head_dim * 8 + l.nt) {
 #define CASE(D, NT)  \
     case D * 8 + NT: \
-        return decode_start<T, KV, D, NT>(args, l.ctas, l.warps, stream, after_previous)
+        return decode_start<T, KV, D, NT>(args, l.ctas, stream, after_previous)
         CASE(64, 1);
         CASE(64, 2);
         CASE(64, 4);
@@ -164,13 +172,15 @@ int cuda_decode(const struct cuda_device *d, const struct cuda_attention *a, voi
     args.works = (const struct decode_work *)plan;
     args.sequences = (const struct decode_sequence *)(plan + l.sequences);
     args.counters = (uint32_t *)a->workspace;
-    args.partials = (unsigned char *)a->workspace + DECODE_COUNTERS * sizeof(uint32_t);
+    args.posts = (unsigned char *)a->workspace + l.posts;
+    args.pieces = (unsigned char *)a->workspace + l.pieces;
     args.row_entries = a->batch.row_entries;
     args.page_shift = a->kv.page_shift;
     args.kv_heads = a->kv.kv_heads;
     args.group = a->qo_heads / a->kv.kv_heads;
     args.group_inverse = 65536 / args.group + 1;
     args.items = l.items;
+    args.run_warps = l.warps;
     args.sm_scale = a->sm_scale;
     args.soft_cap = a->soft_cap;
     args.k_scale = a->kv.k_scale;

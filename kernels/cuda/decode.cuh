@@ -75,11 +75,25 @@ template <class C>
 static __device__ __forceinline__ void copy_queries(const struct decode_args &a, uint32_t to,
                                                     uint32_t q0, uint32_t what) {
     constexpr uint32_t CHUNKS = C::D / 8; // of a row
+    uint32_t lane = threadIdx.x % 32, chunk = lane % CHUNKS, first = lane / CHUNKS;
+    to += first * decode_first_q<C>::ROW + chunk * 16;
+    if (place_q_len(what) == 1) { // columns are heads
+        uint32_t column = place_block(what) * C::NT * 8 + first;
+        const unsigned char *from = a.q + q0 * a.q_token_stride +
+                                    (place_head(what) * a.group + column) * a.q_head_stride +
+                                    chunk * 16;
 #pragma unroll
-    for (uint32_t k = 0; k < 8 * C::NT * CHUNKS; k += 32) {
-        uint32_t i = k + threadIdx.x % 32, column = i / CHUNKS, chunk = i % CHUNKS, j, head;
-        bool there = decode_column(a, what, place_block(what) * C::NT * 8 + column, j, head);
-        cp_async_16(to + column * decode_first_q<C>::ROW + chunk * 16,
+        for (uint32_t k = 0; k < 8 * C::NT; k += 32 / CHUNKS) {
+            cp_async_16(to + k * decode_first_q<C>::ROW, from, column + k < a.group);
+            from += 32 / CHUNKS * a.q_head_stride;
+        }
+        return;
+    }
+#pragma unroll 1
+    for (uint32_t k = 0; k < 8 * C::NT; k += 32 / CHUNKS) {
+        uint32_t j, head;
+        bool there = decode_column(a, what, place_block(what) * C::NT * 8 + first + k, j, head);
+        cp_async_16(to + k * decode_first_q<C>::ROW,
                     a.q + (q0 + j) * a.q_token_stride + head * a.q_head_stride + chunk * 16, there);
     }
 }
@@ -379,39 +393,30 @@ static __device__ __forceinline__ void keep_state(const struct decode_state<C> &
     }
 }
 
-// The parts of an item that are in the workspace: n of them, the first is number `first`, the k-th number
-// rest + k * step; who brings the last one learns it from the counter.
-struct decode_share {
-    uint32_t counter, n, first, rest, step;
-};
-// A piece's (batch-invariant).
+// A posted part, by its only warp.
 template <class C>
-static __device__ __forceinline__ struct decode_share
-share_of_pieces(const struct decode_args &a, const struct decode_place &place) {
-    uint32_t blocks = (place_q_len(place.what) * a.group + 8 * C::NT - 1) / (8 * C::NT);
-    uint32_t item =
-        place.slot * a.items + place_head(place.what) * blocks + place_block(place.what);
-    uint32_t first = item * DECODE_MAX_PIECES;
-    return {item, place_pieces(place.what), first, first, 1};
-}
-// Of what the end of a CTA cuts off an item of one of eight lines.
-static __device__ __forceinline__ uint32_t line_part(uint32_t cta, bool begun) {
-    return ((2 * cta + begun) << DECODE_LINE_SHIFT) + threadIdx.x / 32;
-}
-static __device__ __forceinline__ struct decode_share share_of_line(const struct decode_span &span,
-                                                                    bool begun) {
-    uint32_t cta = begun ? blockIdx.x : span.back_first;
-    return {cta * DECODE_MAX_WARPS + threadIdx.x / 32,
-            (begun ? span.forward_last : span.back_last) - cta + 1, line_part(cta, true),
-            line_part(cta, false), 2u << DECODE_LINE_SHIFT};
+static __device__ __forceinline__ void
+post_state(const struct decode_args &a, const struct decode_place &place,
+           const struct decode_state<C> &state, unsigned char *part) {
+#pragma unroll
+    for (int nt = 0; nt < C::NT; nt++) {
+        bool live = is_live<C>(a, nt, place.what);
+        uint4 ml = posted_words({state.m[nt][0], state.l[nt][0], state.m[nt][1], state.l[nt][1]});
+#pragma unroll
+        for (int dt = 0; dt < C::DT; dt++) {
+            const float(&x)[4] = state.o[nt][dt];
+            post(part, nt * C::DT + dt, live, {x[0], x[1], x[2], x[3]}, ml);
+        }
+    }
 }
 
-// Merges all blocks of an item. Two parts of several blocks are loaded at once.
+// Merges the n pieces at `parts`, all blocks. Two parts of several blocks are loaded at once.
 template <class C>
-static __device__ __forceinline__ void merge_item(const struct decode_args &a, uint32_t q0,
-                                                  uint32_t what, const struct decode_share &share) {
+static __device__ __forceinline__ void merge_pieces(const struct decode_args &a, uint32_t q0,
+                                                    uint32_t what, const unsigned char *parts,
+                                                    uint32_t n) {
     constexpr uint32_t BYTES = decode_partial_bytes(C::D, C::NT);
-    constexpr int PARTS = 2; // the same in all instances: so are the bits
+    constexpr int TWO = 2; // the same in all instances: so are the bits
     constexpr int MOST = C::NT == 1 ? 8 : 2, BLOCKS = C::DT < MOST ? C::DT : MOST;
     uint32_t lane = threadIdx.x % 32;
 #pragma unroll 1
@@ -423,13 +428,12 @@ static __device__ __forceinline__ void merge_item(const struct decode_args &a, u
         for (int b = 0; b < BLOCKS; b++)
             sum[b] = {0, 0, 0, 0};
 #pragma unroll 1
-        for (uint32_t k = 0; k < share.n; k += PARTS) {
-            float4 o[PARTS][BLOCKS], ml[PARTS];
+        for (uint32_t k = 0; k < n; k += TWO) {
+            float4 o[TWO][BLOCKS], ml[TWO];
 #pragma unroll
-            for (int i = 0; i < PARTS; i++) {
-                uint32_t index = k + i == 0 ? share.first : share.rest + (k + i) * share.step;
-                const unsigned char *p = a.partials + (uint64_t)index * BYTES;
-                bool there = k + i < share.n;
+            for (int i = 0; i < TWO; i++) {
+                const unsigned char *p = parts + (uint64_t)(k + i) * BYTES;
+                bool there = k + i < n;
                 ml[i] = {minus_infinity(), 0, minus_infinity(), 0};
                 if (there)
                     ml[i] = reinterpret_cast<const float4 *>(
@@ -441,18 +445,18 @@ static __device__ __forceinline__ void merge_item(const struct decode_args &a, u
                         o[i][b] = reinterpret_cast<const float4 *>(p)[(block + b) * 32 + lane];
                 }
             }
-            float up[2], w[PARTS][2];
+            float up[2], w[TWO][2];
 #pragma unroll
             for (int e = 0; e < 2; e++) {
                 float max = m[e];
 #pragma unroll
-                for (int i = 0; i < PARTS; i++)
+                for (int i = 0; i < TWO; i++)
                     max = fmaxf(max, e ? ml[i].z : ml[i].x);
                 up[e] = exp2_fast(m[e] - finite_or_0(max));
                 m[e] = max;
                 l[e] *= up[e];
 #pragma unroll
-                for (int i = 0; i < PARTS; i++) {
+                for (int i = 0; i < TWO; i++) {
                     w[i][e] = exp2_fast((e ? ml[i].z : ml[i].x) - finite_or_0(max));
                     l[e] += w[i][e] * (e ? ml[i].w : ml[i].y);
                 }
@@ -461,12 +465,8 @@ static __device__ __forceinline__ void merge_item(const struct decode_args &a, u
             for (int b = 0; b < BLOCKS; b++) {
                 float4 x = {sum[b].x * up[0], sum[b].y * up[1], sum[b].z * up[0], sum[b].w * up[1]};
 #pragma unroll
-                for (int i = 0; i < PARTS; i++) {
-                    x.x += w[i][0] * o[i][b].x;
-                    x.y += w[i][1] * o[i][b].y;
-                    x.z += w[i][0] * o[i][b].z;
-                    x.w += w[i][1] * o[i][b].w;
-                }
+                for (int i = 0; i < TWO; i++)
+                    add_part(x, {w[i][0], w[i][1]}, o[i][b]);
                 sum[b] = x;
             }
         }
@@ -478,75 +478,49 @@ static __device__ __forceinline__ void merge_item(const struct decode_args &a, u
     }
 }
 
-// The end of a segment: a whole item is written; what others have parts of is kept: a piece in the
-// workspace, where the warp that brings the last one of its item merges them; another part in the
-// workspace (eight lines) or in shared memory, with a note of it.
+// A piece (batch-invariant): to the workspace; the warp that brings the last one of its item, as a counter
+// tells, merges them.
 template <class C>
-static __device__ __forceinline__ void
-end_segment(const struct decode_args &a, const struct decode_shared<C> &shared,
-            const struct decode_span &span, const struct decode_place &place,
-            struct decode_state<C> &state, bool begun, bool first_segment) {
-    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    bool ended = place.what & 2, piece = place_pieces(place.what) > 1;
-    sum_lanes<C>(state);
-    if (begun && ended && !piece) {
-        write_state<C>(a, place, state);
-        return;
-    }
-    uint32_t slot = first_segment ? 0 : 1;
-    struct decode_share share = {};
-    if (piece || span.line_shift > 0) {
-        uint32_t index = line_part(blockIdx.x, begun);
-        if (piece) {
-            share = share_of_pieces<C>(a, place);
-            index = share.first + place_piece(place.what);
-        }
-        unsigned char *p = a.partials + (uint64_t)index * decode_partial_bytes(C::D, C::NT);
-        keep_state<C>(state, reinterpret_cast<float4 *>(p),
-                      reinterpret_cast<float4 *>(p + decode_o_bytes(C::D, C::NT)));
-    } else {
-        keep_state<C>(state, shared.o(warp, slot), shared.ml(warp, slot));
-    }
-    if (!piece) {
-        if (lane == 0)
-            shared.notes(warp)[slot] = {NOTE_THERE | (begun ? NOTE_BEGINS : 0) |
-                                            (ended ? NOTE_ENDS : 0),
-                                        place.q0, place.what, 0};
-        return;
-    }
+static __device__ __forceinline__ void end_piece(const struct decode_args &a,
+                                                 const struct decode_place &place,
+                                                 const struct decode_state<C> &state) {
+    uint32_t lane = threadIdx.x % 32, n = place_pieces(place.what);
+    uint32_t blocks = (place_q_len(place.what) * a.group + 8 * C::NT - 1) / (8 * C::NT);
+    uint32_t item =
+        place.slot * a.items + place_head(place.what) * blocks + place_block(place.what);
+    constexpr uint32_t BYTES = decode_partial_bytes(C::D, C::NT);
+    unsigned char *parts = a.pieces + (uint64_t)item * DECODE_MAX_PIECES * BYTES;
+    unsigned char *p = parts + place_piece(place.what) * BYTES;
+    keep_state<C>(state, reinterpret_cast<float4 *>(p),
+                  reinterpret_cast<float4 *>(p + decode_o_bytes(C::D, C::NT)));
     __syncwarp();
     uint32_t old = 0;
     if (lane == 0)
-        old = atomic_inc_acq_rel(a.counters + share.counter, share.n - 1);
+        old = atomic_inc_acq_rel(a.counters + item, n - 1);
     old = __shfl_sync(ALL_LANES, old, 0);
     __syncwarp(); // what lane 0 has acquired is the others' too
-    if (old == share.n - 1)
-        merge_item<C>(a, place.q0, place.what, share);
+    if (old == n - 1)
+        merge_pieces<C>(a, place.q0, place.what, parts, n);
 }
 
-// Eight lines: tells of the warp's parts in the workspace, once, when its tiles are done: what orders the
-// stores before the counter waits for the copies that the warp has under way, too.
+// The end of a segment: a whole item is written; what others have parts of is kept in shared memory, or posted
+// where its CTA has no other part of it.
 template <class C>
-static __device__ __forceinline__ void end_line(const struct decode_args &a,
-                                                const struct decode_shared<C> &shared,
-                                                const struct decode_span &span) {
-    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    __syncwarp();
-    bool last = false;
-    if (lane < 2) {
-        uint32_t flags = shared.notes(warp)[lane].flags;
-        if (flags & NOTE_THERE) {
-            struct decode_share share = share_of_line(span, flags & NOTE_BEGINS);
-            last = atomic_inc_acq_rel(a.counters + share.counter, share.n - 1) == share.n - 1;
-        }
-    }
-    uint32_t slots = __ballot_sync(ALL_LANES, last);
-    __syncwarp(); // what lanes 0 and 1 have acquired is the others' too
-#pragma unroll 1
-    for (; slots; slots &= slots - 1) {
-        struct decode_note note = shared.notes(warp)[__ffs((int)slots) - 1];
-        merge_item<C>(a, note.q0, note.what, share_of_line(span, note.flags & NOTE_BEGINS));
-    }
+static __device__ __forceinline__ void
+end_segment(const struct decode_args &a, const struct decode_shared<C> &shared,
+            const struct decode_place &place, struct decode_state<C> &state, bool begun,
+            bool first_segment, bool alone, bool lines) {
+    uint32_t warp = threadIdx.x / 32, slot = first_segment ? 0 : 1;
+    bool ended = place.what & 2;
+    sum_lanes<C>(state);
+    if (place_pieces(place.what) > 1)
+        end_piece<C>(a, place, state);
+    else if (begun && ended)
+        write_state<C>(a, place, state);
+    else if (alone && !ended)
+        post_state<C>(a, place, state, part_of_cta<C>(a, blockIdx.x, lines));
+    else
+        keep_state<C>(state, shared.o(warp, slot), shared.ml(warp, slot));
 }
 
 // --- the kernel ----------------------------------------------------------------------------------
@@ -556,29 +530,51 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
     using C = decode_config<T, KV, D, NT>;
     KVPOOL_SHARED smem[];
     struct decode_shared<C> shared = {
-        smem, blockDim.x / 32
+        smem, a.run_warps
     };
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
     start_next_kernel();
     wait_previous_kernel();
 
-    const struct decode_work *work = a.works + blockIdx.x * shared.warps + warp;
+    const struct decode_work *work = a.works + blockIdx.x * DECODE_MAX_WARPS + warp;
     struct decode_lane<C::GROUPS> tiles = decode_load_first<C>(work);
-    uint4 begin = load_now(&work->run), ends = load_now(&work->run.span);
-    const struct decode_span span = {ends.x, ends.y, ends.z, ends.w};
-    struct decode_cursor at = {begin.x,         begin.y,
-                               begin.z,         warp & ((1u << span.line_shift) - 1),
-                               span.line_shift, decode_load(&work->run.sequence)};
+    uint4 begin = load_now(&work->run), more = load_now(&work->run.line_shift);
+    const struct decode_copier copier = decode_copier_of<C>(a);
+    const uint32_t line_shift = more.x;
+    const bool alone = more.y;
+    struct decode_cursor at = {begin.x,    begin.y,
+                               begin.z,    warp & ((1u << line_shift) - 1),
+                               line_shift, decode_load(&work->run.sequence)};
     // No tile is at DECODE_NOWHERE: to look ties the reads together, else they would be one after the other,
     // the tiles' behind the count's.
-    bool somewhere = tiles.place.token != DECODE_NOWHERE && tiles.page[0] != DECODE_NOWHERE;
-    uint32_t count = somewhere ? begin.w : 0;
-    uint32_t ring = smem_address(shared.ring(warp));
+    uint32_t count =
+        tiles.place.token != DECODE_NOWHERE ? begin.w : 0; // 0: the warp only helps to sum
+    uint32_t ring = smem_address(smem) + warp * shared.RING;
     const unsigned char *copied = shared.own(warp);
-    if (lane < 2)
-        shared.notes(warp)[lane].flags = 0;
-    __syncwarp();
+
+    // The plan's tiles, and, between the first and the others, Q and what the warp has to sum.
+    static_assert(C::STAGES <= DECODE_FIRST, "the plan finds the first tiles");
+#pragma unroll 1
+    for (uint32_t stage = 0; stage < C::STAGES; stage++) {
+        if (stage < count) {
+            uint32_t from = 32 - DECODE_FIRST + stage;
+            uint32_t what = decode_fetch<C>(a, copier, tiles, from, ring + stage * C::TILE,
+                                            shared.place(warp, stage));
+            uint32_t q0 = __shfl_sync(ALL_LANES, tiles.place.q0, (int)from);
+            if (stage > 0) {
+                if (what & 1)
+                    prefetch_queries<C>(a, q0, what);
+            } else {
+                copy_queries<C>(a, smem_address(copied), q0, what);
+                if (lane < DECODE_MERGES * 2)
+                    cp_async_16(
+                        smem_address(shared.merge(warp)) + lane * 16,
+                        reinterpret_cast<const unsigned char *>(work->run.merge) + lane * 16, true);
+            }
+        }
+        cp_async_commit();
+    }
 
     struct decode_lanes lanes = decode_lanes_of<C>();
     struct decode_queries<C, C::Q_SHARED> queries(shared.q(warp));
@@ -586,90 +582,82 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
     float before = 1, after = 1; // of tanh; k_scale is in them
     bool is_new = true, begun = false, first_segment = true;
     uint32_t stage = 0;
-    // Turn t uses tile t - STAGES and fetches tile t into its stage.
 #pragma unroll 1
-    for (uint32_t turn = 0; count > 0 && turn < count + C::STAGES; turn++) {
+    for (uint32_t turn = 0; turn < count; turn++) {
         uint32_t bytes = ring + stage * C::TILE;
-        if (turn >= C::STAGES) {
-            struct decode_place place = *shared.place(warp, stage);
-            if (first_segment) { // Q comes with the first tile
-                cp_async_wait<C::STAGES - 1>();
-                __syncwarp();
-            }
-            if (is_new) {
-                load_queries<C>(a, first_segment ? copied : nullptr, place.q0, place.what, queries);
-                reset_state<C>(state);
-                before = a.sm_scale;
-                if constexpr (C::KV8)
-                    before *= a.k_scales ? __ldg(a.k_scales + place_head(place.what)) : a.k_scale;
-                if (a.soft_cap > 0) {
-                    before = divide_fast(before, a.soft_cap);
-                    after = a.soft_cap * DECODE_LOG2E;
-                } else {
-                    before *= DECODE_LOG2E;
-                }
-                begun = place.what & 1;
-                is_new = false;
-            }
-            if (!first_segment) {
-                cp_async_wait<C::STAGES - 1>();
-                __syncwarp();
-            }
-
-            float s[C::MT][C::NT][4];
-            times_queries<C>(bytes, lanes, queries, s);
-#pragma unroll
-            for (int mt = 0; mt < C::MT; mt++)
-#pragma unroll
-                for (int nt = 0; nt < C::NT; nt++)
-#pragma unroll
-                    for (int j = 0; j < 4; j++)
-                        s[mt][nt][j] *= before;
-            if (a.soft_cap > 0)
-                cap_tile<C>(after, s);
-            if (needs_mask<C>(a, place))
-                mask_tile<C>(a, place, s);
-            weigh<C>(s, state);
-            add_values<C>(bytes, lanes, s, state);
+        if (first_segment) { // Q comes with the first tile
+            cp_async_wait<C::STAGES - 1>();
             __syncwarp();
-
-            bool ended = place.what & 2;
-            if (ended || turn + 1 == count + C::STAGES) {
-                end_segment<C>(a, shared, span, place, state, begun, first_segment);
-                first_segment = false;
-                is_new = true;
-            }
         }
-        if (turn < count) {
-            // The plan's tiles are in lanes % DECODE_FIRST: `from` begins with such a lane.
-            if ((turn - DECODE_FIRST) % 32 == 0)
-                decode_find<C>(a, at, count - turn, tiles);
-            uint32_t from = (turn - DECODE_FIRST) % 32;
-            uint32_t what = decode_fetch<C>(a, tiles, from, bytes, shared.place(warp, stage));
-            uint32_t q0 = __shfl_sync(ALL_LANES, tiles.place.q0, (int)from);
-            if (turn == 0)
-                copy_queries<C>(a, smem_address(copied), q0, what);
-            else if (what & 1)
-                prefetch_queries<C>(a, q0, what);
+        struct decode_place place = *shared.place(warp, stage);
+        if (is_new) {
+            load_queries<C>(a, first_segment ? copied : nullptr, place.q0, place.what, queries);
+            reset_state<C>(state);
+            before = a.sm_scale;
+            if constexpr (C::KV8)
+                before *= a.k_scales ? __ldg(a.k_scales + place_head(place.what)) : a.k_scale;
+            if (a.soft_cap > 0) {
+                before = divide_fast(before, a.soft_cap);
+                after = a.soft_cap * DECODE_LOG2E;
+            } else {
+                before *= DECODE_LOG2E;
+            }
+            begun = place.what & 1;
+            is_new = false;
+        }
+        if (!first_segment) {
+            cp_async_wait<C::STAGES - 1>();
+            __syncwarp();
+        }
+
+        float s[C::MT][C::NT][4];
+        times_queries<C>(bytes, lanes, queries, s);
+#pragma unroll
+        for (int mt = 0; mt < C::MT; mt++)
+#pragma unroll
+            for (int nt = 0; nt < C::NT; nt++)
+#pragma unroll
+                for (int j = 0; j < 4; j++)
+                    s[mt][nt][j] *= before;
+        if (a.soft_cap > 0)
+            cap_tile<C>(after, s);
+        if (needs_mask<C>(a, place))
+            mask_tile<C>(a, place, s);
+        weigh<C>(s, state);
+        add_values<C>(bytes, lanes, s, state);
+        __syncwarp();
+
+        if (place.what & 2 || turn + 1 == count) {
+            end_segment<C>(a, shared, place, state, begun, first_segment, alone, line_shift > 0);
+            first_segment = false;
+            is_new = true;
+        }
+        uint32_t next = turn + C::STAGES;
+        if (next < count) {
+            // The plan's tiles are in the last lanes: they end with one.
+            uint32_t from = (next - DECODE_FIRST) % 32;
+            if (from == 0)
+                decode_find<C>(a, at, count - next, tiles);
+            uint32_t what =
+                decode_fetch<C>(a, copier, tiles, from, bytes, shared.place(warp, stage));
+            if (what & 1)
+                prefetch_queries<C>(a, __shfl_sync(ALL_LANES, tiles.place.q0, (int)from), what);
         }
         cp_async_commit();
         __syncwarp();
         stage = stage + 1 == C::STAGES ? 0 : stage + 1;
     }
-    if (span.line_shift > 0)
-        end_line<C>(a, shared, span);
-    else
-        merge_block<C>(a, shared, span);
+    merge_cut<C>(a, shared, count > 0 ? shared.merge(warp) : work->run.merge, line_shift > 0);
 }
 
 // Instances are explicit: one file a few of them.
 #define DECODE_INSTANCE(T, KV, D, NT)                                                             \
     template <>                                                                                   \
-    int decode_start<T, KV, D, NT>(const struct decode_args &args, uint32_t ctas, uint32_t warps, \
-                                   void *stream, bool after_previous) {                           \
-        return start_kernel(decode_kernel<T, KV, D, NT>, dim3(ctas), dim3(warps * 32),            \
-                            decode_smem_bytes(D, decode_is_8bit<KV>::value, NT, warps), stream,   \
-                            after_previous, args);                                                \
+    int decode_start<T, KV, D, NT>(const struct decode_args &args, uint32_t ctas, void *stream,   \
+                                   bool after_previous) {                                         \
+        return start_kernel(decode_kernel<T, KV, D, NT>, dim3(ctas), dim3(DECODE_MAX_WARPS * 32), \
+                            decode_smem_bytes(D, decode_is_8bit<KV>::value, NT, args.run_warps),  \
+                            stream, after_previous, args);                                        \
     }
 
 #endif

@@ -7,9 +7,13 @@
 // workspace, so that combining is elementwise. m is the maximum of the logits, times log2(e), l the
 // sum of exp2(logit - m); -infinity and 0 where no key was seen.
 //
-// Invariant: partial results are combined in the order of the line, in groups that depend only on how
-// many there are. The end of a launch is a chain that nothing hides: parts are read at once, and few
-// instructions are between a barrier and the result.
+// Invariants
+//  1. Partial results are combined in an order that depends only on the plan.
+//  2. Of an item that several CTAs have parts of, the last one waits for those of the others and writes. CTAs
+//     start in the order of their numbers: those that one waits for run, or have ended.
+//  3. Posted parts are zeros between launches: their reader clears them.
+// The end of a launch is a chain that nothing hides: the plan says what each warp sums, parts are read at once,
+// and few instructions are between a barrier and the result.
 // Runs in the decode kernel.
 #ifndef KVPOOL_KERNELS_CUDA_DECODE_MERGE_CUH
 #define KVPOOL_KERNELS_CUDA_DECODE_MERGE_CUH
@@ -42,6 +46,15 @@ static __device__ __forceinline__ bool decode_column(const struct decode_args &a
     j = column * a.group_inverse >> 16;
     head = place_head(what) * a.group + column - j * a.group;
     return j < place_q_len(what);
+}
+
+// Columns 2c and 2c+1 of n-tile nt are not both padding.
+template <class C>
+static __device__ __forceinline__ bool is_live(const struct decode_args &a, uint32_t nt,
+                                               uint32_t what) {
+    uint32_t j, head;
+    return decode_column(a, what, (place_block(what) * C::NT + nt) * 8 + threadIdx.x % 4 * 2, j,
+                         head);
 }
 
 // The row of n-tile nt that the lane writes.
@@ -105,15 +118,9 @@ static __device__ __forceinline__ void write_block(const struct decode_rows &row
     }
 }
 
-// --- the partial results of a CTA ----------------------------------------------------------------
+// --- partial results in shared memory ------------------------------------------------------------
 
-// What a warp leaves of a segment that is not a whole item: flags: there, begins an item, ends one.
-struct decode_note {
-    uint32_t flags, q0, what, unused;
-};
-static constexpr uint32_t NOTE_THERE = 1, NOTE_BEGINS = 2, NOTE_ENDS = 4;
-
-// Where warp w's two partial results, their m, l and notes are in shared memory.
+// Where warp w's two partial results, their m and l, and its merges are in shared memory.
 template <class C> struct decode_shared {
     static constexpr uint32_t RING = C::STAGES * C::TILE;
     static constexpr uint32_t O = decode_o_bytes(C::D, C::NT), ML = decode_ml_bytes(C::NT);
@@ -136,240 +143,340 @@ template <class C> struct decode_shared {
     __device__ __forceinline__ float4 *ml(uint32_t w, uint32_t slot) const {
         return reinterpret_cast<float4 *>(own(w) + O + Q + slot * ML);
     }
-    __device__ __forceinline__ struct decode_note *notes(uint32_t w) const {
-        return reinterpret_cast<struct decode_note *>(own(w) + O + Q + 2 * ML);
+    __device__ __forceinline__ struct decode_merge *merge(uint32_t w) const {
+        return reinterpret_cast<struct decode_merge *>(own(w) + O + Q + 2 * ML);
     }
     // 32 bytes apart
     __device__ __forceinline__ struct decode_place *place(uint32_t w, uint32_t stage) const {
-        return reinterpret_cast<struct decode_place *>(own(w) + O + Q + 2 * ML + 32 + stage * 32);
-    }
-    // Has this CTA come last to the item shared with earlier ones, with later ones?
-    __device__ __forceinline__ uint32_t *last() const {
-        return reinterpret_cast<uint32_t *>(own(warps));
+        return reinterpret_cast<struct decode_place *>(own(w) + O + Q + 2 * ML +
+                                                       DECODE_MERGES * 32 + stage * 32);
     }
 };
 
-// Where the parts of an item are: in the slots of this CTA's warps, from `slot` on (after it, the first slots
-// of the next warps), or in the workspace (CTA `first`'s second part, then the first ones of those after it).
-template <class C> struct parts_here {
-    static constexpr bool MANY = false; // never more than DECODE_MAX_WARPS
-    const struct decode_shared<C> &shared;
-    uint32_t slot;
-    __device__ __forceinline__ const float4 *o(uint32_t k) const {
-        return shared.o(slot / 2 + k, k ? 0 : slot % 2);
-    }
-    __device__ __forceinline__ const float4 *ml(uint32_t k) const {
-        return shared.ml(slot / 2 + k, k ? 0 : slot % 2);
-    }
-};
-template <class C> struct parts_of_ctas {
-    static constexpr bool MANY = true;
-    static constexpr uint32_t BYTES = decode_partial_bytes(C::D, C::NT);
-    const unsigned char *first; // CTA first's first part
-    __device__ __forceinline__ const float4 *o(uint32_t k) const {
-        return reinterpret_cast<const float4 *>(first + (uint64_t)(k ? 2 * k : 1) * BYTES);
-    }
-    __device__ __forceinline__ const float4 *ml(uint32_t k) const {
-        return o(k) + decode_o_bytes(C::D, C::NT) / 16;
-    }
-};
-
-enum { PARTS = 8 }; // that are read at once
+enum { PARTS = 8 }; // that are read at once: the lanes of a warp hold their m and l
 static_assert((int)PARTS == (int)DECODE_MAX_WARPS, "a CTA's parts are read at once");
 
-// Place `at` of O of parts k .. k + PARTS; of part n and later ones nothing.
-template <class P>
-static __device__ __forceinline__ void read_parts(const P &parts, uint32_t k, uint32_t n,
-                                                  uint32_t at, float4 (&ret)[PARTS]) {
-#pragma unroll
-    for (uint32_t i = 0; i < PARTS; i++) {
-        ret[i] = {0, 0, 0, 0};
-        if (k + i < n)
-            ret[i] = parts.o(k + i)[at];
-    }
-}
-
-// m and l of part k + lane / 4, columns 2c and 2c+1, c = lane % 4.
-template <class P>
-static __device__ __forceinline__ float4 read_ml(const P &parts, uint32_t k, uint32_t n,
-                                                 uint32_t nt) {
-    uint32_t lane = threadIdx.x % 32;
-    float4 x = {minus_infinity(), 0, minus_infinity(), 0};
-    if (k + lane / 4 < n)
-        x = parts.ml(k + lane / 4)[nt * 4 + lane % 4];
-    return x;
-}
-
-// Weights of parts k .. k + PARTS for the lane's columns, from their m; lane 4*i + c has those of part k + i.
-static __device__ __forceinline__ void weigh_parts(const float (&m)[2], const float (&max)[2],
-                                                   float (&ret)[PARTS][2]) {
-#pragma unroll
-    for (int e = 0; e < 2; e++) {
-        float w = exp2_fast(m[e] - finite_or_0(max[e]));
-#pragma unroll
-        for (int i = 0; i < PARTS; i++)
-            ret[i][e] = __shfl_sync(ALL_LANES, w, i * 4 + (int)(threadIdx.x % 4));
-    }
-}
-
-static __device__ __forceinline__ void add_parts(float4 &sum, const float (&w)[PARTS][2],
-                                                 const float4 (&x)[PARTS]) {
-#pragma unroll
-    for (int i = 0; i < PARTS; i++) {
-        sum.x += w[i][0] * x[i].x;
-        sum.y += w[i][1] * x[i].y;
-        sum.z += w[i][0] * x[i].z;
-        sum.w += w[i][1] * x[i].w;
-    }
-}
-
-// Sums an item's n parts in the order of the line, by `split` warps of which this is number `sub`: n-tiles
-// are divided first, a lane works out the weight of one part for two columns, once an n-tile. To the result,
-// or to a part in the workspace.
-template <class C, class P>
-static __device__ __forceinline__ void sum_item(const struct decode_args &a, const P &parts,
-                                                uint32_t n, uint32_t q0, uint32_t what,
-                                                unsigned char *to, uint32_t sub, uint32_t split) {
-    uint32_t lane = threadIdx.x % 32;
-    uint32_t nts = min(split, (uint32_t)C::NT), step = split / nts, dt0 = sub / nts;
-    if (dt0 >= min(step, (uint32_t)C::DT))
-        return;
-#pragma unroll 1
-    for (uint32_t nt = sub % nts; nt < C::NT; nt += nts) {
-        uint32_t at = (nt * C::DT + dt0) * 32 + lane;
-        float4 ml = read_ml(parts, 0, n, nt), x[PARTS];
-        read_parts(parts, 0, n, at, x);
-        unsigned char *row = to ? nullptr : row_of<C>(a, nt, q0, what);
-        float m[2] = {ml.x, ml.z}, max[2] = {m[0], m[1]}, sum_l[2], w[PARTS][2];
-        if (P::MANY) {
-#pragma unroll 1
-            for (uint32_t k = PARTS; k < n; k += PARTS) {
-                float4 more = read_ml(parts, k, n, nt);
-                max[0] = fmaxf(max[0], more.x);
-                max[1] = fmaxf(max[1], more.z);
-            }
-        }
-#pragma unroll
-        for (int e = 0; e < 2; e++)
-#pragma unroll
-            for (int by = 4; by < 32; by *= 2)
-                max[e] = fmaxf(max[e], __shfl_xor_sync(ALL_LANES, max[e], by));
-        sum_l[0] = ml.y * exp2_fast(m[0] - finite_or_0(max[0]));
-        sum_l[1] = ml.w * exp2_fast(m[1] - finite_or_0(max[1]));
-        if (P::MANY) {
-#pragma unroll 1
-            for (uint32_t k = PARTS; k < n; k += PARTS) {
-                float4 more = read_ml(parts, k, n, nt);
-                sum_l[0] += more.y * exp2_fast(more.x - finite_or_0(max[0]));
-                sum_l[1] += more.w * exp2_fast(more.z - finite_or_0(max[1]));
-            }
-        }
-#pragma unroll
-        for (int e = 0; e < 2; e++)
-#pragma unroll
-            for (int by = 4; by < 32; by *= 2)
-                sum_l[e] += __shfl_xor_sync(ALL_LANES, sum_l[e], by);
-        weigh_parts(m, max, w);
-        struct decode_rows rows = {{0, 0}, nullptr};
-        if (!to)
-            rows = end_columns<C>(a, nt, q0, what, max, sum_l, row, dt0 == 0);
-        else if (dt0 == 0 && lane < 4)
-            reinterpret_cast<float4 *>(to)[decode_o_bytes(C::D, C::NT) / 16 + nt * 4 + lane] = {
-                max[0], sum_l[0], max[1], sum_l[1]};
-#pragma unroll 1
-        for (uint32_t dt = dt0; dt < C::DT; dt += step, at += step * 32) {
-            float4 sum = {0, 0, 0, 0};
-            add_parts(sum, w, x);
-            if (P::MANY) {
-#pragma unroll 1
-                for (uint32_t k = PARTS; k < n; k += PARTS) {
-                    float4 more = read_ml(parts, k, n, nt), y[PARTS];
-                    read_parts(parts, k, n, at, y);
-                    float more_m[2] = {more.x, more.z}, more_w[PARTS][2];
-                    weigh_parts(more_m, max, more_w);
-                    add_parts(sum, more_w, y);
-                }
-            }
-            read_parts(parts, 0, dt + step < C::DT ? n : 0, at + step * 32, x);
-            if (to)
-                reinterpret_cast<float4 *>(to)[at] = sum;
-            else
-                write_block<C>(rows, dt, sum);
-        }
-    }
-}
-
-// Combines what the warps of the CTA left and writes items that end here; of items shared with other
-// CTAs, the last CTA to come merges the partial results of all.
+// m and l of part lane / 4 of those from `slot` on (after it, the first slots of the next warps), columns 2c and
+// 2c+1, c = lane % 4.
 template <class C>
-static __device__ __forceinline__ void merge_block(const struct decode_args &a,
-                                                   const struct decode_shared<C> &shared,
-                                                   const struct decode_span &span) {
-    constexpr uint32_t BYTES = decode_partial_bytes(C::D, C::NT);
-    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32, cta = blockIdx.x;
-    __syncthreads();
-    uint32_t flags = lane < 2 * shared.warps ? shared.notes(lane / 2)[lane % 2].flags : 0;
-    uint32_t there = __ballot_sync(ALL_LANES, (flags & NOTE_THERE) != 0);
-    uint32_t begins = __ballot_sync(ALL_LANES, (flags & NOTE_BEGINS) != 0);
-    uint32_t ends = __ballot_sync(ALL_LANES, (flags & NOTE_ENDS) != 0);
-    if (!there)
-        return;
-    // An item's slots: the first is one behind an end, or one that begins; the others are the first slots of
-    // the next warps.
-    uint32_t before = there & ((1u << lane) - 1);
-    bool is_first = there >> lane & 1 &&
-                    (!before || begins >> lane & 1 || ends >> (31 - __clz((int)before)) & 1);
-    uint32_t starts = __ballot_sync(ALL_LANES, is_first);
-    // The slot of the item that is shared with CTAs before, and with those after.
-    int back = __ffs((int)starts) - 1, forward = 31 - __clz((int)starts);
-    if (ends >> forward || !(begins >> forward & 1))
-        forward = -1;
-    if (begins >> back & 1)
-        back = -1;
-    // The warps are divided among the items.
-    uint32_t split = max(shared.warps / (uint32_t)__popc((int)starts), 1u);
-    uint32_t groups = shared.warps / split, skip = warp / split, rest = skip < groups ? starts : 0;
-#pragma unroll 1
-    while (true) {
-        for (; skip > 0; skip--)
-            rest &= rest - 1;
-        if (!rest)
-            break;
-        skip = groups;
-        uint32_t slot = (uint32_t)__ffs((int)rest) - 1, next = rest & (rest - 1);
-        uint32_t mask = (next ? (next & (0 - next)) - 1 : ALL_LANES) & there & (ALL_LANES << slot);
-        uint32_t n = (uint32_t)__popc((int)mask);
-        bool begun = begins >> slot & 1, whole = begun && (ends & mask) != 0;
-        const struct decode_note *note = &shared.notes(slot / 2)[slot % 2];
-        sum_item<C>(a, parts_here<C>{shared, slot}, n, note->q0, note->what,
-                    whole ? nullptr : a.partials + (uint64_t)(2 * cta + begun) * BYTES,
-                    warp % split, split);
-    }
-    if (back < 0 && forward < 0)
-        return;
+static __device__ __forceinline__ float4 read_ml(const struct decode_shared<C> &shared,
+                                                 uint32_t slot, uint32_t n, uint32_t nt) {
+    uint32_t i = threadIdx.x % 32 / 4;
+    float4 ret = {minus_infinity(), 0, minus_infinity(), 0};
+    if (i < n)
+        ret = shared.ml(slot / 2 + i, i ? 0 : slot % 2)[nt * 4 + threadIdx.x % 4];
+    return ret;
+}
 
-    __syncthreads();
-    if (threadIdx.x < 2) {
-        bool shared_item = back >= 0;
-        uint32_t first = span.back_first, n = span.back_last - first + 1;
-        if (threadIdx.x == 1) {
-            shared_item = forward >= 0;
-            first = cta;
-            n = span.forward_last - cta + 1;
-        }
-        shared.last()[threadIdx.x] =
-            shared_item && atomic_inc_acq_rel(a.counters + first, n - 1) == n - 1;
+// --- posted ones ---------------------------------------------------------------------------------
+
+// A word that is 0 is not there yet. Others are posted inverted: no result has all bits set, a NaN that has
+// becomes another one.
+static __device__ __forceinline__ uint32_t posted_word(float x) {
+    return ~min(__float_as_uint(x), 0xfffffffeu);
+}
+static __device__ __forceinline__ uint4 posted_words(float4 x) {
+    return {posted_word(x.x), posted_word(x.y), posted_word(x.z), posted_word(x.w)};
+}
+static __device__ __forceinline__ float4 posted_floats(uint4 x) {
+    return {__uint_as_float(~x.x), __uint_as_float(~x.y), __uint_as_float(~x.z),
+            __uint_as_float(~x.w)};
+}
+
+// Block `block` of a part, and m, l of its columns (lanes 0 to 3), as posted words; live: not padding.
+static __device__ __forceinline__ void post(unsigned char *part, uint32_t block, bool live,
+                                            float4 o, uint4 ml) {
+    uint32_t lane = threadIdx.x % 32;
+    unsigned char *to = part + block * DECODE_POST_BLOCK + lane * 16;
+    if (!live)
+        return;
+    store_posted(to, posted_words(o));
+    if (lane < 4)
+        store_posted(to + 32 * 16, ml);
+}
+
+// One block of N posted parts: O of each, m and l as read_ml has them. Of fewer, the last one again; of columns
+// that are padding, nothing.
+template <int N> struct decode_posted { uint4 o[N], ml; };
+// What is there of n parts, DECODE_POST_BYTES apart; p: the block of the first; live: the lane's columns are not
+// padding.
+template <int N>
+static __device__ __forceinline__ void look(const unsigned char *p, uint32_t n, bool live,
+                                            struct decode_posted<N> &ret) {
+    uint32_t lane = threadIdx.x % 32;
+    ret.ml = posted_words({minus_infinity(), 0, minus_infinity(), 0});
+    if (live && lane / 4 < n)
+        ret.ml = load_posted(p + lane / 4 * DECODE_POST_BYTES + 32 * 16 + lane % 4 * 16);
+#pragma unroll
+    for (uint32_t i = 0; i < N; i++) {
+        ret.o[i] = {~0u, ~0u, ~0u, ~0u};
+        if (live)
+            ret.o[i] = load_posted(p + min(i, n - 1) * DECODE_POST_BYTES + lane * 16);
     }
-    __syncthreads();
+}
+static __device__ __forceinline__ uint32_t least(uint4 x) {
+    return min(min(x.x, x.y), min(x.z, x.w));
+}
+// Waits for what was not there, and clears all of it for the next launch. Every word has one reader.
+template <int N>
+static __device__ __forceinline__ void take(unsigned char *p, uint32_t n, bool live,
+                                            struct decode_posted<N> &ret) {
+    uint32_t lane = threadIdx.x % 32;
+    while (true) {
+        uint32_t word = least(ret.ml);
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            word = min(word, least(ret.o[i]));
+        if (__all_sync(ALL_LANES, word != 0))
+            break;
+        look(p, n, live, ret);
+    }
+    if (!live)
+        return;
+    if (lane / 4 < n)
+        store_posted(p + lane / 4 * DECODE_POST_BYTES + 32 * 16 + lane % 4 * 16, {0, 0, 0, 0});
 #pragma unroll 1
-    for (int i = 0; i < 2; i++) {
-        if (!shared.last()[i])
+    for (uint32_t i = 0; i < n && i < N; i++)
+        store_posted(p + i * DECODE_POST_BYTES + lane * 16, {0, 0, 0, 0});
+}
+
+// --- sums ----------------------------------------------------------------------------------------
+
+static __device__ __forceinline__ void max_of_parts(float (&m)[2]) {
+#pragma unroll
+    for (int by = 4; by < 32; by *= 2)
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+            m[e] = fmaxf(m[e], __shfl_xor_sync(ALL_LANES, m[e], by));
+}
+static __device__ __forceinline__ void sum_of_parts(float (&l)[2]) {
+#pragma unroll
+    for (int by = 4; by < 32; by *= 2)
+#pragma unroll
+        for (int e = 0; e < 2; e++)
+            l[e] += __shfl_xor_sync(ALL_LANES, l[e], by);
+}
+// exp2(m - max) of the lane's part.
+static __device__ __forceinline__ float2 weights_of(float4 ml, const float (&max)[2]) {
+    return {exp2_fast(ml.x - finite_or_0(max[0])), exp2_fast(ml.z - finite_or_0(max[1]))};
+}
+// Part i's weights for the lane's columns; lane 4*i + c has them.
+static __device__ __forceinline__ float2 weight_of(float2 w, uint32_t i) {
+    uint32_t from = i * 4 + threadIdx.x % 4;
+    return {__shfl_sync(ALL_LANES, w.x, (int)from), __shfl_sync(ALL_LANES, w.y, (int)from)};
+}
+static __device__ __forceinline__ void add_part(float4 &sum, float2 w, float4 x) {
+    sum.x += w.x * x.x;
+    sum.y += w.y * x.y;
+    sum.z += w.x * x.z;
+    sum.w += w.y * x.w;
+}
+// N parts in shared memory: one at `first`, part i > 0 at others + i * stride.
+template <int N>
+static __device__ __forceinline__ void add_own(float4 &sum, float2 w, const unsigned char *first,
+                                               const unsigned char *others, uint32_t stride) {
+    float4 x[N];
+#pragma unroll
+    for (uint32_t i = 0; i < N; i++)
+        x[i] = *reinterpret_cast<const float4 *>(i ? others + i * stride : first);
+#pragma unroll
+    for (uint32_t i = 0; i < N; i++)
+        add_part(sum, weight_of(w, i), x[i]);
+}
+
+// A CTA's own parts of an item, and where its sum goes.
+template <class C> struct decode_sum {
+    const struct decode_args &a;
+    const struct decode_shared<C> &shared;
+    const struct decode_merge &merge;
+    unsigned char *parts, *part; // posted by others; the CTA's
+    uint32_t n, slot, posted, block, end;
+    bool ends;
+    struct decode_rows rows;
+    uint4 ml_words;
+
+    __device__ __forceinline__ decode_sum(const struct decode_args &a_,
+                                          const struct decode_shared<C> &shared_,
+                                          const struct decode_merge &merge_, unsigned char *parts_,
+                                          unsigned char *part_)
+        : a(a_), shared(shared_), merge(merge_), parts(parts_), part(part_),
+          n(merge_parts(merge.how)), slot(merge_slot(merge.how)), posted(merge.posted),
+          block(merge_block(merge.how)), end(merge_end(merge.how)),
+          ends(merge_ends(merge.how)), rows{{0, 0}, nullptr}, ml_words{} {}
+
+    __device__ __forceinline__ bool live(uint32_t at) const {
+        return is_live<C>(a, at / C::DT, merge.what);
+    }
+    // The place of part k of a block among those that are posted.
+    __device__ __forceinline__ unsigned char *post_of(uint32_t k, uint32_t at) const {
+        return parts + (uint64_t)k * DECODE_POST_BYTES + at * DECODE_POST_BLOCK;
+    }
+    __device__ __forceinline__ void add(float4 &sum, float2 w) const {
+        constexpr uint32_t OWN = decode_shared<C>::OWN;
+        uint32_t at = (block * 32 + threadIdx.x % 32) * 16;
+        const unsigned char *others =
+                                reinterpret_cast<const unsigned char *>(shared.o(slot / 2, 0)) + at,
+                            *first = reinterpret_cast<const unsigned char *>(
+                                         shared.o(slot / 2, slot % 2)) +
+                                     at;
+        if (n == 8) {
+            add_own<8>(sum, w, first, others, OWN);
+        } else if (n == 4) {
+            add_own<4>(sum, w, first, others, OWN);
+        } else {
+            add_own<1>(sum, w, first, nullptr, 0);
+#pragma unroll 1
+            for (uint32_t i = 1; i < n; i++)
+                add_part(sum, weight_of(w, i), *reinterpret_cast<const float4 *>(others + i * OWN));
+        }
+    }
+    __device__ __forceinline__ void finish(bool is_new, const float (&m)[2], const float (&l)[2],
+                                           float4 sum) {
+        uint32_t nt = block / C::DT;
+        if (ends) {
+            if (is_new)
+                rows = end_columns<C>(a, nt, merge.q0, merge.what, m, l,
+                                      row_of<C>(a, nt, merge.q0, merge.what), block % C::DT == 0);
+            write_block<C>(rows, block % C::DT, sum);
+        } else {
+            if (is_new)
+                ml_words = posted_words({m[0], l[0], m[1], l[1]});
+            post(part, block, live(block), sum, ml_words);
+        }
+    }
+};
+
+// Sums a warp's blocks of an item: the CTA's own parts and N that earlier ones have posted. Weights are worked out
+// once for each n-tile; what is posted of the next block is looked for while the last is summed.
+template <class C, int N> static __device__ __forceinline__ void sum_item(struct decode_sum<C> &s) {
+    struct decode_posted<N> now;
+    float m[2] = {0, 0}, l[2] = {0, 0};
+    float2 w = {0, 0}, v = {0, 0};
+    uint32_t seen = C::NT;
+    if (s.block < s.end)
+        look<N>(s.post_of(0, s.block), N, s.live(s.block), now);
+#pragma unroll 1
+    for (; s.block < s.end; s.block++) {
+        bool is_new = s.block / C::DT != seen;
+        seen = s.block / C::DT;
+        take<N>(s.post_of(0, s.block), N, s.live(s.block), now);
+        if (is_new) {
+            float4 ml = read_ml(s.shared, s.slot, s.n, seen), more = posted_floats(now.ml);
+            m[0] = fmaxf(ml.x, more.x);
+            m[1] = fmaxf(ml.z, more.z);
+            max_of_parts(m);
+            w = weights_of(ml, m);
+            v = weights_of(more, m);
+            l[0] = v.x * more.y + w.x * ml.y;
+            l[1] = v.y * more.w + w.y * ml.w;
+            sum_of_parts(l);
+        }
+        float4 sum = {0, 0, 0, 0};
+#pragma unroll
+        for (int i = 0; i < N; i++)
+            add_part(sum, weight_of(v, i), posted_floats(now.o[i]));
+        if (s.block + 1 < s.end)
+            look<N>(s.post_of(0, s.block + 1), N, s.live(s.block + 1), now);
+        s.add(sum, w);
+        s.finish(is_new, m, l, sum);
+    }
+}
+// Any number that are posted, PARTS at a time, after the own ones: two times PARTS are looked for ahead.
+template <class C> static __device__ __forceinline__ void sum_many(struct decode_sum<C> &s) {
+    struct decode_posted<PARTS> now, later;
+    float own_m[2] = {0, 0}, own_l[2] = {0, 0};
+    float2 w = {0, 0};
+    uint32_t seen = C::NT, ahead = s.posted > 0 ? s.block : s.end, ahead_k = 0;
+    auto look_ahead = [&](struct decode_posted<PARTS> &to) {
+        if (ahead >= s.end)
+            return;
+        look<PARTS>(s.post_of(ahead_k, ahead), s.posted - ahead_k, s.live(ahead), to);
+        ahead_k += PARTS;
+        if (ahead_k >= s.posted) {
+            ahead_k = 0;
+            ahead++;
+        }
+    };
+    look_ahead(now);
+    look_ahead(later);
+#pragma unroll 1
+    for (; s.block < s.end; s.block++) {
+        bool is_new = s.block / C::DT != seen;
+        seen = s.block / C::DT;
+        if (is_new) {
+            float4 ml = read_ml(s.shared, s.slot, s.n, seen);
+            own_m[0] = ml.x;
+            own_m[1] = ml.z;
+            max_of_parts(own_m);
+            w = weights_of(ml, own_m);
+            own_l[0] = w.x * ml.y;
+            own_l[1] = w.y * ml.w;
+            sum_of_parts(own_l);
+        }
+        float4 sum = {0, 0, 0, 0};
+        s.add(sum, w);
+        float m[2] = {own_m[0], own_m[1]}, l[2] = {own_l[0], own_l[1]};
+#pragma unroll 1
+        for (uint32_t k = 0; k < s.posted; k += PARTS) {
+            take<PARTS>(s.post_of(k, s.block), s.posted - k, s.live(s.block), now);
+            float4 ml = posted_floats(now.ml), x[PARTS];
+#pragma unroll
+            for (int i = 0; i < PARTS; i++)
+                x[i] = posted_floats(now.o[i]);
+            now = later;
+            look_ahead(later);
+            float top[2] = {fmaxf(m[0], ml.x), fmaxf(m[1], ml.z)};
+            max_of_parts(top);
+            float2 theirs = weights_of(ml, top), up = weights_of({m[0], 0, m[1], 0}, top);
+            float their_l[2] = {theirs.x * ml.y, theirs.y * ml.w};
+            sum_of_parts(their_l);
+            sum = {sum.x * up.x, sum.y * up.y, sum.z * up.x, sum.w * up.y};
+#pragma unroll
+            for (int i = 0; i < PARTS; i++)
+                add_part(sum, weight_of(theirs, i), x[i]);
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                m[e] = top[e];
+                l[e] = l[e] * (e ? up.y : up.x) + their_l[e];
+            }
+        }
+        s.finish(is_new, m, l, sum);
+    }
+}
+
+// The part that CTA `cta` posts; of eight lines, that the warp does.
+template <class C>
+static __device__ __forceinline__ unsigned char *part_of_cta(const struct decode_args &a,
+                                                             uint32_t cta, bool lines) {
+    static_assert(C::NT * C::DT * DECODE_POST_BLOCK <= DECODE_POST_BYTES, "room for a part");
+    return a.posts + (uint64_t)cta * DECODE_POST_BYTES +
+           (lines ? threadIdx.x / 32 * decode_post_bytes(C::D, C::NT) : 0);
+}
+
+// Combines what the warps of the CTA (of eight lines: this warp) left of items that are not one warp's: writes
+// those that end here, posts the others. A CTA waits for earlier ones alone: they have started before it.
+template <class C>
+static __device__ __forceinline__ void merge_cut(const struct decode_args &a,
+                                                 const struct decode_shared<C> &shared,
+                                                 const struct decode_merge *merges, bool lines) {
+    if (lines)
+        __syncwarp();
+    else
+        __syncthreads();
+#pragma unroll 1
+    for (int i = 0; i < DECODE_MERGES; i++) {
+        struct decode_merge merge = merges[i];
+        if (merge.how == 0)
             continue;
-        uint32_t slot = (uint32_t)(i ? forward : back), first = i ? cta : span.back_first;
-        uint32_t n = (i ? span.forward_last : span.back_last) - first + 1;
-        const struct decode_note *note = &shared.notes(slot / 2)[slot % 2];
-        sum_item<C>(a, parts_of_ctas<C>{a.partials + (uint64_t)(2 * first) * BYTES}, n, note->q0,
-                    note->what, nullptr, warp, shared.warps);
+        struct decode_sum<C> sum(a, shared, merge, part_of_cta<C>(a, merge.from, lines),
+                                 part_of_cta<C>(a, blockIdx.x, lines));
+        if (merge.posted ==
+            1) // what two and four CTAs that share an item wait for has code of its own
+            sum_item<C, 1>(sum);
+        else if (merge.posted == 3)
+            sum_item<C, 3>(sum);
+        else
+            sum_many<C>(sum);
     }
 }
 

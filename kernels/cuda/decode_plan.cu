@@ -11,8 +11,9 @@
 #include "kernels/cuda/decode_plan.cuh"
 #include "kernels/cuda/start.cuh"
 
-enum { BLOCKS = 8, THREADS = 1024, WARPS = THREADS / 32, KEPT = 512 };
-enum { ROLES = 8 }; // threads of a run
+enum { BLOCKS = 20, THREADS = 512, WARPS = THREADS / 32, KEPT = 512 };
+// Threads of a warp's work: one for each of its first tiles, one for where its run goes on, one for each sum.
+enum { ROLE_RUN = DECODE_FIRST, ROLE_MERGES, ROLES = ROLE_MERGES + DECODE_MERGES };
 // Warps get at least so many tiles before there is one more.
 enum { RUN_MIN = 1 };
 
@@ -79,8 +80,8 @@ static __device__ __forceinline__ void scan(struct plan_shared *shared, uint64_t
         shared->warp_live[warp] = live;
     }
     __syncthreads();
-    uint64_t before_tiles = shared->warp_tiles[lane], all_tiles = before_tiles;
-    uint32_t before_live = shared->warp_live[lane], all_live = before_live;
+    uint64_t before_tiles = lane < WARPS ? shared->warp_tiles[lane] : 0, all_tiles = before_tiles;
+    uint32_t before_live = lane < WARPS ? shared->warp_live[lane] : 0, all_live = before_live;
     if (lane >= warp) {
         before_tiles = 0;
         before_live = 0;
@@ -128,7 +129,8 @@ static __device__ __forceinline__ uint32_t snap(struct decode_run *run) {
 
 // How the line is cut.
 struct cut {
-    uint32_t used; // runs of a line that have tiles
+    uint32_t used;     // runs of a line that have tiles
+    uint32_t cta_runs; // of a line
     uint32_t line_shift;
 };
 
@@ -160,7 +162,8 @@ static __device__ __forceinline__ struct cut choose_cut(const struct decode_plan
                                                         const struct decode_sequence *sequences,
                                                         uint32_t live, uint64_t all) {
     uint32_t warps = a.ctas * a.cta_warps;
-    struct cut cut = {(uint32_t)min((uint64_t)warps, (all + RUN_MIN - 1) / RUN_MIN), 0};
+    struct cut cut = {(uint32_t)min((uint64_t)warps, (all + RUN_MIN - 1) / RUN_MIN), a.cta_warps,
+                      0};
     if (a.batch_invariant || live == 0)
         return cut;
     if (threadIdx.x == 0)
@@ -181,6 +184,7 @@ static __device__ __forceinline__ struct cut choose_cut(const struct decode_plan
     } else if (!shared->long_item && a.cta_warps == 1u << DECODE_LINE_SHIFT &&
                a.kv_heads % (1u << DECODE_LINE_SHIFT) == 0) {
         cut.line_shift = DECODE_LINE_SHIFT;
+        cut.cta_runs = 1;
         cut.used = (uint32_t)min((uint64_t)a.ctas, all >> DECODE_LINE_SHIFT);
     }
     return cut;
@@ -191,65 +195,166 @@ static __device__ __forceinline__ struct decode_first find(const struct decode_p
                                                            const struct decode_run &at) {
     const struct decode_sequence &s = at.sequence;
     struct decode_first ret = {
-        decode_place_of(s, at.slot, at.item, at.tile, 0, a.tile_tokens), {0, 0, 0, 0}, {0, 0, 0}};
+        decode_place_of(s, at.slot, at.item, at.tile, 0, a.tile_tokens), 0, {0, 0, 0, 0}, {0, 0}};
     const uint32_t *ids = a.table + (uint64_t)s.row * a.row_entries;
 #pragma unroll
     for (uint32_t g = 0; g < 4; g++) {
         uint32_t token = ret.place.token + 8 * g;
         if (8 * g < a.tile_tokens && token < s.kv_len)
-            ret.page[g] = __ldg(ids + (token >> a.page_shift));
+            ret.at[g] =
+                decode_at(__ldg(ids + (token >> a.page_shift)), token, place_head(ret.place.what),
+                          a.page_shift, a.page_stride, a.head_stride, a.token_stride);
     }
     return ret;
 }
 
-// Which CTAs share the items at the ends of CTA `cta`; run r of a line has tile x if
-// r * all / used <= x < (r + 1) * all / used.
-static __device__ __forceinline__ struct decode_span
-span_of(uint32_t cta, uint32_t cta_runs, const uint64_t *sums,
-        const struct decode_sequence *sequences, uint32_t live, uint64_t all, struct cut cut) {
-    uint64_t used = cut.used, i = (uint64_t)cta * cta_runs, after = i + cta_runs;
-    struct decode_span span = {0, 0, 0, cut.line_shift};
-    struct decode_run run;
-    if (i < used) {
-        uint64_t x = i * all / used;
-        locate(sums, cut.line_shift, sequences, live, x, &run);
-        if (run.tile > 0) {
-            uint64_t first = x - run.tile, last = first + run.sequence.tiles - 1;
-            span.back_first = (uint32_t)(((first + 1) * used - 1) / all) / cta_runs;
-            span.back_last = (uint32_t)(((last + 1) * used - 1) / all) / cta_runs;
-        }
-    }
-    if (after < used) {
-        uint64_t x = after * all / used;
-        locate(sums, cut.line_shift, sequences, live, x, &run);
-        if (run.tile > 0) {
-            uint64_t last = x - run.tile + run.sequence.tiles - 1;
-            span.forward_last = (uint32_t)(((last + 1) * used - 1) / all) / cta_runs;
-        }
-    }
-    return span;
+// Where an item lies: runs go as x = i * all / used, cut.cta_runs of them are one CTA's.
+struct extent {
+    struct decode_run at; // some tile of it
+    uint64_t first, last; // its tiles
+    uint32_t run0, run1;  // their runs
+    uint32_t cta0, cta1;
+    bool whole_run; // it begins with run0
+};
+struct line {
+    const uint64_t *sums;
+    const struct decode_sequence *sequences;
+    uint32_t live;
+    uint64_t all;
+    struct cut cut;
+};
+static __device__ __forceinline__ struct extent extent_of(const struct line &line, uint64_t x) {
+    struct extent e;
+    uint64_t used = line.cut.used;
+    locate(line.sums, line.cut.line_shift, line.sequences, line.live, x, &e.at);
+    e.first = x - e.at.tile;
+    e.last = e.first + e.at.sequence.tiles - 1;
+    e.run0 = (uint32_t)(((e.first + 1) * used - 1) / line.all);
+    e.run1 = (uint32_t)(((e.last + 1) * used - 1) / line.all);
+    e.cta0 = e.run0 / line.cut.cta_runs;
+    e.cta1 = e.run1 / line.cut.cta_runs;
+    e.whole_run = e.run0 * line.all / used == e.first;
+    return e;
 }
 
-// The runs of this block over `all` tiles: ROLES threads each, one for each of the first tiles, one for where
-// the run goes on.
+// The sum of the parts that CTA `cta` has of an item, of blocks [begin, end).
+static __device__ __forceinline__ struct decode_merge merge_of(const struct decode_plan_args &a,
+                                                               const struct line &line,
+                                                               const struct extent &e, uint32_t cta,
+                                                               uint32_t begin, uint32_t end) {
+    uint32_t cta_runs = line.cut.cta_runs;
+    uint32_t warp0 = e.cta0 < cta ? 0 : e.run0 % cta_runs;
+    uint32_t warp1 = e.cta1 > cta ? cta_runs - 1 : e.run1 % cta_runs;
+    uint32_t slot = 2 * warp0 + (e.cta0 < cta || e.whole_run ? 0 : 1);
+    bool ends = e.cta1 == cta;
+    struct decode_place place =
+        decode_place_of(e.at.sequence, e.at.slot, e.at.item, 0, 0, a.tile_tokens);
+    return {merge_how(warp1 - warp0 + 1, slot, begin, end, ends),
+            place.q0,
+            place.what,
+            e.cta0,
+            ends ? cta - e.cta0 : 0,
+            {0, 0, 0}};
+}
+
+// How CTA `cta` shares an item with others: the one that its runs begin in, *ret_after: with later ones, or else
+// that they end in, always with later ones. False: it does not. *ret_alone: only the last of its runs has a part.
+static __device__ __forceinline__ bool shared_item(const struct line &line, uint32_t cta,
+                                                   bool at_end, struct extent *e, bool *ret_alone) {
+    uint32_t used = line.cut.used, first = cta * line.cut.cta_runs;
+    uint32_t after = min(first + line.cut.cta_runs, used);
+    if (first >= used)
+        return false;
+    uint64_t x = first * line.all / used, end = after * line.all / used;
+    *e = extent_of(line, at_end ? end - 1 : x);
+    *ret_alone = after - first == 1 || e->run0 + 1 == after;
+    if (at_end)
+        return e->cta1 > cta;
+    return e->first < x && e->cta1 == cta;
+}
+
+// What warp `warp` of CTA `cta` sums. Warps without a run share what one with a run has of the CTA's own items.
+static __device__ __forceinline__ struct decode_merge
+merge_of_warp(const struct decode_plan_args &a, const struct line &line, uint32_t cta,
+              uint32_t warp, uint32_t which) {
+    struct decode_merge none = {};
+    struct extent e;
+    uint32_t cta_runs = line.cut.cta_runs, used = line.cut.used, begin = 0, end = a.blocks;
+    bool lines = line.cut.line_shift > 0; // warps of different lines share nothing
+    if (which != MERGE_INNER) {
+        bool alone;
+        if (!shared_item(line, cta, which == MERGE_FORWARD, &e, &alone) ||
+            (which == MERGE_FORWARD && alone))
+            return none;
+        if (!lines) {
+            begin = warp * a.blocks / DECODE_MAX_WARPS;
+            end = (warp + 1) * a.blocks / DECODE_MAX_WARPS;
+        }
+        return merge_of(a, line, e, cta, begin, end);
+    }
+    uint32_t run = cta * cta_runs + warp % cta_runs;
+    if (lines || run >= used)
+        return none;
+    e = extent_of(line, run * line.all / used);
+    if (e.cta0 < cta || e.cta1 > cta || e.run0 == e.run1)
+        return none;
+    // Of the warps whose runs begin in the item or with it.
+    uint32_t team = e.run0 + (e.whole_run ? 0 : 1), size = e.run1 - team + 1, number = run - team;
+    uint32_t sharers = (DECODE_MAX_WARPS - warp % cta_runs + cta_runs - 1) / cta_runs;
+    begin = number * a.blocks / size;
+    uint32_t blocks = (number + 1) * a.blocks / size - begin, k = warp / cta_runs;
+    return merge_of(a, line, e, cta, begin + k * blocks / sharers,
+                    begin + (k + 1) * blocks / sharers);
+}
+
+// All but the merges.
+static __device__ __forceinline__ void set_run(struct decode_run *to,
+                                               const struct decode_run &run) {
+    to->slot = run.slot;
+    to->item = run.item;
+    to->tile = run.tile;
+    to->count = run.count;
+    to->line_shift = run.line_shift;
+    to->alone = run.alone;
+    to->sequence = run.sequence;
+}
+
+// The work of this block's share of all warps over `all` tiles. Warps of eight lines: one run, eight copies.
 static __device__ __forceinline__ void divide(const struct decode_plan_args &a,
                                               const uint64_t *sums,
                                               const struct decode_sequence *sequences,
                                               uint32_t live, uint64_t all, struct cut cut) {
     uint32_t line_shift = cut.line_shift;
-    bool lines = line_shift > 0;
-    uint32_t cta_runs = lines ? 1 : a.cta_warps; // of a line
-    uint32_t most = a.ctas * cta_runs, copies = lines ? a.cta_warps : 1;
-    uint32_t share = (most + gridDim.x - 1) / gridDim.x, before = blockIdx.x * share;
     all >>= line_shift;
+    const struct line line = {sums, sequences, live, all, cut};
+    uint32_t most = line_shift > 0 ? a.ctas : a.ctas * DECODE_MAX_WARPS;
+    uint32_t share = (most + gridDim.x - 1) / gridDim.x, before = blockIdx.x * share;
+    uint32_t copies = line_shift > 0 ? DECODE_MAX_WARPS : 1;
+    uint32_t heads = a.kv_heads >> line_shift; // of a line
     uint64_t used = cut.used;
     for (uint32_t t = threadIdx.x; t < share * ROLES; t += THREADS) {
-        uint32_t i = before + t / ROLES, k = t % ROLES;
-        if (i >= most || k > DECODE_FIRST)
+        uint32_t at = before + t / ROLES, role = t % ROLES;
+        if (at >= most)
             continue;
+        uint32_t cta = line_shift > 0 ? at : at / DECODE_MAX_WARPS;
+        uint32_t warp = line_shift > 0 ? 0 : at % DECODE_MAX_WARPS, i = cta * cut.cta_runs + warp;
+        struct decode_work *to = a.works + (size_t)cta * DECODE_MAX_WARPS + warp;
+        if (role >= ROLE_MERGES) {
+            uint32_t which = role - ROLE_MERGES;
+            struct decode_merge merge = {};
+            if (!a.batch_invariant)
+                merge = merge_of_warp(a, line, cta, warp, which);
+            for (uint32_t w = 0; w < copies; w++) {
+                to[w].run.merge[which] = merge;
+                if (merge.how != 0)
+                    merge.how += merge_how(0, 2, 0, 0, false); // the next warp's slots
+                merge.what += heads << DECODE_HEAD_SHIFT;
+            }
+            continue;
+        }
         struct decode_run run = {};
         uint64_t x = 0, end = 0;
-        if (i < used) {
+        if (i < used && warp < cut.cta_runs) {
             x = i * all / used;
             end = (i + 1) * all / used;
             if (a.batch_invariant) {
@@ -260,25 +365,29 @@ static __device__ __forceinline__ void divide(const struct decode_plan_args &a,
                     end -= snap(&run);
                 }
             }
-            if (x + k < end)
-                locate(sums, line_shift, sequences, live, x + k, &run);
+            if (x + role < end)
+                locate(sums, line_shift, sequences, live, x + role, &run);
         }
         run.count = (uint32_t)(end - x);
-        struct decode_work *to = a.works + (size_t)i * copies;
-        if (k == DECODE_FIRST) {
-            run.span = {0, 0, 0, line_shift};
-            if (!a.batch_invariant)
-                run.span = span_of(i / cta_runs, cta_runs, sums, sequences, live, all, cut);
+        if (role == ROLE_RUN) {
+            struct extent e;
+            bool alone = false;
+            bool is_last = (uint64_t)i + 1 == min((cta + 1) * (uint64_t)cut.cta_runs, used);
+            run.alone =
+                !a.batch_invariant && is_last && shared_item(line, cta, true, &e, &alone) && alone;
+            run.line_shift = line_shift;
             for (uint32_t w = 0; w < copies; w++)
-                to[w].run = run;
+                set_run(&to[w].run, run);
             continue;
         }
         struct decode_first first = {};
-        if (k < run.count)
+        if (role < run.count)
             first = find(a, run);
         for (uint32_t w = 0; w < copies; w++) {
-            to[w].first[k] = first;
-            first.place.what += (a.kv_heads >> line_shift) << DECODE_HEAD_SHIFT;
+            to[w].first[role] = first;
+            first.place.what += heads << DECODE_HEAD_SHIFT;
+            for (uint32_t g = 0; g < 4; g++)
+                first.at[g] += heads * a.head_stride;
         }
     }
 }

@@ -10,9 +10,11 @@ enum { DECODE_PAD = 32 }; // records that lanes may read past the last sequence
 struct decode_plan_args {
     const uint32_t *index, *rows, *kv_len, *qo_indptr, *table;
     uint32_t row_entries, page_shift;
+    int64_t page_stride, head_stride, token_stride; // bytes
     uint32_t n, max_q_len;
     uint32_t kv_heads, group;
     uint32_t columns; // of a block: 8 * NT
+    uint32_t blocks;  // of a partial result
     uint32_t tile_tokens;
     int32_t window_left;
     bool batch_invariant;

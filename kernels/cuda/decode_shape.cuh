@@ -25,7 +25,7 @@
 enum {
     DECODE_MAX_Q_LEN = 8,
     DECODE_MAX_GROUP = 32,
-    DECODE_MAX_WARPS = 8,      // of a CTA; fewer where its shared memory is small
+    DECODE_MAX_WARPS = 8,      // of a CTA; where its shared memory is small, fewer have runs
     DECODE_MAX_PIECES = 16,    // batch-invariant: of an item
     DECODE_PIECE_TOKENS = 128, // batch-invariant: of a piece, at least
     DECODE_COUNTERS = 65536,   // words at the beginning of a workspace; zero between launches
@@ -47,12 +47,17 @@ struct alignas(16) decode_sequence {
     uint32_t tiles; // of each item
     uint32_t unused[2];
 };
-// Which CTAs share the items at the ends of one CTA's tiles. Fields are set only where there is one.
-struct alignas(16) decode_span {
-    uint32_t back_first, back_last; // of the item that began in an earlier CTA
-    uint32_t forward_last;          // of the item that begins here and goes on in later ones
-    uint32_t line_shift;            // 1 << line_shift lines
+// A warp's share in summing the parts that its CTA has of one item, and those that earlier CTAs have posted.
+struct alignas(16) decode_merge {
+    uint32_t how;      // 0: none; see merge_parts .. merge_ends
+    uint32_t q0, what; // of the item
+    uint32_t from;     // the first CTA that posts a part
+    uint32_t posted;   // so many CTAs do: the item ends in this one
+    uint32_t unused[3];
 };
+// In this order: what is posted is waited for elsewhere, what was posted is waited for here. All warps of a CTA
+// share both; an item of this CTA alone is summed by the warps that have parts of it.
+enum decode_merges { MERGE_FORWARD, MERGE_INNER, MERGE_BACK, DECODE_MERGES };
 // What the kernel has to know of a tile besides its bytes.
 struct decode_place {
     uint32_t token; // its first
@@ -61,20 +66,25 @@ struct decode_place {
     uint32_t what;
     uint32_t slot; // index of the sequence among those with query tokens
 };
-// A tile that the plan has found: its place and page ids, of every 8 tokens.
+// A tile that the plan has found: its place, and where K of every 8 tokens lies.
 struct alignas(16) decode_first {
     struct decode_place place;
-    uint32_t page[4];
-    uint32_t unused[3];
+    uint32_t unused;
+    int64_t at[4]; // bytes from the pool's K
+    uint32_t unused2[2];
 };
-// Where a warp's run goes on behind its first tiles, how many tiles it has in all, its CTA's span.
+// Where a warp's run goes on behind its first tiles, how many tiles it has in all.
 struct alignas(16) decode_run {
     uint32_t slot;
     uint32_t item; // of the sequence and line: head * blocks + block, from the line's first head on
     uint32_t tile; // of the item
     uint32_t count;
-    struct decode_span span;
+    uint32_t line_shift; // 1 << line_shift lines
+    uint32_t
+        alone; // the last item goes on in a later CTA, and no other warp of this one has a part
+    uint32_t unused[2];
     struct decode_sequence sequence;
+    struct decode_merge merge[DECODE_MERGES];
 };
 // What one warp works on: one read, and its first copies can start.
 struct alignas(16) decode_work {
@@ -96,10 +106,12 @@ struct decode_args {
     const struct decode_work *works;
     const struct decode_sequence *sequences;
     uint32_t *counters;
-    unsigned char *partials;
+    unsigned char *posts;  // of CTA c from c * DECODE_POST_BYTES on
+    unsigned char *pieces; // batch-invariant
     uint32_t row_entries, page_shift, kv_heads, group;
     uint32_t group_inverse; // column / group = column * group_inverse >> 16, exact: column < 256
     uint32_t items;         // of a sequence, at most (batch-invariant: stride of counters)
+    uint32_t run_warps;     // of a CTA's DECODE_MAX_WARPS: those that there is shared memory for
     float sm_scale, soft_cap, k_scale, v_scale;
     int32_t window_left;
     bool causal;
@@ -144,6 +156,37 @@ decode_place_of(const struct decode_sequence &s, uint32_t slot, uint32_t item, u
             slot};
 }
 
+// Where K of 8 tokens from `token` on lies in the pool, in bytes.
+static __device__ __forceinline__ int64_t decode_at(uint32_t page, uint32_t token, uint32_t head,
+                                                    uint32_t page_shift, int64_t page_stride,
+                                                    int64_t head_stride, int64_t token_stride) {
+    return page * page_stride + head * head_stride +
+           (token & ((1u << page_shift) - 1)) * token_stride;
+}
+
+// --- merges ---------------------------------------------------------------------------------------
+
+// how = parts here | slot of the first << 4 | first block << 9 | end of blocks << 15 | ends item << 21
+static __device__ __forceinline__ uint32_t merge_how(uint32_t parts, uint32_t slot, uint32_t block,
+                                                     uint32_t end, bool ends) {
+    return parts | slot << 4 | block << 9 | end << 15 | (ends ? 1u << 21 : 0);
+}
+static __device__ __forceinline__ uint32_t merge_parts(uint32_t how) {
+    return how & 15;
+}
+static __device__ __forceinline__ uint32_t merge_slot(uint32_t how) {
+    return how >> 4 & 31;
+}
+static __device__ __forceinline__ uint32_t merge_block(uint32_t how) {
+    return how >> 9 & 63;
+}
+static __device__ __forceinline__ uint32_t merge_end(uint32_t how) {
+    return how >> 15 & 63;
+}
+static __device__ __forceinline__ bool merge_ends(uint32_t how) {
+    return how >> 21 & 1;
+}
+
 // --- sizes ---------------------------------------------------------------------------------------
 
 static constexpr __host__ __device__ uint32_t decode_tile_tokens(uint32_t head_dim, bool kv8) {
@@ -156,11 +199,7 @@ static constexpr __host__ __device__ uint32_t decode_tile_bytes(uint32_t head_di
 static constexpr __host__ __device__ uint32_t decode_stages(uint32_t head_dim, bool kv8,
                                                             uint32_t nt) {
     bool small = decode_tile_bytes(head_dim, kv8) == 4096;
-    return nt == 1          ? (small ? 6 : 3)
-           : nt == 2        ? (small ? 5 : 2)
-           : small          ? 4
-           : head_dim == 64 ? 2
-                            : 3;
+    return small ? 4 : nt == 1 ? 3 : nt == 2 ? 2 : head_dim == 64 ? 2 : 3;
 }
 // Fragments of Q beyond 32 registers are kept in shared memory.
 static constexpr __host__ __device__ bool decode_q_shared(uint32_t head_dim, uint32_t nt) {
@@ -176,25 +215,30 @@ static constexpr __host__ __device__ uint32_t decode_ml_bytes(uint32_t nt) {
 static constexpr __host__ __device__ uint32_t decode_partial_bytes(uint32_t head_dim, uint32_t nt) {
     return decode_o_bytes(head_dim, nt) + decode_ml_bytes(nt);
 }
+// A posted one: each block with the (m, l) of its columns.
+enum { DECODE_POST_BLOCK = 32 * 16 + 4 * 16 };
+static constexpr __host__ __device__ uint32_t decode_post_bytes(uint32_t head_dim, uint32_t nt) {
+    return nt * head_dim / 16 * DECODE_POST_BLOCK;
+}
+// Of one CTA, in all instances: one for each of eight lines, or one.
+enum { DECODE_POST_BYTES = 8 * 16 * DECODE_POST_BLOCK };
 static constexpr __host__ __device__ uint32_t decode_ring_bytes(uint32_t head_dim, bool kv8,
                                                                 uint32_t nt) {
     return decode_stages(head_dim, kv8, nt) * decode_tile_bytes(head_dim, kv8);
 }
-// Of one warp, besides its ring: O of its first segment, Q, (m, l) of both, what both are, places.
+// Of one warp, besides its ring: O of its first segment, Q, (m, l) of both, its merges, places.
 static constexpr __host__ __device__ uint32_t decode_own_bytes(uint32_t head_dim, bool kv8,
                                                                uint32_t nt) {
     return decode_o_bytes(head_dim, nt) + (decode_q_shared(head_dim, nt) ? nt * head_dim * 16 : 0) +
-           2 * decode_ml_bytes(nt) + 2 * 16 + decode_stages(head_dim, kv8, nt) * 32;
+           2 * decode_ml_bytes(nt) + DECODE_MERGES * 32 + decode_stages(head_dim, kv8, nt) * 32;
 }
 static constexpr __host__ __device__ uint32_t decode_smem_bytes(uint32_t head_dim, bool kv8,
                                                                 uint32_t nt, uint32_t warps) {
-    return warps * (decode_ring_bytes(head_dim, kv8, nt) + decode_own_bytes(head_dim, kv8, nt)) +
-           16;
+    return warps * (decode_ring_bytes(head_dim, kv8, nt) + decode_own_bytes(head_dim, kv8, nt));
 }
 
 // Starts the kernel of one instance; defined by decode_inst_*.cu.
 template <class T, class KV, int D, int NT>
-int decode_start(const struct decode_args &args, uint32_t ctas, uint32_t warps, void *stream,
-                 bool after_previous);
+int decode_start(const struct decode_args &args, uint32_t ctas, void *stream, bool after_previous);
 
 #endif

@@ -37,22 +37,23 @@ template <class T_, class KV_, int D_, int NT_> struct decode_config {
 // 32 tiles, one a lane.
 template <int GROUPS> struct decode_lane {
     struct decode_place place;
-    uint32_t page[GROUPS]; // of every 8 tokens
+    int64_t at[GROUPS]; // of K of every 8 tokens, in bytes from the pool's K
 };
-// The tiles that the plan has found, lane i that of i % DECODE_FIRST.
+// The tiles that the plan has found, in the last DECODE_FIRST lanes.
 template <class C>
 static __device__ __forceinline__ struct decode_lane<C::GROUPS>
 decode_load_first(const struct decode_work *work) {
-    const uint4 *p = reinterpret_cast<const uint4 *>(&work->first[threadIdx.x % 32 % DECODE_FIRST]);
-    uint4 x = load_now(p), y = load_now(p + 1), z = {};
+    int i = (int)(threadIdx.x % 32) - (32 - DECODE_FIRST);
+    const uint4 *p = reinterpret_cast<const uint4 *>(&work->first[max(i, 0)]);
+    uint4 x = load_now(p), y = load_now(p + 1), z = load_now(p + 2), w = {};
     if constexpr (C::GROUPS > 3)
-        z = load_now(p + 2);
-    uint32_t page[4] = {y.y, y.z, y.w, z.x};
+        w = load_now(p + 3);
+    uint2 at[4] = {{y.z, y.w}, {z.x, z.y}, {z.z, z.w}, {w.x, w.y}};
     struct decode_lane<C::GROUPS> ret;
     ret.place = {x.x, x.y, x.z, x.w, y.x};
 #pragma unroll
     for (int g = 0; g < C::GROUPS; g++)
-        ret.page[g] = page[g];
+        ret.at[g] = (int64_t)((uint64_t)at[g].y << 32 | at[g].x);
     return ret;
 }
 // The first of the next 32; line of 1 << line_shift.
@@ -130,15 +131,17 @@ static __device__ __forceinline__ void decode_find(const struct decode_args &a,
         tile %= tiles;
     }
 
-    uint32_t token = (s.first + tile) * C::TOKENS;
+    ret.place =
+        decode_place_of(s, slot, item, tile, at.line * (a.kv_heads >> at.line_shift), C::TOKENS);
     const uint32_t *ids = a.table + (uint64_t)s.row * a.row_entries;
 #pragma unroll
     for (int g = 0; g < C::GROUPS; g++) {
-        bool valid = lane < limit && token + 8 * g < s.kv_len;
-        ret.page[g] = valid ? __ldg(ids + ((token + 8 * g) >> a.page_shift)) : 0;
+        uint32_t token = ret.place.token + 8 * g;
+        bool valid = lane < limit && token < s.kv_len;
+        uint32_t page = valid ? __ldg(ids + (token >> a.page_shift)) : 0;
+        ret.at[g] = decode_at(page, token, place_head(ret.place.what), a.page_shift, a.page_stride,
+                              a.head_stride, a.token_stride);
     }
-    ret.place =
-        decode_place_of(s, slot, item, tile, at.line * (a.kv_heads >> at.line_shift), C::TOKENS);
     if (left > 32) {
         uint32_t items = __shfl_sync(ALL_LANES, decode_items(a, at, s), 31), last = at.slot;
         at.slot = __shfl_sync(ALL_LANES, slot, 31);
@@ -162,43 +165,48 @@ template <class C> static __device__ __forceinline__ uint32_t decode_swizzle(uin
     return C::ROW >= 128 ? row & 7 : row >> 1 & 3;
 }
 
+// What a lane copies of every tile: where its chunk of its first row is, in the pool and in a stage.
+struct decode_copier {
+    const unsigned char *k;
+    uint32_t spot, row;
+};
+template <class C>
+static __device__ __forceinline__ struct decode_copier
+decode_copier_of(const struct decode_args &a) {
+    constexpr uint32_t CHUNKS = C::ROW / 16; // of a row
+    uint32_t lane = threadIdx.x % 32, row = lane / CHUNKS, chunk = lane % CHUNKS;
+    return {a.k + row * a.token_stride + chunk * 16,
+            row * C::ROW + (chunk ^ decode_swizzle<C>(row)) * 16, row};
+}
+
 // Copies the tile of lane `from` to the stage at `stage` (a shared address) and its place to `place`.
 // Returns what it is.
 template <class C>
 static __device__ __forceinline__ uint32_t decode_fetch(const struct decode_args &a,
+                                                        const struct decode_copier &copier,
                                                         const struct decode_lane<C::GROUPS> &tiles,
                                                         uint32_t from, uint32_t stage,
                                                         struct decode_place *place) {
-    constexpr int CHUNKS = C::ROW / 16; // of a row
-    constexpr int ROWS = 32 / CHUNKS;   // of one copy of the warp
-    uint32_t lane = threadIdx.x % 32;
-    uint32_t row = lane / CHUNKS, chunk = lane % CHUNKS;
+    constexpr int ROWS = 32 / (C::ROW / 16); // of one copy of the warp
     uint32_t token = __shfl_sync(ALL_LANES, tiles.place.token, (int)from);
     uint32_t kv_len = __shfl_sync(ALL_LANES, tiles.place.kv_len, (int)from);
-    uint32_t what = __shfl_sync(ALL_LANES, tiles.place.what, (int)from), head = place_head(what);
-    if (lane == from)
-        *place = tiles.place;
-    const unsigned char *base =
-        a.k + head * a.head_stride + row * a.token_stride + (int64_t)(chunk * 16);
-    int left = (int)kv_len - (int)token - (int)row;
-    uint32_t mask = (1u << a.page_shift) - 1;
-    uint32_t slab = stage + row * C::ROW;
-    uint32_t spot = (chunk ^ decode_swizzle<C>(row)) * 16;
+    int left = (int)(kv_len - token - copier.row);
 #pragma unroll
     for (int g = 0; g < C::GROUPS; g++) {
-        uint32_t page = __shfl_sync(ALL_LANES, tiles.page[g], (int)from);
-        const unsigned char *k =
-            base + page * a.page_stride + (int64_t)((token + 8 * g) & mask) * a.token_stride;
+        const unsigned char *k = copier.k + __shfl_sync(ALL_LANES, tiles.at[g], (int)from);
 #pragma unroll
         for (int i = 0; i < 8; i += ROWS) {
-            // i and row share no bits.
-            uint32_t to = slab + (8 * g + i) * C::ROW + (spot ^ decode_swizzle<C>(i) * 16);
+            // i and row share no bits; stages are aligned.
+            uint32_t to =
+                ((stage + copier.spot) ^ (decode_swizzle<C>(i) * 16)) + (8 * g + i) * C::ROW;
             cp_async_16(to, k, 8 * g + i < left);
             cp_async_16(to + C::TILE / 2, k + a.value_stride, 8 * g + i < left);
             k += ROWS * a.token_stride;
         }
     }
-    return what;
+    if (threadIdx.x % 32 == from)
+        *place = tiles.place;
+    return __shfl_sync(ALL_LANES, tiles.place.what, (int)from);
 }
 
 #endif

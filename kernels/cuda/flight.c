@@ -16,8 +16,8 @@
 
 enum {
     SLAB_CHUNKS = 64,      // allocated at once
-    SPIN_NS = 20000,       // how long the thread asks without sleeping
-    LEAST_SLEEP_NS = 5000, // then it sleeps an eighth of the time that nothing ended
+    SPIN_NS = 50000,       // how long the thread asks without sleeping: a short decode
+    LEAST_SLEEP_NS = 2000, // then it sleeps a 32nd of the time that nothing ended
     MOST_SLEEP_NS = 50000,
 };
 
@@ -75,7 +75,7 @@ static void pause_after(uint64_t since_ns) {
         sched_yield();
         return;
     }
-    uint64_t ns = waited / 8;
+    uint64_t ns = waited / 32;
     ns = ns < LEAST_SLEEP_NS ? LEAST_SLEEP_NS : ns > MOST_SLEEP_NS ? MOST_SLEEP_NS : ns;
     const struct timespec t = {.tv_nsec = (long)ns};
     nanosleep(&t, NULL);

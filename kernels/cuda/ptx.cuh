@@ -154,6 +154,21 @@ static __device__ __forceinline__ uint32_t atomic_inc_acq_rel(uint32_t *p, uint3
                  : "memory");
     return old;
 }
+// What one warp posts for one that waits for it, 16 bytes, on all of the device: each word is there or is still
+// what it was before, whatever the order of words and of other accesses.
+static __device__ __forceinline__ void store_posted(void *p, uint4 x) {
+    asm volatile("st.relaxed.gpu.global.v4.u32 [%0], {%1,%2,%3,%4};\n" ::"l"(p), "r"(x.x), "r"(x.y),
+                 "r"(x.z), "r"(x.w)
+                 : "memory");
+}
+static __device__ __forceinline__ uint4 load_posted(const void *p) {
+    uint4 r;
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];\n"
+                 : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
+                 : "l"(p)
+                 : "memory");
+    return r;
+}
 // Programmatic dependent launch: waits for the kernel before; lets the one after start. No-ops on
 // sm_80 and in kernels launched without it.
 static __device__ __forceinline__ void wait_previous_kernel() {

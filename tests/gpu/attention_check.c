@@ -37,6 +37,12 @@ static void launched(int rc, const char *what, const struct attention_setup *s,
         fail_msg("%s: %s: %s", describe(s, k), what, cudaGetErrorString((cudaError_t)rc));
 }
 
+// What of the workspace is zeros between launches.
+static size_t zeroed_bytes(const struct attention_kernel *k, const struct cuda_attention *a) {
+    const struct cuda_device *d = harness_device();
+    return k->zeroed_bytes != NULL ? k->zeroed_bytes(d, a) : k->workspace_bytes(d, a);
+}
+
 void attention_plan(struct attention_setup *s, const struct attention_kernel *k) {
     const struct cuda_device *d = harness_device();
     struct cuda_attention *a = &s->attention;
@@ -44,7 +50,7 @@ void attention_plan(struct attention_setup *s, const struct attention_kernel *k)
         fail_msg("%s: not taken by the kernel", describe(s, k));
     if (k->workspace_bytes != NULL && s->workspace.allocation == NULL) {
         size_t bytes = k->workspace_bytes(d, a);
-        size_t zeroed = k->counter_bytes != NULL ? k->counter_bytes(d, a) : bytes;
+        size_t zeroed = zeroed_bytes(k, a);
         assert_true(zeroed <= bytes);
         s->workspace = buffer_new("workspace", bytes);
         memset(s->workspace.host, 0, zeroed);
@@ -193,14 +199,19 @@ static void check_unwritten(const struct attention_setup *s, const struct attent
     free(theirs);
 }
 
-static void check_read_only(struct attention_setup *s) {
+static void check_read_only(struct attention_setup *s, const struct attention_kernel *k) {
     struct buffer *inputs[] = {&s->k,     &s->v,        &s->q,         &s->table,
                                &s->rows,  &s->kv_len,   &s->qo_indptr, &s->index,
                                &s->sinks, &s->k_scales, &s->v_scales,  &s->plan};
     for (size_t i = 0; i < sizeof inputs / sizeof(struct buffer *); i++)
         buffer_unchanged(inputs[i]);
-    if (s->workspace.allocation != NULL)
+    if (s->workspace.allocation != NULL) {
         buffer_down(&s->workspace); // its guards
+        if (k->zeroed_bytes != NULL)
+            for (size_t i = 0, n = zeroed_bytes(k, &s->attention); i < n; i++)
+                if (((const unsigned char *)s->workspace.host)[i] != 0)
+                    fail_msg("%s: byte %zu of the workspace is left", describe(s, k), i);
+    }
 }
 
 void attention_compare(struct attention_setup *s, const struct attention_kernel *k) {
@@ -210,7 +221,7 @@ void attention_compare(struct attention_setup *s, const struct attention_kernel 
     buffer_down(&s->out);
     if (c->lse)
         buffer_down(&s->lse);
-    check_read_only(s);
+    check_read_only(s, k);
     check_unwritten(s, k, &s->out, &a->out, c->head_dim * element_size(c->dtype),
                     element_size(c->dtype));
     if (c->lse)

@@ -128,9 +128,9 @@ struct attention_kernel {
     size_t (*workspace_bytes)(const struct cuda_device *d, const struct cuda_attention *a);
     int (*plan)(const struct cuda_device *d, const struct cuda_attention *a, void *stream);
     int (*run)(const struct cuda_device *d, const struct cuda_attention *a, void *stream);
-    // Leading bytes of a workspace that must be zero at first (counters); the rest is filled with
-    // 0xff. NULL: all of it is zeroed.
-    size_t (*counter_bytes)(const struct cuda_device *d, const struct cuda_attention *a);
+    // Leading bytes of a workspace that are zeros between launches; the rest is filled with 0xff. NULL: all of it is
+    // zeroed, and may be anything later.
+    size_t (*zeroed_bytes)(const struct cuda_device *d, const struct cuda_attention *a);
 };
 void attention_check(const struct attention_kernel *k, const struct attention_case *c);
 

@@ -2,14 +2,16 @@
 // test_decode.c: the decode kernel and its plan against the reference.
 #include "tests/gpu/harness.h"
 
+#include <math.h>
 #include <string.h>
 
 #include "kernels/cuda/launch.h"
 
-static size_t counter_bytes(const struct cuda_device *d, const struct cuda_attention *a) {
-    (void)d;
-    (void)a;
-    return 65536 * sizeof(uint32_t);
+// All but the pieces of batch-invariant launches.
+static size_t zeroed_bytes(const struct cuda_device *d, const struct cuda_attention *a) {
+    struct cuda_attention plain = *a;
+    plain.batch_invariant = false;
+    return cuda_decode_workspace_bytes(d, &plain);
 }
 static const struct attention_kernel decode = {
     .name = "decode",
@@ -18,7 +20,7 @@ static const struct attention_kernel decode = {
     .workspace_bytes = cuda_decode_workspace_bytes,
     .plan = cuda_decode_plan,
     .run = cuda_decode,
-    .counter_bytes = counter_bytes,
+    .zeroed_bytes = zeroed_bytes,
 };
 
 static const uint32_t HEAD_DIMS[] = {64, 128, 256};
@@ -191,6 +193,39 @@ static void test_split(void **state) {
     one.q_len[0] = 8; // 32 columns
     one.kv_len[0] = 1000;
     attention_check(&decode, &one);
+    // One, three, seven and fifteen parts that others post.
+    for (one.max_ctas = 2; one.max_ctas <= 16; one.max_ctas *= 2)
+        for (one.q_len[0] = 1; one.q_len[0] <= 8; one.q_len[0] *= 4)
+            for (int d = 0; d < 3; d++) {
+                one.head_dim = HEAD_DIMS[d];
+                one.kv_len[0] = 2200;
+                attention_check(&decode, &one);
+            }
+}
+
+// K and V of nothing but NaNs with all bits set: what waits for posted parts is not held up, the result is NaN.
+static void test_not_a_number(void **state) {
+    (void)state;
+    for (uint32_t dtype = CUDA_FP16; dtype <= CUDA_BF16; dtype++) {
+        struct attention_case c = attention_case("NaN", dtype);
+        c.kv_heads = 1;
+        c.qo_heads = 4;
+        case_add(&c, 1, 2000);
+        struct attention_setup *s = attention_setup(&c);
+        memset(s->k.host, 0xff, s->k.bytes);
+        buffer_up(&s->k);
+        if (s->v.bytes > 0) {
+            memset(s->v.host, 0xff, s->v.bytes);
+            buffer_up(&s->v);
+        }
+        attention_plan(s, &decode);
+        attention_run(s, &decode);
+        buffer_down(&s->out);
+        for (size_t i = 0; i < (size_t)c.qo_heads * c.head_dim; i++)
+            if (!isnan(element_load(dtype, s->out.host, i)))
+                fail_msg("element %zu is %g", i, element_load(dtype, s->out.host, i));
+        attention_free(s);
+    }
 }
 
 // Eight lines: heads in eighths, items cut by ends of CTAs into two parts and more, blocks of columns,
@@ -333,19 +368,13 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lengths),
-        cmocka_unit_test(test_e4m3),
-        cmocka_unit_test(test_columns),
-        cmocka_unit_test(test_pages),
-        cmocka_unit_test(test_layouts),
-        cmocka_unit_test(test_masks),
-        cmocka_unit_test(test_cap_and_sinks),
-        cmocka_unit_test(test_most_columns),
-        cmocka_unit_test(test_split),
-        cmocka_unit_test(test_lines),
-        cmocka_unit_test(test_many_sequences),
-        cmocka_unit_test(test_batch_invariant),
-        cmocka_unit_test(test_alone_and_together),
+        cmocka_unit_test(test_lengths),         cmocka_unit_test(test_e4m3),
+        cmocka_unit_test(test_columns),         cmocka_unit_test(test_pages),
+        cmocka_unit_test(test_layouts),         cmocka_unit_test(test_masks),
+        cmocka_unit_test(test_cap_and_sinks),   cmocka_unit_test(test_most_columns),
+        cmocka_unit_test(test_split),           cmocka_unit_test(test_not_a_number),
+        cmocka_unit_test(test_lines),           cmocka_unit_test(test_many_sequences),
+        cmocka_unit_test(test_batch_invariant), cmocka_unit_test(test_alone_and_together),
         cmocka_unit_test(test_refusals),
     };
     return harness_main("decode", tests, sizeof tests / sizeof *tests);

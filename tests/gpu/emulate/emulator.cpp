@@ -402,19 +402,13 @@ static void block_end(emu_block *b) {
 
 static void run_grid(const dim3 &grid, const dim3 &block) {
     uint64_t blocks = (uint64_t)grid.x * grid.y * grid.z;
-    std::vector<uint64_t> order(blocks);
-    for (uint64_t i = 0; i < blocks; i++) {
-        uint64_t j = random_next() % (i + 1);
-        order[i] = order[j];
-        order[j] = i;
-    }
     static emu_block resident[RESIDENT]; // kept: so are their fibres' stacks
     uint64_t next = 0;
     for (;;) {
         uint32_t live[RESIDENT], n = 0;
         for (uint32_t i = 0; i < RESIDENT; i++) {
             if (!resident[i].live && next < blocks)
-                block_start(&resident[i], order[next++], grid, block);
+                block_start(&resident[i], next++, grid, block);
             if (resident[i].live)
                 live[n++] = i;
         }

@@ -67,6 +67,13 @@ static inline uint32_t pack2_e4m3(float low, float high) {
 static inline uint32_t atomic_inc_acq_rel(uint32_t *p, uint32_t limit) {
     return atomicInc(p, limit);
 }
+static inline void store_posted(void *p, uint4 x) {
+    *(uint4 *)p = x;
+}
+static inline uint4 load_posted(const void *p) {
+    emu_yield();
+    return *(const uint4 *)p;
+}
 static inline void wait_previous_kernel() {}
 static inline void start_next_kernel() {}
 
