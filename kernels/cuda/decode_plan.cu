@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // decode_plan.cu: divides a batch among the warps of the decode kernel. Every block scans the whole batch
-// and writes the runs of its share; everything is read and written on the device. docs/kernels.md,
+// and writes its share of the warps' work; everything is read and written on the device. docs/kernels.md,
 // "Decode".
 //
 // Invariants
@@ -214,7 +214,7 @@ struct extent {
     uint64_t first, last; // its tiles
     uint32_t run0, run1;  // their runs
     uint32_t cta0, cta1;
-    bool whole_run; // it begins with run0
+    bool begins_run; // where run0 does
 };
 struct line {
     const uint64_t *sums;
@@ -233,7 +233,7 @@ static __device__ __forceinline__ struct extent extent_of(const struct line &lin
     e.run1 = (uint32_t)(((e.last + 1) * used - 1) / line.all);
     e.cta0 = e.run0 / line.cut.cta_runs;
     e.cta1 = e.run1 / line.cut.cta_runs;
-    e.whole_run = e.run0 * line.all / used == e.first;
+    e.begins_run = e.run0 * line.all / used == e.first;
     return e;
 }
 
@@ -245,7 +245,7 @@ static __device__ __forceinline__ struct decode_merge merge_of(const struct deco
     uint32_t cta_runs = line.cut.cta_runs;
     uint32_t warp0 = e.cta0 < cta ? 0 : e.run0 % cta_runs;
     uint32_t warp1 = e.cta1 > cta ? cta_runs - 1 : e.run1 % cta_runs;
-    uint32_t slot = 2 * warp0 + (e.cta0 < cta || e.whole_run ? 0 : 1);
+    uint32_t slot = 2 * warp0 + (e.cta0 < cta || e.begins_run ? 0 : 1);
     bool ends = e.cta1 == cta;
     struct decode_place place =
         decode_place_of(e.at.sequence, e.at.slot, e.at.item, 0, 0, a.tile_tokens);
@@ -257,8 +257,8 @@ static __device__ __forceinline__ struct decode_merge merge_of(const struct deco
             {0, 0, 0}};
 }
 
-// How CTA `cta` shares an item with others: the one that its runs begin in, *ret_after: with later ones, or else
-// that they end in, always with later ones. False: it does not. *ret_alone: only the last of its runs has a part.
+// The item that CTA `cta` shares with others; at_end: one that goes on in later ones, else one that began in earlier
+// ones and ends here. False: there is none. *ret_alone: only the last of the CTA's runs has a part of it.
 static __device__ __forceinline__ bool shared_item(const struct line &line, uint32_t cta,
                                                    bool at_end, struct extent *e, bool *ret_alone) {
     uint32_t used = line.cut.used, first = cta * line.cut.cta_runs;
@@ -299,7 +299,7 @@ merge_of_warp(const struct decode_plan_args &a, const struct line &line, uint32_
     if (e.cta0 < cta || e.cta1 > cta || e.run0 == e.run1)
         return none;
     // Of the warps whose runs begin in the item or with it.
-    uint32_t team = e.run0 + (e.whole_run ? 0 : 1), size = e.run1 - team + 1, number = run - team;
+    uint32_t team = e.run0 + (e.begins_run ? 0 : 1), size = e.run1 - team + 1, number = run - team;
     uint32_t sharers = (DECODE_MAX_WARPS - warp % cta_runs + cta_runs - 1) / cta_runs;
     begin = number * a.blocks / size;
     uint32_t blocks = (number + 1) * a.blocks / size - begin, k = warp / cta_runs;
