@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include <dirent.h>
+#include <errno.h>
 #include <poll.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -214,21 +215,26 @@ static void unframe(struct fake *f, struct fake_conn *c) {
     memmove(c->buf, c->buf + at, c->have);
 }
 
+// What poll saw may have been an earlier connection's, of the same slot and number: then there is nothing to read.
+static bool ended(ssize_t n) {
+    return n == 0 || (n < 0 && errno != EAGAIN);
+}
+
 static void read_conn(struct fake *f, struct fake_conn *c) {
     if (c->control) {
         ssize_t n = recv(c->fd, c->buf + c->have, BUF - c->have, MSG_DONTWAIT);
-        if (n <= 0) {
+        if (ended(n))
             fake_close(c);
+        if (n <= 0)
             return;
-        }
         c->have += (size_t)n;
         unframe(f, c);
     } else {
         uint8_t packet[4096];
         ssize_t n = recv(c->fd, packet, sizeof packet, MSG_DONTWAIT);
-        if (n <= 0)
+        if (ended(n))
             fake_close(c);
-        else
+        else if (n > 0)
             handle(f, c, packet, (size_t)n);
     }
 }
