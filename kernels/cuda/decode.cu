@@ -17,6 +17,7 @@ struct layout {
     uint32_t items;       // of a sequence, at most
     size_t sequences, sums, plan_bytes;
     size_t posts, pieces, workspace_bytes;
+    int64_t page_stride, value_stride, head_stride, token_stride; // of the pool, in bytes
 };
 
 static uint32_t column_tiles(const struct cuda_attention *a) {
@@ -49,6 +50,11 @@ static bool lay_out(const struct cuda_device *d, const struct cuda_attention *a,
     if (a->batch_invariant)
         l.workspace_bytes +=
             (size_t)a->batch.n * l.items * DECODE_MAX_PIECES * decode_partial_bytes(head_dim, l.nt);
+    int64_t element = l.kv8 ? 1 : 2;
+    l.page_stride = a->kv.page_stride * element;
+    l.value_stride = a->kv.value_stride * element;
+    l.head_stride = a->kv.head_stride * element;
+    l.token_stride = a->kv.token_stride * element;
     *ret = l;
     return true;
 }
@@ -98,10 +104,9 @@ int cuda_decode_plan(const struct cuda_device *d, const struct cuda_attention *a
     args.table = a->batch.table;
     args.row_entries = a->batch.row_entries;
     args.page_shift = a->kv.page_shift;
-    int64_t element = a->kv.dtype == CUDA_E4M3 ? 1 : 2;
-    args.page_stride = a->kv.page_stride * element;
-    args.head_stride = a->kv.head_stride * element;
-    args.token_stride = a->kv.token_stride * element;
+    args.page_stride = l.page_stride;
+    args.head_stride = l.head_stride;
+    args.token_stride = l.token_stride;
     args.n = a->batch.n;
     args.max_q_len = a->batch.max_q_len;
     args.kv_heads = a->kv.kv_heads;
@@ -149,13 +154,12 @@ int cuda_decode(const struct cuda_device *d, const struct cuda_attention *a, voi
     if (a->batch.n == 0 || a->batch.max_q_len == 0)
         return 0;
     const unsigned char *plan = (const unsigned char *)a->plan;
-    int64_t element = a->kv.dtype == CUDA_E4M3 ? 1 : 2;
     struct decode_args args = {};
     args.k = (const unsigned char *)a->kv.k;
-    args.page_stride = a->kv.page_stride * element;
-    args.value_stride = a->kv.value_stride * element;
-    args.head_stride = a->kv.head_stride * element;
-    args.token_stride = a->kv.token_stride * element;
+    args.page_stride = l.page_stride;
+    args.value_stride = l.value_stride;
+    args.head_stride = l.head_stride;
+    args.token_stride = l.token_stride;
     args.q = (const unsigned char *)a->q.data;
     args.q_token_stride = a->q.token_stride * 2;
     args.q_head_stride = a->q.head_stride * 2;

@@ -448,9 +448,13 @@ template <class C> static __device__ __forceinline__ void sum_many(struct decode
 template <class C>
 static __device__ __forceinline__ unsigned char *part_of_cta(const struct decode_args &a,
                                                              uint32_t cta, bool lines) {
-    static_assert(C::NT * C::DT * DECODE_POST_BLOCK <= DECODE_POST_BYTES, "room for a part");
-    return a.posts + (uint64_t)cta * DECODE_POST_BYTES +
-           (lines ? threadIdx.x / 32 * decode_post_bytes(C::D, C::NT) : 0);
+    constexpr uint32_t BYTES = decode_post_bytes(C::D, C::NT);
+    // Eight lines are of CTAs with eight runs; 256 KB is more than a CTA can have.
+    static_assert(DECODE_MAX_WARPS * BYTES <= DECODE_POST_BYTES ||
+                      (BYTES <= DECODE_POST_BYTES &&
+                       decode_smem_bytes(C::D, C::KV8, C::NT, DECODE_MAX_WARPS) > 256 * 1024),
+                  "room for a part, or for one of each line");
+    return a.posts + (uint64_t)cta * DECODE_POST_BYTES + (lines ? threadIdx.x / 32 * BYTES : 0);
 }
 
 // Combines what the warps of the CTA (of eight lines: this warp) left of items that are not one warp's: writes

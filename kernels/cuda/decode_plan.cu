@@ -98,11 +98,27 @@ static __device__ __forceinline__ void scan(struct plan_shared *shared, uint64_t
     *total_live = all_live;
 }
 
-// Tile x of a line, x < all: its sequence (of `live`), item and place in the item.
-static __device__ __forceinline__ void locate(const uint64_t *sums, uint32_t line_shift,
-                                              const struct decode_sequence *sequences,
-                                              uint32_t live, uint64_t x, struct decode_run *ret) {
-    uint32_t low = 0, high = live;
+// How the line is cut.
+struct cut {
+    uint32_t used;     // runs of a line that have tiles
+    uint32_t cta_runs; // of a line
+    uint32_t line_shift;
+};
+// All tiles of a line and its sequences; several lines are alike but for their heads.
+struct line {
+    const uint64_t *sums;
+    const struct decode_sequence *sequences;
+    uint32_t live;
+    uint64_t all;
+    struct cut cut;
+};
+
+// Tile x of a line, x < all: its sequence, item and place in the item.
+static __device__ __forceinline__ void locate(const struct line &line, uint64_t x,
+                                              struct decode_run *ret) {
+    const uint64_t *sums = line.sums;
+    uint32_t line_shift = line.cut.line_shift;
+    uint32_t low = 0, high = line.live;
     while (high - low > 1) {
         uint32_t middle = (low + high) / 2;
         if (sums[middle] >> line_shift <= x)
@@ -110,7 +126,7 @@ static __device__ __forceinline__ void locate(const uint64_t *sums, uint32_t lin
         else
             high = middle;
     }
-    struct decode_sequence s = sequences[low];
+    struct decode_sequence s = line.sequences[low];
     uint64_t off = x - (sums[low] >> line_shift);
     ret->slot = low;
     ret->item = (uint32_t)(off / s.tiles);
@@ -126,13 +142,6 @@ static __device__ __forceinline__ uint32_t snap(struct decode_run *run) {
     run->tile = begin;
     return by;
 }
-
-// How the line is cut.
-struct cut {
-    uint32_t used;     // runs of a line that have tiles
-    uint32_t cta_runs; // of a line
-    uint32_t line_shift;
-};
 
 // Items of one length each: their number of warps, a power of two or whole CTAs, or the number of whole
 // items of a warp: so that few items are shared, and few of them by CTAs. The memory is busy with less
@@ -216,17 +225,10 @@ struct extent {
     uint32_t cta0, cta1;
     bool begins_run; // where run0 does
 };
-struct line {
-    const uint64_t *sums;
-    const struct decode_sequence *sequences;
-    uint32_t live;
-    uint64_t all;
-    struct cut cut;
-};
 static __device__ __forceinline__ struct extent extent_of(const struct line &line, uint64_t x) {
     struct extent e;
     uint64_t used = line.cut.used;
-    locate(line.sums, line.cut.line_shift, line.sequences, line.live, x, &e.at);
+    locate(line, x, &e.at);
     e.first = x - e.at.tile;
     e.last = e.first + e.at.sequence.tiles - 1;
     e.run0 = (uint32_t)(((e.first + 1) * used - 1) / line.all);
@@ -319,14 +321,12 @@ static __device__ __forceinline__ void set_run(struct decode_run *to,
     to->sequence = run.sequence;
 }
 
-// The work of this block's share of all warps over `all` tiles. Warps of eight lines: one run, eight copies.
+// The work of this block's share of all warps. Warps of eight lines: one run, eight copies.
 static __device__ __forceinline__ void divide(const struct decode_plan_args &a,
-                                              const uint64_t *sums,
-                                              const struct decode_sequence *sequences,
-                                              uint32_t live, uint64_t all, struct cut cut) {
+                                              const struct line &line) {
+    const struct cut cut = line.cut;
     uint32_t line_shift = cut.line_shift;
-    all >>= line_shift;
-    const struct line line = {sums, sequences, live, all, cut};
+    uint64_t all = line.all;
     uint32_t most = line_shift > 0 ? a.ctas : a.ctas * DECODE_MAX_WARPS;
     uint32_t share = (most + gridDim.x - 1) / gridDim.x, before = blockIdx.x * share;
     uint32_t copies = line_shift > 0 ? DECODE_MAX_WARPS : 1;
@@ -358,15 +358,15 @@ static __device__ __forceinline__ void divide(const struct decode_plan_args &a,
             x = i * all / used;
             end = (i + 1) * all / used;
             if (a.batch_invariant) {
-                locate(sums, line_shift, sequences, live, x, &run);
+                locate(line, x, &run);
                 x -= snap(&run);
                 if (end < all) {
-                    locate(sums, line_shift, sequences, live, end, &run);
+                    locate(line, end, &run);
                     end -= snap(&run);
                 }
             }
             if (x + role < end)
-                locate(sums, line_shift, sequences, live, x + role, &run);
+                locate(line, x + role, &run);
         }
         run.count = (uint32_t)(end - x);
         if (role == ROLE_RUN) {
@@ -423,7 +423,8 @@ static __global__ void __launch_bounds__(THREADS, 1) decode_plan_kernel(struct d
     if (threadIdx.x < DECODE_PAD && blockIdx.x == 0)
         a.sequences[live + threadIdx.x] = {0, 0, 0, 0, 0, 0, {0, 0}};
     __syncthreads();
-    divide(a, sums, sequences, live, all, choose_cut(a, shared, sequences, live, all));
+    struct cut cut = choose_cut(a, shared, sequences, live, all);
+    divide(a, {sums, sequences, live, all >> cut.line_shift, cut});
 }
 
 int decode_plan_start(const struct decode_plan_args &args, void *stream, bool after_previous) {

@@ -3,9 +3,9 @@
 //
 // Invariants
 //  1. A launch is synchronous: when it returns, every block has run to its end.
-//  2. Blocks start in the order of their index, as on a GPU, a few of them interleaved by chance; warps and the
-//     lanes of a warp run in a random order too. Seed: KVPOOL_EMULATE_SEED (default 1) and the number of the launch, so that
-//     no two launches of a process run alike and every process does.
+//  2. Blocks start in the order of their index, as on a GPU, a few of them interleaved by chance; warps
+//     and the lanes of a warp run in a random order. Seed: KVPOOL_EMULATE_SEED (default 1) and the number
+//     of the launch, so that no two launches of a process run alike and every process does.
 //  3. Lanes switch only inside the functions below (collectives, barriers, atomics, fences).
 //  4. A collective happens when all lanes of its mask are in it. Where that can never be (lanes of
 //     one mask in different collectives, or exited) the process aborts and says which lane waits for
