@@ -162,8 +162,8 @@ template <class U, int UNROLL>
 __global__ void __launch_bounds__(256) append_kernel(const __grid_constant__ append_args a) {
     using from = typename U::from;
     using to = typename U::to;
-    start_next_kernel();
     wait_previous_kernel();
+    start_next_kernel();
     uint32_t token = blockIdx.x * (blockDim.x / 32) + threadIdx.x / 32;
     if (token >= a.nnz)
         return;

@@ -534,8 +534,8 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
     };
     uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 
-    start_next_kernel();
     wait_previous_kernel();
+    start_next_kernel();
 
     const struct decode_work *work = a.works + blockIdx.x * DECODE_MAX_WARPS + warp;
     struct decode_lane<C::GROUPS> tiles = decode_load_first<C>(work);
@@ -595,7 +595,7 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
             reset_state<C>(state);
             before = a.sm_scale;
             if constexpr (C::KV8)
-                before *= a.k_scales ? __ldg(a.k_scales + place_head(place.what)) : a.k_scale;
+                before *= a.k_scales ? a.k_scales[place_head(place.what)] : a.k_scale;
             if (a.soft_cap > 0) {
                 before = divide_fast(before, a.soft_cap);
                 after = a.soft_cap * DECODE_LOG2E;

@@ -77,7 +77,7 @@ end_columns(const struct decode_args &a, uint32_t nt, uint32_t q0, uint32_t what
     struct decode_rows ret = {{0, 0}, out};
     float v_scale = 1;
     if constexpr (C::KV8)
-        v_scale = a.v_scales ? __ldg(a.v_scales + place_head(what)) : a.v_scale;
+        v_scale = a.v_scales ? a.v_scales[place_head(what)] : a.v_scale;
     bool wants_lse = write_lse && a.lse && lane < 4;
 #pragma unroll
     for (int e = 0; e < 2; e++) {
@@ -86,7 +86,7 @@ end_columns(const struct decode_args &a, uint32_t nt, uint32_t q0, uint32_t what
         bool there =
             (a.sinks || wants_lse) && decode_column(a, what, column0 + lane % 4 * 2 + e, j, head);
         if (a.sinks && there) {
-            float sink = __ldg(a.sinks + head) * DECODE_LOG2E;
+            float sink = a.sinks[head] * DECODE_LOG2E;
             max = fmaxf(max, sink);
             up = exp2_fast(m[e] - finite_or_0(max));
             sum = sum * up + exp2_fast(sink - finite_or_0(max));

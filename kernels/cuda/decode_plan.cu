@@ -210,9 +210,9 @@ static __device__ __forceinline__ struct decode_first find(const struct decode_p
     for (uint32_t g = 0; g < 4; g++) {
         uint32_t token = ret.place.token + 8 * g;
         if (8 * g < a.tile_tokens && token < s.kv_len)
-            ret.at[g] =
-                decode_at(__ldg(ids + (token >> a.page_shift)), token, place_head(ret.place.what),
-                          a.page_shift, a.page_stride, a.head_stride, a.token_stride);
+            ret.at[g] = decode_at(load_word(ids + (token >> a.page_shift)), token,
+                                  place_head(ret.place.what), a.page_shift, a.page_stride,
+                                  a.head_stride, a.token_stride);
     }
     return ret;
 }
@@ -399,8 +399,8 @@ static __global__ void __launch_bounds__(THREADS, 1) decode_plan_kernel(struct d
     uint64_t *sums = kept ? shared->sums : a.sums;
     struct decode_sequence *sequences = kept ? shared->sequences : a.sequences;
 
-    start_next_kernel();
     wait_previous_kernel();
+    start_next_kernel();
 
     uint64_t all = 0;
     uint32_t live = 0;

@@ -138,7 +138,7 @@ static __device__ __forceinline__ void decode_find(const struct decode_args &a,
     for (int g = 0; g < C::GROUPS; g++) {
         uint32_t token = ret.place.token + 8 * g;
         bool valid = lane < limit && token < s.kv_len;
-        uint32_t page = valid ? __ldg(ids + (token >> a.page_shift)) : 0;
+        uint32_t page = valid ? load_word(ids + (token >> a.page_shift)) : 0;
         ret.at[g] = decode_at(page, token, place_head(ret.place.what), a.page_shift, a.page_stride,
                               a.head_stride, a.token_stride);
     }

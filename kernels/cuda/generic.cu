@@ -136,8 +136,8 @@ __global__ void __launch_bounds__(THREADS, CHUNKS == 1   ? 4
     float *maxima = (float *)shared, *sums = maxima + TEAMS, *outs = sums + TEAMS;
     uint32_t team = threadIdx.x / LANES, lane = threadIdx.x % LANES;
     uint32_t head_dim = a.kv.head_dim;
-    start_next_kernel();
     wait_previous_kernel();
+    start_next_kernel();
 
     for (uint64_t work = blockIdx.x; work < (uint64_t)a.batch.nnz * a.qo_heads; work += gridDim.x) {
         uint32_t head = (uint32_t)(work % a.qo_heads);

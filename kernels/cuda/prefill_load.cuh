@@ -67,7 +67,7 @@ template <class S> struct prefill_load {
 #pragma unroll
         for (int w = 0; w < S::ID_WORDS; w++) {
             uint32_t token = (uint32_t)tile * S::TOKENS + w * 32 + threadIdx.x % 32;
-            ids[w] = token < r.kv_len ? __ldg(table + (token >> p.page_shift)) : 0;
+            ids[w] = token < r.kv_len ? load_word(table + (token >> p.page_shift)) : 0;
         }
     }
 

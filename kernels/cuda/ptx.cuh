@@ -48,12 +48,19 @@ template <int N> static __device__ __forceinline__ void cp_async_wait() {
     asm volatile("cp.async.wait_group %0;\n" ::"n"(N) : "memory");
 }
 
-// 16 bytes that nobody writes while the kernel runs; read here and not where they are used.
+// Words that a kernel before may write when this one has started already (wait_previous_kernel); read here and not
+// where they are used. The read-only path (ld.global.nc: __ldg, const __restrict__) is not for them: it is for what
+// does not change while the kernel runs, and the compiler moves such reads ahead of the wait.
 static __device__ __forceinline__ uint4 load_now(const void *p) {
     uint4 r;
-    asm volatile("ld.global.nc.v4.u32 {%0,%1,%2,%3}, [%4];\n"
+    asm volatile("ld.relaxed.gpu.global.v4.u32 {%0,%1,%2,%3}, [%4];\n"
                  : "=r"(r.x), "=r"(r.y), "=r"(r.z), "=r"(r.w)
                  : "l"(p));
+    return r;
+}
+static __device__ __forceinline__ uint32_t load_word(const uint32_t *p) {
+    uint32_t r;
+    asm volatile("ld.relaxed.gpu.global.u32 %0, [%1];\n" : "=r"(r) : "l"(p));
     return r;
 }
 
@@ -169,8 +176,9 @@ static __device__ __forceinline__ uint4 load_posted(const void *p) {
                  : "memory");
     return r;
 }
-// Programmatic dependent launch: waits for the kernel before; lets the one after start. No-ops on
-// sm_80 and in kernels launched without it.
+// Programmatic dependent launch: waits for the kernel before, then lets the one after start, in this order, so that
+// a kernel that has started runs beside the one before it and no other. No-ops on sm_80 and in kernels launched
+// without it.
 static __device__ __forceinline__ void wait_previous_kernel() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.wait;\n" ::: "memory");

@@ -40,6 +40,9 @@ static inline float divide_fast(float x, float y) {
 static inline uint4 load_now(const void *p) {
     return *(const uint4 *)p;
 }
+static inline uint32_t load_word(const uint32_t *p) {
+    return *p;
+}
 static inline void prefetch_l2(const void *) {}
 static inline float exp2_fast(float x) {
     float y = exp2f(x);

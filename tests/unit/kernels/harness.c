@@ -580,6 +580,18 @@ static bool near_enough(double x, double expected, double absolute, double relat
     return fabs(x - expected) <= absolute + relative * fabs(expected);
 }
 
+// Elements that are what a buffer holds before a run.
+static size_t count_unwritten(const unsigned char *elements, size_t count, size_t bytes) {
+    size_t ret = 0;
+    for (size_t i = 0; i < count; i++) {
+        size_t guards = 0;
+        for (size_t k = 0; k < bytes; k++)
+            guards += elements[i * bytes + k] == GUARD;
+        ret += guards == bytes;
+    }
+    return ret;
+}
+
 void attention_compare(const struct attention_data *d, const unsigned char *result,
                        const char *what) {
     const struct attention_case *c = &d->c;
@@ -592,10 +604,14 @@ void attention_compare(const struct attention_data *d, const unsigned char *resu
     size_t finite = 0;
     for (size_t i = 0; i < count; i++) {
         double x = (double)dtype_load(c->dtype, result, i);
-        if (!near_enough(x, d->out[i], absolute, relative))
-            fail_msg("%s (%s): out[token %zu][head %zu][%zu] = %.9g, expected %.9g", describe(c),
-                     what, i / c->head_dim / c->qo_heads, i / c->head_dim % c->qo_heads,
-                     i % c->head_dim, x, d->out[i]);
+        if (!near_enough(x, d->out[i], absolute, relative)) {
+            size_t unwritten = count_unwritten(result, count, kv_dtype_size(c->dtype));
+            fail_msg("%s (%s): out[token %zu][head %zu][%zu] = %.9g, expected %.9g; %zu of %zu "
+                     "elements were not written",
+                     describe(c), what, i / c->head_dim / c->qo_heads,
+                     i / c->head_dim % c->qo_heads, i % c->head_dim, x, d->out[i], unwritten,
+                     count);
+        }
         if (isfinite(d->out[i])) {
             total += fabs(x - d->out[i]);
             magnitude += fabs(d->out[i]);

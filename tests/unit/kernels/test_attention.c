@@ -367,6 +367,21 @@ static void test_fp8_pages_of_every_size_and_group(void **state) {
     }
 }
 
+// Each batch is planned anew, where the last one's plan was, and the attention follows at once.
+static void test_each_batch_is_another(void **state) {
+    (void)state;
+    uint64_t s = 7;
+    for (uint64_t i = 0; i < 60; i++) {
+        struct attention_case c = base("new batch");
+        c.dtype = KVPOOL_FP16;
+        c.seed = 4 * i; // aligned tensors
+        for (uint32_t k = 0; k < 5; k++)
+            add(&c, 1, random_below(&s, 70));
+        add(&c, 9, 9 + random_below(&s, 40));
+        attention_check(backends, &c);
+    }
+}
+
 static void test_fp8_pages_of_long_sequences(void **state) {
     (void)state;
     struct attention_case c = fp8("long fp8", 2);
@@ -501,6 +516,7 @@ int main(void) {
         cmocka_unit_test(test_fp8_pages_of_every_head_dim),
         cmocka_unit_test(test_every_fp8_value_comes_back),
         cmocka_unit_test(test_fp8_pages_of_every_size_and_group),
+        cmocka_unit_test(test_each_batch_is_another),
         cmocka_unit_test(test_fp8_pages_of_long_sequences),
         cmocka_unit_test(test_fp8_pages_with_windows_and_soft_caps),
         cmocka_unit_test(test_sinks),
