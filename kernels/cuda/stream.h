@@ -52,8 +52,9 @@ struct cuda_plan_key {
     // A plan has page ids: of this pool (its id), as the last table update that wrote a row of the batch
     // left them.
     uint64_t pool, update;
-    uint32_t kernel; // enum cuda_kernel
-    uint32_t part;   // 0 all, 1 few, 2 many
+    uint32_t kernel;   // enum cuda_kernel
+    uint32_t part;     // 0 all, 1 few, 2 many
+    uint32_t first, n; // of the part's sequences
     uint32_t qo_heads, kv_heads, head_dim, page_shift;
     uint32_t dtype, kv_dtype;
     uint32_t causal, batch_invariant;
