@@ -5,7 +5,8 @@
 //   COPY    one launch
 //   APPEND  one launch
 //   ATTEND  sequences of 1..8 new tokens: decode; of more: prefill; what these do not take: generic.
-//           A plan before them where the stream has none for this batch and shape
+//           A plan before them where the stream has none for this batch and shape.
+//           Of large batch-invariant batches, several launches and plans
 //
 // So a step of a new batch is table update, append, plan, attention: four launches, the last three
 // each overlapping the end of the one before it; its further layers are two.
@@ -13,8 +14,10 @@
 // Invariants
 //  1. Ops take effect in their order.
 //  2. Which kernel works on a sequence depends on the shape and on its own query length only, so that
-//     batch_invariant holds; a part of a longer op is never given to decode.
-//  3. Without memory for a plan or workspace the generic kernel runs instead: slow, and correct.
+//     batch_invariant holds, however many neighbours it has; a part of a longer op is never given to
+//     decode (the backend's row_block is 0: nobody cuts ops for it).
+//  3. Without memory for a plan or workspace the generic kernel runs instead: slow, and correct. Its bits
+//     are others: what is batch-invariant is worked on by fewer sequences a launch, or fails.
 // Threads: the submitting thread.
 #ifndef KVPOOL_KERNELS_CUDA_RUN_H
 #define KVPOOL_KERNELS_CUDA_RUN_H

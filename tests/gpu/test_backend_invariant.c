@@ -249,26 +249,26 @@ static int memory_again(void **state) {
 
 static void test_little_memory_takes_more_launches(void **state) {
     (void)state;
-    for (size_t left = 12; left <= 40; left += 28) { // MiB: a sequence a launch, or some
-        struct world w = open_world();
-        struct batch batch = large_batch();
-        leave_memory(left * MIB);
-        struct backend_op op = attend(&w, &batch, 0, OUT_AT, true);
-        run(&w, &op, 1);
-        uint64_t planned = w.s->planned;
-        assert_true(left == 12 ? planned == 18 : planned > 4 && planned < 18);
-        check(&w, &batch);
-        memory_again(NULL);
-        unsigned char *out = malloc(ALONE_AT - OUT_AT);
-        assert_non_null(out);
-        memcpy(out, w.bytes + OUT_AT, ALONE_AT - OUT_AT);
-        memset(w.bytes + OUT_AT, 0xff, ALONE_AT - OUT_AT);
-        run(&w, &op, 1); // as few as ever, with plans of their own
-        assert_memory_equal(out, w.bytes + OUT_AT, ALONE_AT - OUT_AT);
-        free(out);
-        free_batch(&batch);
-        close_world(&w);
-    }
+    struct world w = open_world();
+    struct batch batch = large_batch();
+    struct backend_op op = attend(&w, &batch, 0, OUT_AT, true);
+    leave_memory(12 * MIB); // a sequence a launch
+    check(&w, &batch);
+    uint64_t planned = w.s->planned;
+    run(&w, &op, 1);
+    assert_int_equal(w.s->planned - planned, batch.n);
+    leave_memory(32 * MIB); // twice the last workspace and more: three sequences
+    planned = w.s->planned;
+    unsigned char *out = malloc(ALONE_AT - OUT_AT);
+    assert_non_null(out);
+    memcpy(out, w.bytes + OUT_AT, ALONE_AT - OUT_AT);
+    memset(w.bytes + OUT_AT, 0xff, ALONE_AT - OUT_AT);
+    run(&w, &op, 1); // with plans of their own
+    assert_int_equal(w.s->planned - planned, 6);
+    assert_memory_equal(out, w.bytes + OUT_AT, ALONE_AT - OUT_AT);
+    free(out);
+    free_batch(&batch);
+    close_world(&w);
 }
 
 // Without memory for a single sequence other attention still runs, batch-invariant attention is refused.
