@@ -94,14 +94,14 @@ static struct cuda_kv kv_of(const struct run *r, uint32_t layer,
 }
 
 // The batch on the device, uploaded if the stream has not got it; then all that is gathered is
-// flushed. NULL: *ret_status says why.
+// flushed. NULL: *ret_status says why: NOMEM, BACKEND.
 static const struct cuda_batch_slot *get_batch(struct run *r, const struct backend_batch *batch,
                                                int *ret_status, struct err *err) {
     bool fresh;
     struct cuda_batch_slot *slot = cuda_stream_batch(r->s, batch, &fresh);
     if (slot == NULL) {
         *ret_status =
-            err_set(err, KVPOOL_E_BACKEND, "no memory for a batch of %u sequences", batch->n);
+            err_set(err, KVPOOL_E_NOMEM, "no memory for a batch of %u sequences", batch->n);
         return NULL;
     }
     int status = 0;
@@ -153,8 +153,8 @@ static int run_append(struct run *r, const struct backend_append_op *op, struct 
     if (!has_tokens(&op->batch))
         return 0;
     const struct cuda_batch_slot *slot = get_batch(r, &op->batch, &status, err);
-    if (slot == NULL)
-        return status;
+    if (slot == NULL) // an append cannot be left out
+        return status == KVPOOL_E_NOMEM ? KVPOOL_E_BACKEND : status;
     const struct cuda_append a = {
         .kv = kv_of(r, op->layer, &op->scales),
         .batch = part_of(r, slot, ALL),
@@ -241,7 +241,7 @@ static bool get_workspace(struct run *r, enum cuda_kernel kernel, struct cuda_at
 static int run_without_memory(struct run *r, const char *what, struct cuda_attention *a,
                               struct err *err) {
     if (a->batch_invariant) // another kernel's bits are others
-        return err_set(err, KVPOOL_E_BACKEND, "%s, batch-invariant: no memory on the GPU", what);
+        return err_set(err, KVPOOL_E_NOMEM, "%s, batch-invariant: no memory on the GPU", what);
     return run_generic(r, a, err);
 }
 
@@ -365,7 +365,12 @@ int cuda_run(const struct cuda_device *device, struct cuda_flights *flights,
         .upload = {.device = device, .flights = flights, .flight = flight, .stream = s->stream},
     };
     int status = 0;
-    for (uint32_t i = 0; i < program->n && status == 0; i++)
+    for (uint32_t i = 0; i < program->n && status == 0; i++) {
         status = run_op(&r, &program->ops[i], err);
+        if (status == KVPOOL_E_NOMEM && program->ops[i].kind == BACKEND_ATTEND) { // left out
+            flight->status = status;
+            status = 0;
+        }
+    }
     return status == 0 ? flush(&r, err) : status;
 }

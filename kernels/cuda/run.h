@@ -17,7 +17,8 @@
 //     batch_invariant holds, however many neighbours it has; a part of a longer op is never given to
 //     decode (the backend's row_block is 0: nobody cuts ops for it).
 //  3. Without memory for a plan or workspace the generic kernel runs instead: slow, and correct. Its bits
-//     are others: what is batch-invariant is worked on by fewer sequences a launch, or fails.
+//     are others: what is batch-invariant is worked on by fewer sequences a launch, or left out.
+//  4. An ATTEND is left out alone: what comes before and after it in the program is done.
 // Threads: the submitting thread.
 #ifndef KVPOOL_KERNELS_CUDA_RUN_H
 #define KVPOOL_KERNELS_CUDA_RUN_H
@@ -29,7 +30,8 @@
 struct backend_mem;
 char *cuda_mem_address(const struct backend_mem *mem);
 
-// Enqueues the program's work; the flight holds its payload. Errors: BACKEND.
+// Enqueues the program's work; the flight holds its payload, and its status says whether an ATTEND was left
+// out. Errors: BACKEND.
 int cuda_run(const struct cuda_device *device, struct cuda_flights *flights,
              struct backend_stream *s, struct cuda_flight *flight,
              const struct backend_program *program, struct err *err);
