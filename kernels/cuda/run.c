@@ -201,14 +201,14 @@ static uint64_t last_update(const struct backend_pool *pool, const struct cuda_b
 
 static struct cuda_plan_key key_of(const struct run *r, const struct cuda_batch_slot *slot,
                                    enum part part, enum cuda_kernel kernel, uint32_t first,
-                                   const struct cuda_attention *a) {
+                                   uint32_t each, const struct cuda_attention *a) {
     return (struct cuda_plan_key){
         .pool = r->pool->id,
         .update = last_update(r->pool, slot),
         .kernel = (uint32_t)kernel,
         .part = (uint32_t)part,
         .first = first,
-        .n = a->batch.n,
+        .each = each,
         .qo_heads = a->qo_heads,
         .kv_heads = a->kv.kv_heads,
         .head_dim = a->kv.head_dim,
@@ -245,12 +245,12 @@ static int run_without_memory(struct run *r, const char *what, struct cuda_atten
     return run_generic(r, a, err);
 }
 
-// One launch; `first`: where its sequences begin in the part.
+// One launch of `each` sequences, or those that are left; `first`: where they begin in the part.
 static int run_launch(struct run *r, const struct cuda_batch_slot *slot, enum part part,
-                      enum cuda_kernel kernel, uint32_t first, struct cuda_attention *a,
-                      struct err *err) {
+                      enum cuda_kernel kernel, uint32_t first, uint32_t each,
+                      struct cuda_attention *a, struct err *err) {
     const struct planned *k = &kernels[kernel];
-    const struct cuda_plan_key key = key_of(r, slot, part, kernel, first, a);
+    const struct cuda_plan_key key = key_of(r, slot, part, kernel, first, each, a);
     size_t plan_bytes = k->plan_bytes(r->device, a);
     if (plan_bytes > 0) {
         bool fresh;
@@ -285,7 +285,7 @@ static int run_planned(struct run *r, const struct cuda_batch_slot *slot, enum p
     int status = 0;
     for (uint32_t first = 0; first < all.n && status == 0; first += each) {
         a->batch = sequences_of(&all, first, each);
-        status = run_launch(r, slot, part, kernel, first, a, err);
+        status = run_launch(r, slot, part, kernel, first, each, a, err);
     }
     return status;
 }

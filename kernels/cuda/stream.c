@@ -209,9 +209,17 @@ struct cuda_batch_slot *cuda_stream_batch(struct backend_stream *s,
 
 // --- plans and workspaces -----------------------------------------------------------------------
 
+// The plan is of another launch of the same op.
+static bool same_op(const struct cuda_plan *plan, uint64_t batch, const struct cuda_plan_key *key) {
+    struct cuda_plan_key launch = plan->key;
+    launch.first = key->first;
+    return plan->batch == batch && memcmp(&launch, key, sizeof launch) == 0;
+}
+
 struct cuda_plan *cuda_stream_plan(struct backend_stream *s, const struct cuda_batch_slot *batch,
                                    const struct cuda_plan_key *key, size_t bytes, bool *ret_new) {
-    struct cuda_plan *oldest = &s->plans[0];
+    struct cuda_plan *oldest = NULL; // of other ops
+    struct cuda_plan *newest = NULL; // of this one
     for (size_t i = 0; i < CUDA_STREAM_PLANS; i++) {
         struct cuda_plan *plan = &s->plans[i];
         if (plan->batch == batch->id && memcmp(&plan->key, key, sizeof *key) == 0) {
@@ -219,18 +227,23 @@ struct cuda_plan *cuda_stream_plan(struct backend_stream *s, const struct cuda_b
             *ret_new = false;
             return plan;
         }
-        if (plan->used < oldest->used)
+        if (same_op(plan, batch->id, key)) {
+            if (newest == NULL || plan->used > newest->used)
+                newest = plan;
+        } else if (oldest == NULL || plan->used < oldest->used) {
             oldest = plan;
+        }
     }
-    oldest->batch = 0;
-    if (!cuda_stream_grow(s, &oldest->device, bytes))
+    struct cuda_plan *plan = oldest != NULL ? oldest : newest;
+    plan->batch = 0;
+    if (!cuda_stream_grow(s, &plan->device, bytes))
         return NULL;
-    oldest->batch = batch->id;
-    oldest->key = *key;
-    oldest->used = ++s->clock;
+    plan->batch = batch->id;
+    plan->key = *key;
+    plan->used = ++s->clock;
     s->planned++;
     *ret_new = true;
-    return oldest;
+    return plan;
 }
 
 void *cuda_stream_workspace(struct backend_stream *s, enum cuda_kernel kernel, size_t bytes,

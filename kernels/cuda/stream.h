@@ -52,9 +52,11 @@ struct cuda_plan_key {
     // A plan has page ids: of this pool (its id), as the last table update that wrote a row of the batch
     // left them.
     uint64_t pool, update;
-    uint32_t kernel;   // enum cuda_kernel
-    uint32_t part;     // 0 all, 1 few, 2 many
-    uint32_t first, n; // of the part's sequences
+    uint32_t kernel; // enum cuda_kernel
+    uint32_t part;   // 0 all, 1 few, 2 many
+    uint32_t first;  // of the part's sequences
+    uint32_t
+        each; // so many sequences each launch of the op takes; the last one those that are left
     uint32_t qo_heads, kv_heads, head_dim, page_shift;
     uint32_t dtype, kv_dtype;
     uint32_t causal, batch_invariant;
@@ -98,7 +100,9 @@ bool cuda_stream_grow(struct backend_stream *s, struct cuda_buffer *buffer, size
 struct cuda_batch_slot *cuda_stream_batch(struct backend_stream *s,
                                           const struct backend_batch *batch, bool *ret_new);
 
-// The plan for the batch; *ret_new: it must be planned. NULL: no memory.
+// The plan for the batch; *ret_new: it must be planned. NULL: no memory. The one least recently used gives
+// way; but where all are one op's, the one most recently used: its launches come in the same order layer after
+// layer, and all but (launches - CUDA_STREAM_PLANS) of them then find their plan.
 struct cuda_plan *cuda_stream_plan(struct backend_stream *s, const struct cuda_batch_slot *batch,
                                    const struct cuda_plan_key *key, size_t bytes, bool *ret_new);
 

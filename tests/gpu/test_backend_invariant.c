@@ -273,6 +273,31 @@ static void test_little_memory_takes_more_launches(void **state) {
     close_world(&w);
 }
 
+static void test_more_launches_than_plans_keep_most_plans(void **state) {
+    (void)state;
+    enum { N = CUDA_STREAM_PLANS + 3 };
+    struct world w = open_world();
+    struct batch batch = new_batch(32 * KV_HEADS, N);
+    for (uint32_t i = 0; i < N; i++)
+        add(&batch, i == 0 ? 8 : 1, 9 + i);
+    struct backend_op op = attend(&w, &batch, 0, OUT_AT, true);
+    size_t bytes = (size_t)batch.indptr[N] * batch.heads * HEAD_DIM * 2;
+    unsigned char *out = malloc(bytes);
+    assert_non_null(out);
+    leave_memory(12 * MIB); // a sequence a launch
+    for (int layer = 0; layer < 4; layer++) {
+        memset(w.bytes + OUT_AT, 0xff, bytes);
+        run(&w, &op, 1);
+        assert_int_equal(w.s->planned, N + 3 * layer);
+        if (layer == 0)
+            memcpy(out, w.bytes + OUT_AT, bytes);
+        assert_memory_equal(out, w.bytes + OUT_AT, bytes);
+    }
+    free(out);
+    free_batch(&batch);
+    close_world(&w);
+}
+
 // --- without memory ---------------------------------------------------------------------------------
 
 // K of the tokens that an append of the batch wrote, where the table says that they are.
@@ -371,6 +396,7 @@ int main(void) {
         cmocka_unit_test(test_more_neighbours_than_a_launch_takes),
         cmocka_unit_test(test_more_parts_than_a_launch_takes),
         cmocka_unit_test_teardown(test_little_memory_takes_more_launches, memory_again),
+        cmocka_unit_test_teardown(test_more_launches_than_plans_keep_most_plans, memory_again),
         cmocka_unit_test_teardown(test_no_memory_leaves_attention_out_alone, memory_again),
     };
     return cmocka_run_group_tests_name("backend_invariant", tests, NULL, NULL);
