@@ -5,8 +5,10 @@
 // Invariants
 //  1. Everything here is written and read on the device in the order of the programs, so it may
 //     be overwritten as soon as what used it was launched.
-//  2. A buffer that was too small is kept until the stream closes: nothing here waits for the device.
-//  3. A batch slot's contents never change while its id stays; a plan belongs to one id, one pool and
+//  2. What the ops other than ATTEND need is there from the beginning: they do not fail for want of the
+//     device's memory (up to CUDA_STREAM_SEQUENCES; 150 KB).
+//  3. A buffer that was too small is kept until the stream closes: nothing here waits for the device.
+//  4. A batch slot's contents never change while its id stays; a plan belongs to one id, one pool and
 //     one state of its rows in the page table.
 // Threads: those of backend.h: one at a time.
 #ifndef KVPOOL_KERNELS_CUDA_STREAM_H
@@ -18,7 +20,8 @@
 enum {
     CUDA_STREAM_BATCHES = 8,
     CUDA_STREAM_PLANS = 16,
-    CUDA_STREAM_PAIRS = 2048, // pages copied by one launch
+    CUDA_STREAM_PAIRS = 2048,     // pages copied by one launch
+    CUDA_STREAM_SEQUENCES = 1024, // of a batch that takes no more memory: the daemon's largest
 };
 
 struct cuda_buffer { // of the device, grows

@@ -372,7 +372,7 @@ static void test_no_memory_leaves_attention_out_alone(void **state) {
         if (q_lens[i][1] > 0)
             add(&batch, q_lens[i][1], 130);
         struct backend_op op = attend(&w, &batch, 0, OUT_AT, false);
-        leave_memory((size_t)80 * (batch.n + 1)); // for the batches' own arrays
+        leave_memory(0);
         memset(w.bytes + OUT_AT, 0xff, 4096);
         run(&w, &op, 1);
         assert_int_equal(w.s->planned, 0);
@@ -391,6 +391,54 @@ static void test_no_memory_leaves_attention_out_alone(void **state) {
     }
 }
 
+// A batch for which the stream has no room from the beginning.
+static void test_no_memory_for_a_large_batch(void **state) {
+    (void)state;
+    enum { N = CUDA_STREAM_SEQUENCES + 8 };
+    struct world w = open_world();
+    struct batch batch = new_batch(2 * KV_HEADS, N);
+    struct err err = {0};
+    for (uint32_t i = 0; i < N; i++)
+        add(&batch, i == 7, 40);
+    struct backend_op op = attend(&w, &batch, 0, OUT_AT, false);
+    leave_memory(0);
+    assert_int_equal(try_run(&w, &op, 1, &err), KVPOOL_E_NOMEM);
+    assert_null(backend_cuda.failure(w.b));
+    op.u.attend.batch.n = CUDA_STREAM_SEQUENCES;
+    run(&w, &op, 1);
+    const uint64_t row = (uint64_t)KV_HEADS * HEAD_DIM;
+    op = (struct backend_op){.kind = BACKEND_APPEND,
+                             .u.append = {.batch = {N, batch.rows, batch.kv_len, batch.indptr},
+                                          .k = {w.mem, KEYS_AT, row, HEAD_DIM},
+                                          .v = {w.mem, KEYS_AT + 65536, row, HEAD_DIM}}};
+    assert_int_equal(try_run(&w, &op, 1, &err), KVPOOL_E_BACKEND);
+    assert_non_null(strstr(err.text, "no memory for a batch of 1032 sequences"));
+    assert_non_null(backend_cuda.failure(w.b));
+    memory_again(NULL);
+    free_batch(&batch);
+    close_world(&w);
+}
+
+static void test_a_stream_without_memory_is_refused(void **state) {
+    (void)state;
+    static const size_t left[] = {0, 20000,
+                                  100000}; // the first buffer fails, the second, a later one
+    struct world w = open_world();
+    for (size_t i = 0; i < 3; i++) {
+        size_t before = 0, after = 0, total = 0;
+        struct backend_stream *s = NULL;
+        struct err err = {0};
+        leave_memory(left[i]);
+        cudaMemGetInfo(&before, &total);
+        assert_int_equal(backend_cuda.stream_open(w.b, &s, &err), KVPOOL_E_NOMEM);
+        assert_null(s);
+        cudaMemGetInfo(&after, &total);
+        assert_int_equal(before, after);
+        memory_again(NULL);
+    }
+    close_world(&w);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_more_neighbours_than_a_launch_takes),
@@ -398,6 +446,8 @@ int main(void) {
         cmocka_unit_test_teardown(test_little_memory_takes_more_launches, memory_again),
         cmocka_unit_test_teardown(test_more_launches_than_plans_keep_most_plans, memory_again),
         cmocka_unit_test_teardown(test_no_memory_leaves_attention_out_alone, memory_again),
+        cmocka_unit_test_teardown(test_no_memory_for_a_large_batch, memory_again),
+        cmocka_unit_test_teardown(test_a_stream_without_memory_is_refused, memory_again),
     };
     return cmocka_run_group_tests_name("backend_invariant", tests, NULL, NULL);
 }
