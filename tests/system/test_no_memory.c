@@ -68,7 +68,7 @@ static void no_memory(kvpool_client *client, const kvpool_attn_args *a, bool app
 // Attention over what the step appended: V's mean, 2.
 static void fits(kvpool_client *client, kvpool_attn_args *a, unsigned char *data) {
     const uint16_t two = 0x4000;
-    memset(data + OUT_AT, 0xff, KV_HEADS * HEAD_DIM * 2);
+    memset(data + OUT_AT, 0xff, (size_t)KV_HEADS * HEAD_DIM * 2);
     expect_ok(client, kvpool_decode(client, a));
     for (size_t i = 0; i < (size_t)KV_HEADS * HEAD_DIM; i++)
         check(memcmp(data + OUT_AT + 2 * i, &two, 2) == 0);

@@ -12,6 +12,7 @@
 #include "worker.h"
 
 #include <math.h>
+#include <stdatomic.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
@@ -27,7 +28,7 @@ static struct {
     uint64_t imported_bytes;
     struct backend_append_op append; // the last ones, without arrays
     struct backend_attend_op attend;
-    bool no_memory; // for attention
+    atomic_bool no_memory; // for attention
 } device;
 
 static int device_alloc(struct backend *b, uint64_t bytes, enum backend_place place,
@@ -84,15 +85,13 @@ static void done_without(void *arg, int status) {
 static int submit_without_attention(struct backend *b, struct backend_stream *s,
                                     const struct backend_program *program, backend_done_fn done,
                                     void *arg, struct err *err) {
-    struct backend_op ops[4];
-    struct backend_program rest = {.pool = program->pool, .ops = ops};
+    struct backend_op ops[1];
+    struct backend_program rest = {.pool = program->pool, .ops = ops, .n = program->n - 1};
     struct left_out *end = malloc(sizeof *end);
-    assert_non_null(end);
+    assert_true(end != NULL && rest.n <= 1);
     *end = (struct left_out){done, arg};
-    for (uint32_t i = 0; i < program->n; i++)
-        if (program->ops[i].kind != BACKEND_ATTEND)
-            ops[rest.n++] = program->ops[i];
-    assert_true(rest.n < program->n && rest.n <= 4);
+    if (rest.n > 0)
+        ops[0] = program->ops[0];
     return held.submit(b, s, &rest, done_without, end, err);
 }
 
@@ -105,7 +104,7 @@ static int device_submit(struct backend *b, struct backend_stream *s,
         else if (program->ops[i].kind == BACKEND_ATTEND)
             device.attend = program->ops[i].u.attend;
     }
-    if (device.no_memory)
+    if (device.no_memory && program->ops[program->n - 1].kind == BACKEND_ATTEND)
         return submit_without_attention(b, s, program, done, arg, err);
     return held.submit(b, s, program, done, arg, err);
 }
