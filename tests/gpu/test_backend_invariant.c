@@ -439,6 +439,24 @@ static void test_a_stream_without_memory_is_refused(void **state) {
     close_world(&w);
 }
 
+// The last test: the process has no device any more.
+static void test_a_lost_device_says_more_than_no_memory(void **state) {
+    (void)state;
+    struct world w = open_world();
+    struct batch batch = new_batch(2 * KV_HEADS, 1);
+    struct err err = {0};
+    add(&batch, 1, 100);
+    struct backend_op ops[2] = {attend(&w, &batch, 0, OUT_AT, true),
+                                attend(&w, &batch, 0, OUT_AT, false)};
+    ops[1].u.attend.q.offset = (uint64_t)1 << 44;
+    leave_memory(0);
+    assert_int_equal(try_run(&w, ops, 2, &err), KVPOOL_E_BACKEND);
+    assert_non_null(backend_cuda.failure(w.b));
+    memory_again(NULL);
+    free_batch(&batch);
+    close_world(&w);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test(test_more_neighbours_than_a_launch_takes),
@@ -448,6 +466,7 @@ int main(void) {
         cmocka_unit_test_teardown(test_no_memory_leaves_attention_out_alone, memory_again),
         cmocka_unit_test_teardown(test_no_memory_for_a_large_batch, memory_again),
         cmocka_unit_test_teardown(test_a_stream_without_memory_is_refused, memory_again),
+        cmocka_unit_test_teardown(test_a_lost_device_says_more_than_no_memory, memory_again),
     };
     return cmocka_run_group_tests_name("backend_invariant", tests, NULL, NULL);
 }
