@@ -36,7 +36,7 @@ enum {
     DECODE_LINE_PARTS = 3,   // items longer than so many CTAs have of them: one line for all heads
     DECODE_FIRST = 4,        // tiles of a run that the plan itself finds
     DECODE_STEP = 4,         // warps that go on together do so every so many tiles,
-    DECODE_STEP_LEAST = 32,  // where they have so many
+    DECODE_STEP_LEAST = 8,   // where they have so many
 };
 
 static constexpr uint32_t DECODE_NOWHERE = 0xffffffffu; // no token, no page id
