@@ -34,15 +34,19 @@ static __device__ __forceinline__ uint32_t smem_address(const void *p) {
 
 // --- copies to shared memory -----------------------------------------------------------------
 
-// What createpolicy.fractional.L2::evict_first makes of all of a read's lines: they give way before others do.
-static constexpr uint64_t EVICT_FIRST = 0x12F0000000000000;
+// A policy of the L2: all lines that a read brings give way before others do.
+static __device__ __forceinline__ uint64_t evict_first() {
+    uint64_t r;
+    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(r));
+    return r;
+}
 
 // 16 bytes; zeros where !valid (src is then not read). Through L2 only, which reads 256 bytes at a time.
 static __device__ __forceinline__ void cp_async_16(uint32_t dst, const void *src, bool valid) {
     int bytes = valid ? 16 : 0;
     asm volatile(
         "cp.async.cg.shared.global.L2::cache_hint.L2::256B [%0], [%1], 16, %2, %3;\n" ::"r"(dst),
-        "l"(src), "r"(bytes), "l"(EVICT_FIRST)
+        "l"(src), "r"(bytes), "l"(evict_first())
         : "memory");
 }
 static __device__ __forceinline__ void cp_async_commit() {
