@@ -34,20 +34,12 @@ static __device__ __forceinline__ uint32_t smem_address(const void *p) {
 
 // --- copies to shared memory -----------------------------------------------------------------
 
-// A policy of the L2: all lines that a read brings give way before others do.
-static __device__ __forceinline__ uint64_t evict_first() {
-    uint64_t r;
-    asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;\n" : "=l"(r));
-    return r;
-}
-
 // 16 bytes; zeros where !valid (src is then not read). Through L2 only, which reads 256 bytes at a time.
 static __device__ __forceinline__ void cp_async_16(uint32_t dst, const void *src, bool valid) {
     int bytes = valid ? 16 : 0;
-    asm volatile(
-        "cp.async.cg.shared.global.L2::cache_hint.L2::256B [%0], [%1], 16, %2, %3;\n" ::"r"(dst),
-        "l"(src), "r"(bytes), "l"(evict_first())
-        : "memory");
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;\n" ::"r"(dst), "l"(src),
+                 "r"(bytes)
+                 : "memory");
 }
 static __device__ __forceinline__ void cp_async_commit() {
     asm volatile("cp.async.commit_group;\n" ::: "memory");
