@@ -20,12 +20,6 @@
 #include "kernels/cuda/decode_merge.cuh"
 #include "kernels/cuda/start.cuh"
 
-// Softmax and O of the segment at hand, of one lane.
-template <class C> struct decode_state {
-    float o[C::NT][C::DT][4];
-    float m[C::NT][2], l[C::NT][2];
-};
-
 template <class C>
 static __device__ __forceinline__ void reset_state(struct decode_state<C> &state) {
 #pragma unroll
@@ -361,39 +355,6 @@ template <class C> static __device__ __forceinline__ void sum_lanes(struct decod
                 state.l[nt][e] += __shfl_xor_sync(ALL_LANES, state.l[nt][e], by);
 }
 
-template <class C>
-static __device__ __forceinline__ void write_state(const struct decode_args &a,
-                                                   const struct decode_place &place,
-                                                   const struct decode_state<C> &state) {
-#pragma unroll
-    for (int nt = 0; nt < C::NT; nt++) {
-        struct decode_rows rows =
-            end_columns<C>(a, nt, place.q0, place.what, state.m[nt], state.l[nt],
-                           row_of<C>(a, nt, place.q0, place.what), true);
-#pragma unroll
-        for (int dt = 0; dt < C::DT; dt++) {
-            const float(&o)[4] = state.o[nt][dt];
-            write_block<C>(rows, dt, {o[0], o[1], o[2], o[3]});
-        }
-    }
-}
-
-template <class C>
-static __device__ __forceinline__ void keep_state(const struct decode_state<C> &state, float4 *o,
-                                                  float4 *ml) {
-    uint32_t lane = threadIdx.x % 32;
-#pragma unroll
-    for (int nt = 0; nt < C::NT; nt++) {
-#pragma unroll
-        for (int dt = 0; dt < C::DT; dt++) {
-            const float(&x)[4] = state.o[nt][dt];
-            o[(nt * C::DT + dt) * 32 + lane] = {x[0], x[1], x[2], x[3]};
-        }
-        if (lane < 4)
-            ml[nt * 4 + lane] = {state.m[nt][0], state.l[nt][0], state.m[nt][1], state.l[nt][1]};
-    }
-}
-
 // A posted part, by its only warp.
 template <class C>
 static __device__ __forceinline__ void
@@ -406,7 +367,7 @@ post_state(const struct decode_args &a, const struct decode_place &place,
 #pragma unroll
         for (int dt = 0; dt < C::DT; dt++) {
             const float(&x)[4] = state.o[nt][dt];
-            post(part, nt * C::DT + dt, live, {x[0], x[1], x[2], x[3]}, ml);
+            post(part, nt * C::DT + dt, live, posted_words({x[0], x[1], x[2], x[3]}), ml);
         }
     }
 }
@@ -654,7 +615,13 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1)
         __syncwarp();
         stage = stage + 1 == C::STAGES ? 0 : stage + 1;
     }
-    merge_cut<C>(a, shared, count > 0 ? shared.merge(warp) : work->run.merge, line_shift > 0);
+    const struct decode_merge *merges = count > 0 ? shared.merge(warp) : work->run.merge;
+    if constexpr (C::LINES)
+        if (line_shift > 0) {
+            merge_line<C>(a, shared, merges, state);
+            return;
+        }
+    merge_cut<C>(a, shared, merges);
 }
 
 // Instances are explicit: one file a few of them.

@@ -118,6 +118,67 @@ static __device__ __forceinline__ void write_block(const struct decode_rows &row
     }
 }
 
+// Softmax and O of the segment at hand, of one lane.
+template <class C> struct decode_state {
+    float o[C::NT][C::DT][4];
+    float m[C::NT][2], l[C::NT][2];
+};
+
+template <class C>
+static __device__ __forceinline__ void write_state(const struct decode_args &a,
+                                                   const struct decode_place &place,
+                                                   const struct decode_state<C> &state) {
+#pragma unroll
+    for (int nt = 0; nt < C::NT; nt++) {
+        struct decode_rows rows =
+            end_columns<C>(a, nt, place.q0, place.what, state.m[nt], state.l[nt],
+                           row_of<C>(a, nt, place.q0, place.what), true);
+#pragma unroll
+        for (int dt = 0; dt < C::DT; dt++) {
+            const float(&o)[4] = state.o[nt][dt];
+            write_block<C>(rows, dt, {o[0], o[1], o[2], o[3]});
+        }
+    }
+}
+
+template <class C>
+static __device__ __forceinline__ void keep_state(const struct decode_state<C> &state, float4 *o,
+                                                  float4 *ml) {
+    uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+    for (int nt = 0; nt < C::NT; nt++) {
+#pragma unroll
+        for (int dt = 0; dt < C::DT; dt++) {
+            const float(&x)[4] = state.o[nt][dt];
+            o[(nt * C::DT + dt) * 32 + lane] = {x[0], x[1], x[2], x[3]};
+        }
+        if (lane < 4)
+            ml[nt * 4 + lane] = {state.m[nt][0], state.l[nt][0], state.m[nt][1], state.l[nt][1]};
+    }
+}
+
+template <class C>
+static __device__ __forceinline__ void load_state(struct decode_state<C> &state, const float4 *o,
+                                                  const float4 *ml) {
+    uint32_t lane = threadIdx.x % 32;
+#pragma unroll
+    for (int nt = 0; nt < C::NT; nt++) {
+        float4 x = ml[nt * 4 + lane % 4];
+        state.m[nt][0] = x.x;
+        state.l[nt][0] = x.y;
+        state.m[nt][1] = x.z;
+        state.l[nt][1] = x.w;
+#pragma unroll
+        for (int dt = 0; dt < C::DT; dt++) {
+            float4 y = o[(nt * C::DT + dt) * 32 + lane];
+            state.o[nt][dt][0] = y.x;
+            state.o[nt][dt][1] = y.y;
+            state.o[nt][dt][2] = y.z;
+            state.o[nt][dt][3] = y.w;
+        }
+    }
+}
+
 // --- partial results in shared memory ------------------------------------------------------------
 
 // Where warp w's two partial results, their m and l, and its merges are in shared memory.
@@ -184,13 +245,13 @@ static __device__ __forceinline__ float4 posted_floats(uint4 x) {
 }
 
 // Block `block` of a part, and m, l of its columns (lanes 0 to 3), as posted words; live: not padding.
-static __device__ __forceinline__ void post(unsigned char *part, uint32_t block, bool live,
-                                            float4 o, uint4 ml) {
+static __device__ __forceinline__ void post(unsigned char *part, uint32_t block, bool live, uint4 o,
+                                            uint4 ml) {
     uint32_t lane = threadIdx.x % 32;
     unsigned char *to = part + block * DECODE_POST_BLOCK + lane * 16;
     if (!live)
         return;
-    store_posted(to, posted_words(o));
+    store_posted(to, o);
     if (lane < 4)
         store_posted(to + 32 * 16, ml);
 }
@@ -341,7 +402,7 @@ template <class C> struct decode_sum {
         } else {
             if (is_new)
                 ml_words = posted_words({m[0], l[0], m[1], l[1]});
-            post(part, block, live(block), sum, ml_words);
+            post(part, block, live(block), posted_words(sum), ml_words);
         }
     }
 };
@@ -449,24 +510,18 @@ template <class C>
 static __device__ __forceinline__ unsigned char *part_of_cta(const struct decode_args &a,
                                                              uint32_t cta, bool lines) {
     constexpr uint32_t BYTES = decode_post_bytes(C::D, C::NT);
-    // Eight lines are of CTAs with eight runs; 256 KB is more than a CTA can have.
-    static_assert(DECODE_MAX_WARPS * BYTES <= DECODE_POST_BYTES ||
-                      (BYTES <= DECODE_POST_BYTES &&
-                       decode_smem_bytes(C::D, C::KV8, C::NT, DECODE_MAX_WARPS) > 256 * 1024),
+    static_assert((C::LINES ? DECODE_MAX_WARPS : 1) * BYTES <= DECODE_POST_BYTES,
                   "room for a part, or for one of each line");
     return a.posts + (uint64_t)cta * DECODE_POST_BYTES + (lines ? threadIdx.x / 32 * BYTES : 0);
 }
 
-// Combines what the warps of the CTA (of eight lines: this warp) left of items that are not one warp's: writes
-// those that end here, posts the others. A CTA waits for earlier ones alone: they have started before it.
+// Combines what the warps of the CTA left of items that are not one warp's: writes those that end here, posts the
+// others. A CTA waits for earlier ones alone: they have started before it.
 template <class C>
 static __device__ __forceinline__ void merge_cut(const struct decode_args &a,
                                                  const struct decode_shared<C> &shared,
-                                                 const struct decode_merge *merges, bool lines) {
-    if (lines)
-        __syncwarp();
-    else
-        __syncthreads();
+                                                 const struct decode_merge *merges) {
+    __syncthreads();
 #pragma unroll 1
     for (int i = 0; i < DECODE_MERGES; i++) {
         struct decode_merge merge = merges[i];
@@ -474,8 +529,8 @@ static __device__ __forceinline__ void merge_cut(const struct decode_args &a,
         merge.posted = warp_uniform(merge.posted);
         if (merge.how == 0)
             continue;
-        struct decode_sum<C> sum(a, shared, merge, part_of_cta<C>(a, merge.from, lines),
-                                 part_of_cta<C>(a, blockIdx.x, lines));
+        struct decode_sum<C> sum(a, shared, merge, part_of_cta<C>(a, merge.from, false),
+                                 part_of_cta<C>(a, blockIdx.x, false));
         if (merge.posted ==
             1) // what two and four CTAs that share an item wait for has code of its own
             sum_item<C, 1>(sum);
@@ -484,6 +539,90 @@ static __device__ __forceinline__ void merge_cut(const struct decode_args &a,
         else
             sum_many<C>(sum);
     }
+}
+
+// --- eight lines ---------------------------------------------------------------------------------
+
+// Of eight lines, an item that ends in this warp's run: what the run has of it (its first segment, kept in shared
+// memory), then what the runs before have posted, in their order. The warp sums all of it; it waits for earlier CTAs
+// alone.
+template <class C>
+static __device__ __forceinline__ void
+merge_line(const struct decode_args &a, const struct decode_shared<C> &shared,
+           const struct decode_merge *merges, struct decode_state<C> &state) {
+    constexpr uint32_t BLOCKS = C::NT * C::DT, MLS = (BLOCKS + 7) / 8;
+    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    __syncwarp();
+    struct decode_merge merge = merges[MERGE_BACK];
+    uint32_t n = warp_uniform(merge.how == 0 ? 0 : merge.posted);
+    if (n == 0)
+        return;
+    struct decode_place place = {0, 0, merge.q0, merge.what, 0};
+    load_state<C>(state, shared.o(warp, 0), shared.ml(warp, 0));
+    bool live[C::NT]; // the lane's columns are not padding
+#pragma unroll
+    for (int nt = 0; nt < C::NT; nt++)
+        live[nt] = is_live<C>(a, nt, merge.what);
+    unsigned char *part = part_of_cta<C>(a, merge.from, true);
+#pragma unroll 1
+    for (; n > 0; n--) {
+        uint4 o[BLOCKS], ml[MLS]; // m and l of block 8 * j + lane / 4
+        uint32_t word;
+        do {
+            word = ~0u;
+#pragma unroll
+            for (uint32_t j = 0; j < MLS; j++) {
+                uint32_t block = 8 * j + lane / 4;
+                ml[j] = {~0u, ~0u, ~0u, ~0u};
+                if (block < BLOCKS && live[block / C::DT])
+                    ml[j] = load_posted(part + block * DECODE_POST_BLOCK + 32 * 16 + lane % 4 * 16);
+            }
+#pragma unroll
+            for (uint32_t b = 0; b < BLOCKS; b++) {
+                o[b] = {~0u, ~0u, ~0u, ~0u};
+                if (live[b / C::DT])
+                    o[b] = load_posted(part + b * DECODE_POST_BLOCK + lane * 16);
+            }
+#pragma unroll
+            for (uint32_t j = 0; j < MLS; j++)
+                word = min(word, least(ml[j]));
+#pragma unroll
+            for (uint32_t b = 0; b < BLOCKS; b++)
+                word = min(word, least(o[b]));
+        } while (!__all_sync(ALL_LANES, word != 0));
+#pragma unroll
+        for (int nt = 0; nt < C::NT; nt++) {
+            int from = (int)(nt * C::DT % 8 * 4 + lane % 4);
+            const uint4 &x = ml[nt * C::DT / 8];
+            float4 their = posted_floats(
+                {__shfl_sync(ALL_LANES, x.x, from), __shfl_sync(ALL_LANES, x.y, from),
+                 __shfl_sync(ALL_LANES, x.z, from), __shfl_sync(ALL_LANES, x.w, from)});
+            float m[2] = {their.x, their.z}, l[2] = {their.y, their.w}, up[2], w[2];
+#pragma unroll
+            for (int e = 0; e < 2; e++) {
+                float max = fmaxf(state.m[nt][e], m[e]);
+                up[e] = exp2_fast(state.m[nt][e] - finite_or_0(max));
+                w[e] = exp2_fast(m[e] - finite_or_0(max));
+                state.m[nt][e] = max;
+                state.l[nt][e] = state.l[nt][e] * up[e] + l[e] * w[e];
+            }
+#pragma unroll
+            for (int dt = 0; dt < C::DT; dt++) {
+                float(&sum)[4] = state.o[nt][dt];
+                float4 y = posted_floats(o[nt * C::DT + dt]);
+                sum[0] = sum[0] * up[0] + y.x * w[0];
+                sum[1] = sum[1] * up[1] + y.y * w[1];
+                sum[2] = sum[2] * up[0] + y.z * w[0];
+                sum[3] = sum[3] * up[1] + y.w * w[1];
+            }
+        }
+        // For the next launch; every word has one reader.
+#pragma unroll 1
+        for (uint32_t b = 0; b < BLOCKS; b++)
+            post(part, b, is_live<C>(a, b / C::DT, merge.what), {0, 0, 0, 0}, {0, 0, 0, 0});
+        part += DECODE_POST_BYTES;
+    }
+    write_state<C>(a, place, state);
 }
 
 #endif

@@ -14,8 +14,8 @@
 enum { BLOCKS = 20, THREADS = 512, WARPS = THREADS / 32, KEPT = 512 };
 // Threads of a warp's work: one for each of its first tiles, one for where its run goes on, one for each sum.
 enum { ROLE_RUN = DECODE_FIRST, ROLE_MERGES, ROLES = ROLE_MERGES + DECODE_MERGES };
-// Warps get at least so many tiles before there is one more.
-enum { RUN_MIN = 1 };
+// Warps get at least RUN_MIN tiles before there is one more; of RUN_LONG the bandwidth matters, not the ends.
+enum { RUN_MIN = 1, RUN_LONG = 8 };
 
 static constexpr uint32_t ALL = 0xffffffffu;
 
@@ -144,11 +144,12 @@ static __device__ __forceinline__ uint32_t snap(struct decode_run *run) {
 }
 
 // Items of one length each: their number of warps, a power of two or whole CTAs, or the number of whole
-// items of a warp: so that few items are shared, and few of them by CTAs. The memory is busy with less
-// than all warps. 0: there is no such number.
+// items of a warp: so that few items are shared, and few of them by CTAs. 0: there is no such number that keeps
+// the memory busy, which it is with 15 of 16 warps; where runs are short, few parts are worth more.
 static __device__ __forceinline__ uint32_t even_runs(uint64_t all, uint32_t tiles, uint32_t warps,
                                                      uint32_t cta_warps) {
     uint64_t items = all / tiles;
+    uint32_t enough = warps - warps / 16;
     if (items <= warps) {
         uint32_t share = min((uint32_t)(warps / items), tiles / RUN_MIN);
         if (share >= cta_warps)
@@ -156,11 +157,12 @@ static __device__ __forceinline__ uint32_t even_runs(uint64_t all, uint32_t tile
         else
             while (share & (share - 1))
                 share &= share - 1;
-        return (uint32_t)items * max(share, 1u);
+        uint32_t used = (uint32_t)items * max(share, 1u);
+        return all / used >= RUN_LONG && used < enough ? 0 : used;
     }
     uint64_t whole = (items + warps - 1) / warps;
     for (uint32_t more = 0; more < 3; more++, whole++)
-        if (items % whole == 0)
+        if (items % whole == 0 && (items / whole >= enough || whole * tiles < RUN_LONG))
             return (uint32_t)(items / whole);
     return 0;
 }

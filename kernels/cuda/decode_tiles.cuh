@@ -38,6 +38,8 @@ template <class T_, class KV_, int D_, int NT_> struct decode_config {
     static constexpr int MT = TOKENS / 16;        // row tiles of K times Q
     static constexpr int DT = D / 16;             // steps of K times Q, row tiles of V times P
     static constexpr bool Q_SHARED = decode_q_shared(D, NT);
+    // Eight lines are of CTAs with eight runs; 256 KB is more than a CTA can have.
+    static constexpr bool LINES = decode_smem_bytes(D, KV8, NT, DECODE_MAX_WARPS) <= 256 * 1024;
     static_assert(STAGES * TILE >= (int)decode_o_bytes(D, NT), "the ring holds O at the end");
 };
 
