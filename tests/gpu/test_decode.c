@@ -247,6 +247,31 @@ static void test_lines(void **state) {
     }
 }
 
+// Eight lines, items that end in the run of the second, third and fourth CTA that has part of them. Twice each: what is
+// posted is cleared.
+static void test_long_lines(void **state) {
+    (void)state;
+    static const uint32_t TILES[] = {5, 30, 15, 25, 5};
+    static const struct {
+        uint32_t head_dim, kv_dtype, group, tile_tokens;
+    } cases[] = {
+        {64, CUDA_BF16, 3, 32},   {64, CUDA_BF16, 16, 32},  {64, CUDA_BF16, 27, 32},
+        {128, CUDA_BF16, 5, 16},  {128, CUDA_BF16, 11, 16}, {64, CUDA_E4M3, 8, 32},
+        {128, CUDA_E4M3, 16, 32},
+    };
+    for (size_t i = 0; i < sizeof cases / sizeof *cases; i++) {
+        struct attention_case c = attention_case("long-lines", CUDA_BF16);
+        c.head_dim = cases[i].head_dim;
+        c.kv_dtype = cases[i].kv_dtype;
+        c.kv_heads = 8;
+        c.qo_heads = 8 * cases[i].group;
+        c.max_ctas = 8;
+        for (uint32_t j = 0; j < 5; j++)
+            case_add(&c, 1, TILES[j] * cases[i].tile_tokens - j);
+        attention_check(&decode, &c);
+    }
+}
+
 // Runs that cross many sequences in each 32 tiles, sequences of many items, more than the plan keeps
 // in shared memory and than it has threads.
 static void test_many_sequences(void **state) {
@@ -411,13 +436,21 @@ static void test_refusals(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_lengths),         cmocka_unit_test(test_e4m3),
-        cmocka_unit_test(test_columns),         cmocka_unit_test(test_pages),
-        cmocka_unit_test(test_layouts),         cmocka_unit_test(test_masks),
-        cmocka_unit_test(test_cap_and_sinks),   cmocka_unit_test(test_most_columns),
-        cmocka_unit_test(test_split),           cmocka_unit_test(test_not_a_number),
-        cmocka_unit_test(test_lines),           cmocka_unit_test(test_many_sequences),
-        cmocka_unit_test(test_batch_invariant), cmocka_unit_test(test_alone_and_together),
+        cmocka_unit_test(test_lengths),
+        cmocka_unit_test(test_e4m3),
+        cmocka_unit_test(test_columns),
+        cmocka_unit_test(test_pages),
+        cmocka_unit_test(test_layouts),
+        cmocka_unit_test(test_masks),
+        cmocka_unit_test(test_cap_and_sinks),
+        cmocka_unit_test(test_most_columns),
+        cmocka_unit_test(test_split),
+        cmocka_unit_test(test_not_a_number),
+        cmocka_unit_test(test_lines),
+        cmocka_unit_test(test_long_lines),
+        cmocka_unit_test(test_many_sequences),
+        cmocka_unit_test(test_batch_invariant),
+        cmocka_unit_test(test_alone_and_together),
         cmocka_unit_test(test_refusals),
     };
     return harness_main("decode", tests, sizeof tests / sizeof *tests);
