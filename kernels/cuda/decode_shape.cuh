@@ -33,7 +33,8 @@ enum {
     DECODE_COUNTERS = 65536, // words at the beginning of a workspace; zero between launches
     DECODE_MAX_HEADS = 8192, // kv heads that decode_place can hold
     DECODE_LINE_SHIFT = 3,   // eight lines
-    DECODE_LINE_PARTS = 3,   // items longer than so many CTAs have of them: one line for all heads
+    DECODE_LINE_PARTS = 3,   // items longer than so many CTAs have of them: one line for all heads,
+    DECODE_LINE_GAIN = 8,    // but of long runs: longer than a part for so many tiles of a run
     DECODE_FIRST = 4,        // tiles of a run that the plan itself finds
     DECODE_STEP = 4,         // warps that go on together do so every so many tiles,
     DECODE_STEP_LEAST = 8,   // where they have so many
