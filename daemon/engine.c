@@ -71,7 +71,7 @@ struct engine {
     // The loop thread's.
     struct engine_stats stats;
     uint32_t inflight;
-    bool failed;  // a job was done with an error
+    bool failed;  // a job was done with an error, or the backend says that it is lost
     bool stopped; // the device thread has ended
 };
 
@@ -262,15 +262,23 @@ static void count(struct engine *e, const struct engine_job *job) {
     histogram_add(&e->stats.run[job->kind], job->ran_ns);
 }
 
+static const char *failure(const struct engine *e) {
+    return e->ops->failure != NULL ? e->ops->failure(e->backend) : NULL;
+}
+
+static void fail(struct engine *e, const char *why) {
+    e->failed = true;
+    log_error("engine.failed", "backend=%s error=\"%s\" every later job fails too", e->ops->name,
+              why);
+}
+
 static void deliver_queue(struct engine *e, struct engine_job *job) {
     while (job != NULL) {
         struct engine_job *next = job->next;
         int status = job->status;
         if (status != 0 && status != KVPOOL_E_SHUTDOWN && !e->failed) {
-            const char *why = e->ops->failure != NULL ? e->ops->failure(e->backend) : NULL;
-            e->failed = true;
-            log_error("engine.failed", "backend=%s error=\"%s\" every later job fails too",
-                      e->ops->name, why != NULL ? why : "see above");
+            const char *why = failure(e);
+            fail(e, why != NULL ? why : "see above");
         }
         if (e->failed)
             status = KVPOOL_E_BACKEND;
@@ -505,7 +513,10 @@ void engine_submit(struct engine *e, struct engine_job *job) {
     uv_mutex_unlock(&e->lock);
 }
 
-bool engine_lost(const struct engine *e) {
+bool engine_lost(struct engine *e) {
+    const char *why = e->ops->fatal && !e->failed ? failure(e) : NULL;
+    if (why != NULL) // without a job of ours
+        fail(e, why);
     return e->failed && e->ops->fatal;
 }
 

@@ -84,8 +84,8 @@ void engine_slicer(struct engine *e, const struct kv_geometry *geometry, struct 
                    struct slicer *ret);
 void engine_submit(struct engine *e, struct engine_job *job);
 uint32_t engine_inflight(const struct engine *e);
-// The backend has failed, and only a new process can use its device again.
-bool engine_lost(const struct engine *e);
+// The backend has failed, in a job or beside them, and only a new process can use its device again.
+bool engine_lost(struct engine *e);
 const struct engine_stats *engine_stats(const struct engine *e);
 void engine_progress(const struct engine *e, struct engine_progress *ret);
 // Ends the device thread, runs what is queued, waits for what is in flight and calls every

@@ -85,11 +85,12 @@ struct asked { // a request for a region
     uint64_t feature; // PROTO_FEATURE_* that the session must have, or 0
 };
 
-// Asks the daemon for a region. *ret_fd is the caller's, -1: none came.
+// Asks the daemon for a region, again while memory that was freed is on its way back. *ret_fd is the caller's, -1: none came.
 static int request_region(kvpool_client *c, const struct asked *asked, struct proto_msg *ret,
                           int *ret_fd, uint64_t *ret_session, struct err *err) {
     int64_t deadline = client_deadline(c);
-    for (bool again = true;; again = false) {
+    bool again = true;
+    for (;;) {
         bool sent = false;
         int rc = client_ensure(c, CLIENT_ANY, deadline, NULL, ret_session, err);
         if (rc != 0)
@@ -104,12 +105,15 @@ static int request_region(kvpool_client *c, const struct asked *asked, struct pr
             rc = err_set(err, KVPOOL_E_CONN, "the fd socket is not connected");
         if (rc == 0)
             return 0;
+        if (rc == KVPOOL_E_AGAIN && client_wait_again(deadline, err))
+            continue;
         // The control connection may not have noticed: a session without its fd socket is over, or
         // must be resumed.
         if (rc == KVPOOL_E_CONN || rc == KVPOOL_E_PROTO)
             transport_break(c->transport, "the session's fd socket is gone");
         if (rc != KVPOOL_E_CONN || sent || !again)
             return rc;
+        again = false;
     }
 }
 

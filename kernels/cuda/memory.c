@@ -9,12 +9,17 @@
 #include <unistd.h>
 
 #define IPC_BLOCK ((uint64_t)2 << 20) // CUDA IPC shares memory in whole blocks of this
+#define RETRY_NS 2000000u             // after AGAIN
 
 struct cuda_import {
+    struct cuda_garbage garbage; // first
     cudaIpcMemHandle_t handle;
     char *base;     // of the allocation
     uint64_t bytes; // from there to the end of what the driver has mapped
+    // Under the memory's lock.
     uint32_t users;
+    bool given;   // the reaper has it
+    bool closing; // and is at it
     struct cuda_import *next;
 };
 
@@ -26,8 +31,30 @@ static CUmemAllocationProp properties(const struct cuda_memory *m) {
     };
 }
 
-int cuda_memory_open(struct cuda_memory *m, int device, struct err *err) {
-    struct cuda_memory memory = {.device = device};
+// --- the reaper's calls -------------------------------------------------------------------------
+
+static void started(void *arg) {
+    const struct cuda_memory *m = arg;
+    cudaSetDevice(m->device);
+}
+
+// A lost device fails every call: it may show here first.
+static void released(void *arg) {
+    struct cuda_memory *m = arg;
+    cudaError_t e = cudaStreamQuery(m->stream);
+    if (e != cudaSuccess && e != cudaErrorNotReady) {
+        struct err err;
+        cuda_error(&err, KVPOOL_E_BACKEND, "releasing memory of the GPU", e);
+        cuda_flights_fail(m->flights, err.text);
+    }
+    cudaGetLastError();
+}
+
+// --- open and close -----------------------------------------------------------------------------
+
+int cuda_memory_open(struct cuda_memory *m, int device, struct cuda_flights *flights,
+                     struct err *err) {
+    struct cuda_memory memory = {.device = device, .flights = flights};
     int status = cuda_driver_load(&memory.driver, err);
     if (status != 0)
         return status;
@@ -47,32 +74,56 @@ int cuda_memory_open(struct cuda_memory *m, int device, struct err *err) {
     if (e != cudaSuccess)
         return cuda_error(err, KVPOOL_E_BACKEND, "a stream", e);
     *m = memory;
-    return 0;
+    pthread_mutex_init(&m->lock, NULL);
+    const struct cuda_reaper_calls calls = {.started = started, .released = released, .arg = m};
+    status = cuda_reaper_open(&calls, &m->reaper, err);
+    if (status != 0) {
+        pthread_mutex_destroy(&m->lock);
+        cudaStreamDestroy(m->stream);
+    }
+    return status;
 }
 
 void cuda_memory_close(struct cuda_memory *m) {
+    cuda_reaper_close(m->reaper);
+    pthread_mutex_destroy(&m->lock);
     cudaStreamDestroy(m->stream);
 }
 
-static int no_memory(const char *what, uint64_t bytes, uint64_t available, struct err *err) {
+// --- too little memory --------------------------------------------------------------------------
+
+struct room {
+    uint64_t available; // bytes, less what is spared
+    uint64_t pending;   // that the reaper still has
+};
+
+int cuda_memory_pending(const char *what, struct err *err) {
+    return err_set_detail(err, KVPOOL_E_AGAIN, RETRY_NS,
+                          "%s: memory that was freed is still being taken back", what);
+}
+
+static int no_memory(const char *what, uint64_t bytes, const struct room *room, struct err *err) {
+    if (room->pending > 0 && bytes <= room->available + room->pending)
+        return cuda_memory_pending(what, err);
     return err_set(err, KVPOOL_E_NOMEM,
                    "%s wants %" PRIu64 " bytes, %" PRIu64 " are available on the GPU", what, bytes,
-                   available);
+                   room->available);
 }
 
 // Rounds up to `unit` and checks against what is free.
-static int reserve(const char *what, uint64_t *bytes, uint64_t unit, uint64_t spare,
-                   uint64_t *ret_available, struct err *err) {
+static int reserve(struct cuda_memory *m, const char *what, uint64_t *bytes, uint64_t unit,
+                   uint64_t spare, struct room *ret, struct err *err) {
     size_t available = 0;
     size_t total = 0;
+    // First: what comes back in between is then counted twice, and not missed.
+    const uint64_t pending = cuda_reaper_bytes(m->reaper, BACKEND_DEVICE);
     cudaError_t e = cudaMemGetInfo(&available, &total);
     if (e != cudaSuccess)
         return cuda_error(err, KVPOOL_E_BACKEND, "free memory of the GPU", e);
-    available = available > spare ? available - spare : 0;
-    if (*bytes > available)
-        return no_memory(what, *bytes, available, err);
+    *ret = (struct room){available > spare ? available - spare : 0, pending};
+    if (*bytes > ret->available)
+        return no_memory(what, *bytes, ret, err);
     *bytes = (*bytes + unit - 1) / unit * unit;
-    *ret_available = available;
     return 0;
 }
 
@@ -122,13 +173,13 @@ static int open_fd(struct cuda_memory *m, const char *what, uint64_t bytes, uint
                    struct cuda_block *ret, struct err *err) {
     const CUmemAllocationProp prop = properties(m);
     struct cuda_block block = {.how = BACKEND_FD, .fd = -1};
-    uint64_t available = 0;
-    int status = reserve(what, &bytes, m->unit, spare, &available, err);
+    struct room room;
+    int status = reserve(m, what, &bytes, m->unit, spare, &room, err);
     if (status != 0)
         return status;
     CUresult e = m->driver.p_cuMemCreate(&block.allocation, bytes, &prop, 0);
     if (e == CUDA_ERROR_OUT_OF_MEMORY)
-        return no_memory(what, bytes, available, err);
+        return no_memory(what, bytes, &room, err);
     if (e != CUDA_SUCCESS)
         return cuda_driver_error(&m->driver, err, KVPOOL_E_BACKEND, "cuMemCreate", e);
     e = map(m, &block, bytes);
@@ -182,6 +233,8 @@ static int import_fd(struct cuda_memory *m, const struct backend_handle *handle,
     e = map(m, &block, handle->bytes);
     if (e != CUDA_SUCCESS) {
         m->driver.p_cuMemRelease(block.allocation);
+        if (e == CUDA_ERROR_OUT_OF_MEMORY && cuda_reaper_bytes(m->reaper, BACKEND_DEVICE) > 0)
+            return cuda_memory_pending("imported memory", err);
         return cuda_driver_error(&m->driver, err,
                                  e == CUDA_ERROR_OUT_OF_MEMORY ? KVPOOL_E_NOMEM : KVPOOL_E_INVAL,
                                  "mapping imported memory (of the stated size)", e);
@@ -197,15 +250,15 @@ static int import_fd(struct cuda_memory *m, const struct backend_handle *handle,
 // cudaMalloc, zeroed; not less than a block of its own when `bytes` is a multiple of IPC_BLOCK.
 static int allocate(struct cuda_memory *m, const char *what, uint64_t *bytes, uint64_t unit,
                     uint64_t spare, void **ret, struct err *err) {
-    uint64_t available = 0;
+    struct room room;
     void *address = NULL;
-    int status = reserve(what, bytes, unit, spare, &available, err);
+    int status = reserve(m, what, bytes, unit, spare, &room, err);
     if (status != 0)
         return status;
     cudaError_t e = cudaMalloc(&address, *bytes);
     if (e == cudaErrorMemoryAllocation) {
         cudaGetLastError();
-        return no_memory(what, *bytes, available, err);
+        return no_memory(what, *bytes, &room, err);
     }
     if (e != cudaSuccess)
         return cuda_error(err, KVPOOL_E_BACKEND, what, e);
@@ -266,78 +319,123 @@ free_memory:
     return status;
 }
 
-static void put_import(struct cuda_memory *m, struct cuda_import *import) {
-    if (--import->users > 0)
+static void release_import(void *arg, struct cuda_garbage *garbage) {
+    struct cuda_memory *m = arg;
+    struct cuda_import *import = (struct cuda_import *)garbage;
+    pthread_mutex_lock(&m->lock);
+    import->given = false;
+    import->closing = import->users == 0;
+    const bool again = !import->closing; // it was imported once more
+    pthread_mutex_unlock(&m->lock);
+    if (again)
         return;
-    struct cuda_import **at = &m->imports;
-    while (*at != import)
-        at = &(*at)->next;
-    *at = import->next;
     cudaIpcCloseMemHandle(import->base);
+    pthread_mutex_lock(&m->lock);
+    struct cuda_import **at = &m->imports;
+    while (*at != NULL && *at != import)
+        at = &(*at)->next;
+    if (*at != NULL)
+        *at = import->next;
+    pthread_mutex_unlock(&m->lock);
     free(import);
 }
 
-// The handle, opened, with a user more; NULL: *ret_status says why.
-static struct cuda_import *get_import(struct cuda_memory *m, const unsigned char *bytes,
-                                      int *ret_status, struct err *err) {
-    for (struct cuda_import *i = m->imports; i != NULL; i = i->next)
-        if (memcmp(&i->handle, bytes, sizeof i->handle) == 0) {
-            i->users++;
-            return i;
-        }
-    int status;
+static void give_import(struct cuda_memory *m, struct cuda_import *import) {
+    // Its bytes are another process's, which may have freed them, or ended, and left them to us.
+    import->garbage = (struct cuda_garbage){
+        .release = release_import, .place = BACKEND_DEVICE, .bytes = import->bytes};
+    cuda_reaper_give(m->reaper, &import->garbage);
+}
+
+static void put_import(struct cuda_memory *m, struct cuda_import *import) {
+    pthread_mutex_lock(&m->lock);
+    const bool give = --import->users == 0 && !import->given;
+    import->given = import->given || give;
+    pthread_mutex_unlock(&m->lock);
+    if (give)
+        give_import(m, import);
+}
+
+// The import of the handle that is open already, with a user more. *ret_closing: it is being closed.
+static struct cuda_import *find_import(struct cuda_memory *m, const unsigned char *handle,
+                                       bool *ret_closing) {
+    pthread_mutex_lock(&m->lock);
+    struct cuda_import *i = m->imports;
+    while (i != NULL && memcmp(&i->handle, handle, sizeof i->handle) != 0)
+        i = i->next;
+    *ret_closing = i != NULL && i->closing;
+    if (i != NULL && !i->closing)
+        i->users++;
+    pthread_mutex_unlock(&m->lock);
+    return i;
+}
+
+static int open_import(struct cuda_memory *m, struct cuda_import *import, struct err *err) {
     void *address = NULL;
     char *block = NULL;
     struct cudaPointerAttributes attributes = {0};
-    struct cuda_import *import = calloc(1, sizeof *import);
-    if (import == NULL) {
-        *ret_status = err_set(err, KVPOOL_E_NOMEM, "no memory for an import");
-        return NULL;
-    }
-    memcpy(&import->handle, bytes, sizeof import->handle);
+    const uint64_t pending = cuda_reaper_bytes(m->reaper, BACKEND_DEVICE);
     cudaError_t e = cudaIpcOpenMemHandle(&address, import->handle, cudaIpcMemLazyEnablePeerAccess);
-    if (e != cudaSuccess) {
-        status = cuda_error(err, e == cudaErrorMemoryAllocation ? KVPOOL_E_NOMEM : KVPOOL_E_INVAL,
-                            "the IPC handle opens no memory of another process on this GPU", e);
-        goto free_import;
+    if (e == cudaErrorMemoryAllocation && pending > 0) {
+        cudaGetLastError();
+        return cuda_memory_pending("imported memory", err);
     }
-    e = cudaPointerGetAttributes(&attributes, address);
-    if (e != cudaSuccess) {
-        status = cuda_error(err, KVPOOL_E_INVAL, "imported memory", e);
-        goto close_handle;
-    }
-    if (attributes.device != m->device) {
-        status = err_set(err, KVPOOL_E_INVAL, "the memory is on GPU %d, this daemon serves GPU %d",
-                         attributes.device, m->device);
-        goto close_handle;
-    }
-    CUresult found = range_of(m, address, &block, &import->bytes);
-    if (found != CUDA_SUCCESS) {
-        status =
-            cuda_driver_error(&m->driver, err, KVPOOL_E_INVAL, "range of imported memory", found);
-        goto close_handle;
-    }
-    // What was opened is the whole block around a small allocation, which begins somewhere in it.
+    if (e != cudaSuccess)
+        return cuda_error(err, e == cudaErrorMemoryAllocation ? KVPOOL_E_NOMEM : KVPOOL_E_INVAL,
+                          "the IPC handle opens no memory of another process on this GPU", e);
     import->base = address;
+    e = cudaPointerGetAttributes(&attributes, address);
+    if (e != cudaSuccess)
+        return cuda_error(err, KVPOOL_E_INVAL, "imported memory", e);
+    if (attributes.device != m->device)
+        return err_set(err, KVPOOL_E_INVAL, "the memory is on GPU %d, this daemon serves GPU %d",
+                       attributes.device, m->device);
+    CUresult found = range_of(m, address, &block, &import->bytes);
+    if (found != CUDA_SUCCESS)
+        return cuda_driver_error(&m->driver, err, KVPOOL_E_INVAL, "range of imported memory",
+                                 found);
+    // What was opened is the whole block around a small allocation, which begins somewhere in it.
     import->bytes -= (uint64_t)(import->base - block);
+    return 0;
+}
+
+// The handle, opened, with a user more.
+static int get_import(struct cuda_memory *m, const unsigned char *handle, struct cuda_import **ret,
+                      struct err *err) {
+    bool closing;
+    struct cuda_import *import = find_import(m, handle, &closing);
+    if (closing)
+        return cuda_memory_pending("imported memory", err);
+    if (import != NULL) {
+        *ret = import;
+        return 0;
+    }
+    import = calloc(1, sizeof *import);
+    if (import == NULL)
+        return err_set(err, KVPOOL_E_NOMEM, "no memory for an import");
+    memcpy(&import->handle, handle, sizeof import->handle);
+    int status = open_import(m, import, err);
+    if (status != 0) {
+        if (import->base != NULL)
+            give_import(m, import);
+        else
+            free(import);
+        return status;
+    }
     import->users = 1;
+    pthread_mutex_lock(&m->lock);
     import->next = m->imports;
     m->imports = import;
-    return import;
-
-close_handle:
-    cudaIpcCloseMemHandle(address);
-free_import:
-    free(import);
-    *ret_status = status;
-    return NULL;
+    pthread_mutex_unlock(&m->lock);
+    *ret = import;
+    return 0;
 }
 
 static int import_ipc(struct cuda_memory *m, const struct backend_handle *handle, uint64_t bytes,
                       struct cuda_block *ret, struct err *err) {
-    int status = 0;
-    struct cuda_import *import = get_import(m, handle->ipc, &status, err);
-    if (import == NULL)
+    struct cuda_import *import = NULL;
+    int status = get_import(m, handle->ipc, &import, err);
+    if (status != 0)
         return status;
     if (handle->offset > import->bytes || bytes > import->bytes - handle->offset) {
         status =
@@ -373,14 +471,19 @@ int cuda_block_import(struct cuda_memory *m, const struct backend_handle *handle
                                      : import_ipc(m, handle, bytes, ret, err);
 }
 
-void cuda_block_close(struct cuda_memory *m, struct cuda_block *block) {
+bool cuda_block_put(struct cuda_memory *m, struct cuda_block *block) {
+    if (block->import == NULL)
+        return false;
+    put_import(m, block->import);
+    return true;
+}
+
+void cuda_block_release(struct cuda_memory *m, struct cuda_block *block) {
     if (block->how == BACKEND_FD) {
         if (block->fd >= 0)
             close(block->fd);
         unmap(m, block);
         m->driver.p_cuMemRelease(block->allocation);
-    } else if (block->import != NULL) {
-        put_import(m, block->import);
     } else {
         cudaFree(block->address);
     }

@@ -8,21 +8,31 @@
 //  1. A new block is zero, or at least holds nothing that anybody else wrote, before it is returned.
 //  2. An IPC handle is opened once, however often it is imported, and closed with its last import.
 //  3. An import lies inside what its handle opens, by what the driver says of it, not the handle.
-// Threads: one at a time for all functions on one cuda_memory.
+//  4. What may wait for the device to take memory back is called on the reaper's thread only, but for
+//     memory that failed to become a block.
+//  5. Memory that is too little, but would be enough with what the reaper still has: AGAIN, not NOMEM.
+// Threads: one at a time for all functions on one cuda_memory, and the reaper's beside it.
 #ifndef KVPOOL_KERNELS_CUDA_MEMORY_H
 #define KVPOOL_KERNELS_CUDA_MEMORY_H
 
 #include "kernels/backend.h"
 #include "kernels/cuda/driver.h"
+#include "kernels/cuda/flight.h"
+#include "kernels/cuda/reaper.h"
+
+#include <pthread.h>
 
 struct cuda_import; // an opened IPC handle
 
 struct cuda_memory {
     struct cuda_driver driver;
     int device;
-    cudaStream_t stream;         // for filling and copying by the host
-    uint64_t unit;               // cuMemCreate's sizes are multiples of this
-    struct cuda_import *imports; // all opened IPC handles
+    struct cuda_flights *flights; // are told when the device is lost
+    struct cuda_reaper *reaper;   // its calls' argument is this cuda_memory
+    cudaStream_t stream;          // for filling and copying by the host
+    uint64_t unit;                // cuMemCreate's sizes are multiples of this
+    pthread_mutex_t lock;         // of the imports
+    struct cuda_import *imports;  // all opened IPC handles
 };
 
 struct cuda_block {
@@ -40,9 +50,11 @@ struct cuda_block {
     struct cuda_import *import; // NULL: our own memory
 };
 
-// Opens the stream, looks up the driver. Errors: BACKEND.
-int cuda_memory_open(struct cuda_memory *m, int device, struct err *err);
-void cuda_memory_close(struct cuda_memory *m); // no block remains
+// Looks up the driver, opens the stream and the reaper. *m stays where it is. Errors: NOMEM, BACKEND.
+int cuda_memory_open(struct cuda_memory *m, int device, struct cuda_flights *flights,
+                     struct err *err);
+// No block remains but what the reaper has; releases that.
+void cuda_memory_close(struct cuda_memory *m);
 
 // Left free on the device: by pools for regions, plans, workspaces and the kernels' code; by regions, which
 // any client may ask for, for all but regions: without it the daemon ends.
@@ -50,14 +62,22 @@ void cuda_memory_close(struct cuda_memory *m); // no block remains
 #define CUDA_REGION_SPARE ((uint64_t)256 << 20)
 
 // `what` names it in errors. spare: bytes of the device's memory to leave free. Errors: NOMEM (the
-// bytes wanted and free), BACKEND.
+// bytes wanted and free), AGAIN, BACKEND.
 int cuda_block_open(struct cuda_memory *m, const char *what, uint64_t bytes, uint64_t spare,
                     enum backend_export how, struct cuda_block *ret, struct err *err);
-// Another process's: `bytes` at handle->offset. Errors: INVAL, NOMEM.
+// Another process's: `bytes` at handle->offset. Errors: INVAL, NOMEM, AGAIN (also: the handle is just
+// being closed).
 int cuda_block_import(struct cuda_memory *m, const struct backend_handle *handle, uint64_t bytes,
                       struct cuda_block *ret, struct err *err);
-void cuda_block_close(struct cuda_memory *m, struct cuda_block *block);
+// Gives up an import by IPC handle, and the reaper its handle if it was the last; false, and nothing is
+// done: the block is of another kind.
+bool cuda_block_put(struct cuda_memory *m, struct cuda_block *block);
+// Of a block of another kind. The reaper's thread: waits for the device.
+void cuda_block_release(struct cuda_memory *m, struct cuda_block *block);
 void cuda_block_handle(const struct cuda_block *block, struct backend_handle *ret);
+
+// AGAIN, for memory that `what` names: worth another try when the reaper has released more.
+int cuda_memory_pending(const char *what, struct err *err);
 
 // Memory that is not exported, zeroed. Errors: as cuda_block_open.
 int cuda_private_open(struct cuda_memory *m, const char *what, uint64_t bytes, void **ret,

@@ -63,7 +63,9 @@ int cuda_stream_turn(struct backend_stream *s, bool urgent, struct err *err) {
     return 0;
 }
 
-void cuda_stream_close(struct backend_stream *s) {
+static void release(void *arg, struct cuda_garbage *garbage) {
+    (void)arg;
+    struct backend_stream *s = (struct backend_stream *)garbage;
     cudaStreamSynchronize(s->usual);
     cudaStreamSynchronize(s->urgent);
     for (size_t i = 0; i < CUDA_STREAM_BATCHES; i++) {
@@ -80,6 +82,12 @@ void cuda_stream_close(struct backend_stream *s) {
     free(s->retired);
     destroy(s);
     free(s);
+}
+
+void cuda_stream_close(struct cuda_reaper *r, struct backend_stream *s) {
+    s->garbage =
+        (struct cuda_garbage){.release = release, .place = BACKEND_DEVICE, .bytes = s->bytes};
+    cuda_reaper_give(r, &s->garbage);
 }
 
 static bool retire(struct backend_stream *s, void *address) {
@@ -110,6 +118,7 @@ bool cuda_stream_grow(struct backend_stream *s, struct cuda_buffer *buffer, size
         cudaFree(address);
         return false;
     }
+    s->bytes += bytes;
     buffer->address = address;
     buffer->bytes = bytes;
     return true;

@@ -1,0 +1,119 @@
+// SPDX-License-Identifier: Apache-2.0
+// reaper.c: see reaper.h.
+#include "kernels/cuda/reaper.h"
+
+#include <pthread.h>
+#include <signal.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/prctl.h>
+
+enum { PLACES = BACKEND_DEVICE + 1 };
+
+struct cuda_reaper {
+    struct cuda_reaper_calls calls;
+    pthread_t thread;
+    pthread_mutex_t lock;
+    pthread_cond_t wake;
+    // Under the lock.
+    struct cuda_garbage *first, **end;
+    uint64_t bytes[PLACES];
+    bool stop;
+};
+
+static struct cuda_garbage *take(struct cuda_reaper *r) {
+    pthread_mutex_lock(&r->lock);
+    while (r->first == NULL && !r->stop)
+        pthread_cond_wait(&r->wake, &r->lock);
+    struct cuda_garbage *garbage = r->first;
+    if (garbage != NULL) {
+        r->first = garbage->next;
+        if (r->first == NULL)
+            r->end = &r->first;
+    }
+    pthread_mutex_unlock(&r->lock);
+    return garbage;
+}
+
+static void came_back(struct cuda_reaper *r, enum backend_place place, uint64_t bytes) {
+    pthread_mutex_lock(&r->lock);
+    r->bytes[place] -= bytes;
+    pthread_mutex_unlock(&r->lock);
+}
+
+static void *reaper_main(void *arg) {
+    struct cuda_reaper *r = arg;
+    struct cuda_garbage *garbage;
+    prctl(PR_SET_NAME, "kvpool-reap");
+    if (r->calls.started != NULL)
+        r->calls.started(r->calls.arg);
+    while ((garbage = take(r)) != NULL) {
+        enum backend_place place = garbage->place;
+        uint64_t bytes = garbage->bytes;
+        garbage->release(r->calls.arg, garbage);
+        came_back(r, place, bytes);
+        if (r->calls.released != NULL)
+            r->calls.released(r->calls.arg);
+    }
+    return NULL;
+}
+
+static int start_thread(struct cuda_reaper *r) {
+    sigset_t all, before; // signals are other threads'
+    sigfillset(&all);
+    pthread_sigmask(SIG_SETMASK, &all, &before);
+    int rc = pthread_create(&r->thread, NULL, reaper_main, r);
+    pthread_sigmask(SIG_SETMASK, &before, NULL);
+    return rc;
+}
+
+static void destroy(struct cuda_reaper *r) {
+    pthread_cond_destroy(&r->wake);
+    pthread_mutex_destroy(&r->lock);
+    free(r);
+}
+
+int cuda_reaper_open(const struct cuda_reaper_calls *calls, struct cuda_reaper **ret,
+                     struct err *err) {
+    struct cuda_reaper *r = calloc(1, sizeof *r);
+    if (r == NULL)
+        return err_set(err, KVPOOL_E_NOMEM, "no memory for the backend");
+    r->calls = *calls;
+    r->end = &r->first;
+    pthread_mutex_init(&r->lock, NULL);
+    pthread_cond_init(&r->wake, NULL);
+    int rc = start_thread(r);
+    if (rc != 0) {
+        destroy(r);
+        return err_set(err, KVPOOL_E_BACKEND, "cannot start the thread that releases memory: %s",
+                       strerror(rc));
+    }
+    *ret = r;
+    return 0;
+}
+
+void cuda_reaper_close(struct cuda_reaper *r) {
+    pthread_mutex_lock(&r->lock);
+    r->stop = true;
+    pthread_cond_signal(&r->wake);
+    pthread_mutex_unlock(&r->lock);
+    pthread_join(r->thread, NULL);
+    destroy(r);
+}
+
+void cuda_reaper_give(struct cuda_reaper *r, struct cuda_garbage *garbage) {
+    garbage->next = NULL;
+    pthread_mutex_lock(&r->lock);
+    *r->end = garbage;
+    r->end = &garbage->next;
+    r->bytes[garbage->place] += garbage->bytes;
+    pthread_cond_signal(&r->wake);
+    pthread_mutex_unlock(&r->lock);
+}
+
+uint64_t cuda_reaper_bytes(struct cuda_reaper *r, enum backend_place place) {
+    pthread_mutex_lock(&r->lock);
+    uint64_t bytes = r->bytes[place];
+    pthread_mutex_unlock(&r->lock);
+    return bytes;
+}

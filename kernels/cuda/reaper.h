@@ -1,0 +1,43 @@
+// SPDX-License-Identifier: Apache-2.0
+// reaper.h: the thread that releases what is done with. CUDA may wait for all work on the device before it
+// takes memory back, hundreds of milliseconds while a long prompt is being read: neither the loop nor
+// the engine can.
+//
+//   loop thread:  object done with -> cuda_reaper_give      reaper thread:  release(object), one by one
+//
+// Invariants
+//  1. Handing over takes no memory and waits for nothing: the link lies in the object.
+//  2. Objects are released in the order in which they were given, each once, with nothing locked.
+//  3. The bytes of an object count as pending from cuda_reaper_give until its release has returned.
+//  4. cuda_reaper_close returns when everything that was given is released and the thread has ended.
+// Threads: cuda_reaper_give, cuda_reaper_bytes: any.
+#ifndef KVPOOL_KERNELS_CUDA_REAPER_H
+#define KVPOOL_KERNELS_CUDA_REAPER_H
+
+#include "kernels/backend.h"
+
+struct cuda_garbage { // in the object
+    struct cuda_garbage *next;
+    void (*release)(void *arg, struct cuda_garbage *garbage); // frees the object
+    enum backend_place place;
+    uint64_t bytes; // that come back where `place` says
+};
+
+struct cuda_reaper;
+
+// started (may be NULL): called once on the thread, before anything is released; released (may be NULL):
+// after each. arg: of all three. Errors: NOMEM, BACKEND.
+struct cuda_reaper_calls {
+    void (*started)(void *arg);
+    void (*released)(void *arg);
+    void *arg;
+};
+int cuda_reaper_open(const struct cuda_reaper_calls *calls, struct cuda_reaper **ret,
+                     struct err *err);
+void cuda_reaper_close(struct cuda_reaper *r); // nothing more is given
+
+void cuda_reaper_give(struct cuda_reaper *r, struct cuda_garbage *garbage);
+// Bytes that are still to come back.
+uint64_t cuda_reaper_bytes(struct cuda_reaper *r, enum backend_place place);
+
+#endif
