@@ -178,6 +178,8 @@ static void test_memory_is_described_by_its_handle(void **state) {
     assert_int_equal(h.how, BACKEND_FD);
     assert_int_equal(fcntl(h.fd, F_GETFD) & FD_CLOEXEC, FD_CLOEXEC);
     backend_cuda.mem_free(b, mem);
+    for (int ms = 0; ms < 10000 && fcntl(h.fd, F_GETFD) != -1; ms++) // soon
+        usleep(1000);
     assert_int_equal(fcntl(h.fd, F_GETFD), -1);
 
     struct err err = {0};

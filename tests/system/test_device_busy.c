@@ -20,10 +20,10 @@ enum {
     LIMIT_MS = 4000
 }; // of a call that does not wait for the device, on a machine with other work
 
-// Of the device's 640 MiB pools leave 512 free and regions 256: room for one of either.
-#define MEMORY (640 * MIB)
-#define BIG_REGION (224 * MIB)
-#define BIG_POOL_PAGES 1536 // of 32 KiB in each of 2 layers
+// Of the device's 608 MiB pools leave 512 free and regions 256: room for one of either.
+#define MEMORY (608 * MIB)
+#define BIG_REGION (184 * MIB)
+#define BIG_POOL_PAGES 1280 // of 32 KiB in each of 2 layers
 
 static char busy[160], waiting[176];
 

@@ -125,10 +125,16 @@ static int fake_submit(struct backend *b, struct backend_stream *s,
     return 0;
 }
 
+static const char *fake_failure(const struct backend *b) {
+    (void)b;
+    return rig.failure;
+}
+
 const struct backend_ops rig_ops = {.name = "fake",
                                     .api_version = BACKEND_API_VERSION,
                                     .open = fake_open,
                                     .close = fake_close,
+                                    .failure = fake_failure,
                                     .submit = fake_submit};
 static struct backend_ops used_ops;
 

@@ -28,6 +28,7 @@ struct rig_backend {
     uint64_t spin_ns;    // in submit
     uint32_t window;
     bool fatal; // only a new process could use the device again
+    const char *failure;
 };
 extern struct rig_backend rig;
 extern atomic_bool rig_gate; // closed: submit waits; its time is the program's

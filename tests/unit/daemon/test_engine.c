@@ -163,6 +163,21 @@ static void a_failure_is_final_only_where_the_backend_says_so(void **state) {
     }
 }
 
+static void a_failure_beside_the_jobs_is_seen_too(void **state) {
+    (void)state;
+    for (int fatal = 0; fatal < 2; fatal++) {
+        rig = (struct rig_backend){.window = 1, .fatal = fatal != 0};
+        rig_open();
+        assert_false(engine_lost(engine));
+        rig.failure = "the device is lost";
+        assert_int_equal(engine_lost(engine), fatal != 0);
+        rig_submit(0, 1);
+        rig_run_until(1);
+        assert_int_equal(jobs[0].status, fatal != 0 ? KVPOOL_E_BACKEND : 0);
+        rig_close();
+    }
+}
+
 static void stop_waits_for_what_is_in_flight(void **state) {
     (void)state;
     rig.late = true;
@@ -225,6 +240,7 @@ int main(void) {
         cmocka_unit_test_setup(a_refused_program_fails_it_and_all_later_ones, rig_setup),
         cmocka_unit_test_setup(a_failed_program_fails_all_later_ones, rig_setup),
         cmocka_unit_test_setup(a_failure_is_final_only_where_the_backend_says_so, rig_setup),
+        cmocka_unit_test_setup(a_failure_beside_the_jobs_is_seen_too, rig_setup),
         cmocka_unit_test_setup(stop_waits_for_what_is_in_flight, rig_setup),
         cmocka_unit_test_setup(close_without_stop_calls_every_done, rig_setup),
         cmocka_unit_test_setup(a_job_submitted_while_stopping_is_refused, rig_setup),
