@@ -6,8 +6,9 @@
 // Invariants
 //  1. A handle names a region from region_create to region_free, and never another one: the
 //     generation of a slot changes at every free, and starts from the daemon's epoch.
-//  2. The memory is freed when the handle is gone and holds is 0: never under a job.
-//  3. A quota counts regions and bytes until their memory is freed.
+//  2. The memory is given up when the handle is gone and holds is 0: never under a job. The backend may
+//     take it back a little later.
+//  3. A quota counts regions and bytes until their memory is given up.
 //  4. A region begins where elements of every type may lie.
 // Thread: loop thread.
 #ifndef KVPOOL_DAEMON_REGION_H
@@ -47,7 +48,7 @@ struct region_source { // where the memory comes from
     const struct backend_handle *import; // not NULL: the client's own, bytes at its offset
 };
 
-// Errors: INVAL (0 bytes; a range outside the import, a handle of another device), LIMIT, NOMEM,
+// Errors: INVAL (0 bytes; a range outside the import, a handle of another device), LIMIT, NOMEM, AGAIN,
 // UNSUPPORTED (the backend has no such memory).
 int region_create(struct regions *rs, uint64_t session, struct region_quota *quota,
                   const struct region_limits *limits, const struct region_source *source,

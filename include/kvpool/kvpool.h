@@ -225,7 +225,8 @@ typedef struct kvpool_pool_config {
 // Creates a pool, or opens it if one of that name and the same geometry, pages and limits exists
 // (so that several workers can all "create"). A pool outlives its creator's connection.
 // Errors: INVAL (the message names the field and the limit), EXISTS (same name, other properties),
-// NOMEM (larger than the memory available; says how many bytes), LIMIT, UNSUPPORTED (a kv_dtype,
+// NOMEM (larger than the memory available; says how many bytes), AGAIN (memory that was freed did not come
+// back before the client's time-out: the device is busy), LIMIT, UNSUPPORTED (a kv_dtype,
 // export or geometry that the daemon's backend has not, or a daemon that knows neither of the two).
 KVPOOL_API kvpool_status kvpool_pool_create(kvpool_client *client, const kvpool_pool_config *config,
                                             kvpool_pool *ret_pool);
@@ -262,7 +263,8 @@ KVPOOL_API kvpool_status kvpool_pool_stat(kvpool_client *client, kvpool_pool poo
 
 // Allocates `bytes` (rounded up to the system's page size) of memory shared with the daemon,
 // zeroed, which CPU and the daemon's device both reach. Owned by the caller: kvpool_region_free().
-// Errors: INVAL (0), NOMEM, LIMIT (per-client limits).
+// Waits for memory that was freed and that the device has not taken back yet.
+// Errors: INVAL (0), NOMEM, LIMIT (per-client limits), AGAIN (it did not before the time-out).
 KVPOOL_API kvpool_status kvpool_region_create(kvpool_client *client, uint64_t bytes,
                                               kvpool_region **ret_region);
 
@@ -283,7 +285,7 @@ typedef struct kvpool_region_args {
 // The same with a choice of place and export, and with a handle: kvpool_region_export(). The memory
 // is zeroed. A region that is exported by IPC shares whole blocks of 2 MiB: its bytes are rounded up
 // to them.
-// Errors: INVAL, NOMEM, LIMIT, UNSUPPORTED (what the daemon's backend has not: IPC of host memory,
+// Errors: INVAL, NOMEM, LIMIT, AGAIN, UNSUPPORTED (what the daemon's backend has not: IPC of host memory,
 // or of "cpu"; a daemon without regions of device memory).
 KVPOOL_API kvpool_status kvpool_region_alloc(kvpool_client *client, const kvpool_region_args *args,
                                              kvpool_region **ret_region);
@@ -296,13 +298,14 @@ KVPOOL_API kvpool_status kvpool_region_alloc(kvpool_client *client, const kvpool
 // become readable and writable for the daemon too. Allocate in multiples of 2 MiB to avoid it.
 // The memory must stay allocated until kvpool_region_free() has returned and no request that names
 // it is in flight. What the process's own streams write into it must be complete (synchronized)
-// before a request that reads it is sent.
+// before a request that reads it is sent. The daemon closes its handle when the device lets it, a moment
+// after kvpool_region_free(): only then memory that was freed meanwhile can be allocated anew.
 //
 // The process needs a CUDA driver and `device_ptr` must be of the daemon's device and a multiple of 4
 // (of 16 for full speed): of a tensor that begins elsewhere register from before it, and give the rest
 // as kvpool_tensor.offset. Errors: INVAL (no device memory, no multiple of 4, 0 bytes, more bytes than
 // the allocation has from there; of another device),
-// LIMIT, NOMEM, UNSUPPORTED (no CUDA driver; the daemon's backend is not cuda; memory that CUDA IPC
+// LIMIT, NOMEM, AGAIN, UNSUPPORTED (no CUDA driver; the daemon's backend is not cuda; memory that CUDA IPC
 // cannot share: managed, of a memory pool (cudaMallocAsync), or of cuMemCreate, which is what
 // PyTorch's "expandable segments" are: set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False, or
 // use kvpool_region_alloc() and kvpool_region_device_ptr()).
