@@ -3,6 +3,7 @@
 //
 //   driver.[ch]  the CUDA functions in use (its head lists all of them), errors as text
 //   memory.[ch]  device memory that processes share
+//   import.[ch]  that of other processes, by IPC handle
 //   reaper.[ch]  the thread that releases memory, pools and streams
 //   pool.[ch]    planes and page table
 //   stream.[ch]  a stream; batches, plans and workspaces that it keeps on the device

@@ -2,6 +2,8 @@
 // memory.c: see memory.h.
 #include "kernels/cuda/memory.h"
 
+#include "kernels/cuda/import.h"
+
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
@@ -10,18 +12,6 @@
 
 #define IPC_BLOCK ((uint64_t)2 << 20) // CUDA IPC shares memory in whole blocks of this
 #define RETRY_NS 2000000u             // after AGAIN
-
-struct cuda_import {
-    struct cuda_garbage garbage; // first
-    cudaIpcMemHandle_t handle;
-    char *base;     // of the allocation
-    uint64_t bytes; // from there to the end of what the driver has mapped
-    // Under the memory's lock.
-    uint32_t users;
-    bool given;   // the reaper has it
-    bool closing; // and is at it
-    struct cuda_import *next;
-};
 
 static CUmemAllocationProp properties(const struct cuda_memory *m) {
     return (CUmemAllocationProp){
@@ -173,7 +163,7 @@ static int open_fd(struct cuda_memory *m, const char *what, uint64_t bytes, uint
                    struct cuda_block *ret, struct err *err) {
     const CUmemAllocationProp prop = properties(m);
     struct cuda_block block = {.how = BACKEND_FD, .fd = -1};
-    struct room room;
+    struct room room = {0};
     int status = reserve(m, what, &bytes, m->unit, spare, &room, err);
     if (status != 0)
         return status;
@@ -250,7 +240,7 @@ static int import_fd(struct cuda_memory *m, const struct backend_handle *handle,
 // cudaMalloc, zeroed; not less than a block of its own when `bytes` is a multiple of IPC_BLOCK.
 static int allocate(struct cuda_memory *m, const char *what, uint64_t *bytes, uint64_t unit,
                     uint64_t spare, void **ret, struct err *err) {
-    struct room room;
+    struct room room = {0};
     void *address = NULL;
     int status = reserve(m, what, bytes, unit, spare, &room, err);
     if (status != 0)
@@ -276,9 +266,8 @@ int cuda_private_open(struct cuda_memory *m, const char *what, uint64_t bytes, v
     return allocate(m, what, &bytes, 1, 0, ret, err);
 }
 
-// Where the allocation that holds an address begins and ends.
-static CUresult range_of(struct cuda_memory *m, const void *address, char **ret_base,
-                         uint64_t *ret_bytes) {
+CUresult cuda_memory_range(const struct cuda_memory *m, const void *address, char **ret_base,
+                           uint64_t *ret_bytes) {
     CUdeviceptr base = 0;
     size_t bytes = 0;
     CUresult e = m->driver.p_cuMemGetAddressRange(&base, &bytes, (CUdeviceptr)(uintptr_t)address);
@@ -300,7 +289,7 @@ static int open_ipc(struct cuda_memory *m, const char *what, uint64_t bytes, uin
         return status;
     block.address = address;
     block.bytes = bytes;
-    CUresult found = range_of(m, address, &base, &size);
+    CUresult found = cuda_memory_range(m, address, &base, &size);
     if (found != CUDA_SUCCESS) {
         status = cuda_driver_error(&m->driver, err, KVPOOL_E_BACKEND, "range of memory", found);
         goto free_memory;
@@ -319,130 +308,18 @@ free_memory:
     return status;
 }
 
-static void release_import(void *arg, struct cuda_garbage *garbage) {
-    struct cuda_memory *m = arg;
-    struct cuda_import *import = (struct cuda_import *)garbage;
-    pthread_mutex_lock(&m->lock);
-    import->given = false;
-    import->closing = import->users == 0;
-    const bool again = !import->closing; // it was imported once more
-    pthread_mutex_unlock(&m->lock);
-    if (again)
-        return;
-    cudaIpcCloseMemHandle(import->base);
-    pthread_mutex_lock(&m->lock);
-    struct cuda_import **at = &m->imports;
-    while (*at != NULL && *at != import)
-        at = &(*at)->next;
-    if (*at != NULL)
-        *at = import->next;
-    pthread_mutex_unlock(&m->lock);
-    free(import);
-}
-
-static void give_import(struct cuda_memory *m, struct cuda_import *import) {
-    // Its bytes are another process's, which may have freed them, or ended, and left them to us.
-    import->garbage = (struct cuda_garbage){
-        .release = release_import, .place = BACKEND_DEVICE, .bytes = import->bytes};
-    cuda_reaper_give(m->reaper, &import->garbage);
-}
-
-static void put_import(struct cuda_memory *m, struct cuda_import *import) {
-    pthread_mutex_lock(&m->lock);
-    const bool give = --import->users == 0 && !import->given;
-    import->given = import->given || give;
-    pthread_mutex_unlock(&m->lock);
-    if (give)
-        give_import(m, import);
-}
-
-// The import of the handle that is open already, with a user more. *ret_closing: it is being closed.
-static struct cuda_import *find_import(struct cuda_memory *m, const unsigned char *handle,
-                                       bool *ret_closing) {
-    pthread_mutex_lock(&m->lock);
-    struct cuda_import *i = m->imports;
-    while (i != NULL && memcmp(&i->handle, handle, sizeof i->handle) != 0)
-        i = i->next;
-    *ret_closing = i != NULL && i->closing;
-    if (i != NULL && !i->closing)
-        i->users++;
-    pthread_mutex_unlock(&m->lock);
-    return i;
-}
-
-static int open_import(struct cuda_memory *m, struct cuda_import *import, struct err *err) {
-    void *address = NULL;
-    char *block = NULL;
-    struct cudaPointerAttributes attributes = {0};
-    const uint64_t pending = cuda_reaper_bytes(m->reaper, BACKEND_DEVICE);
-    cudaError_t e = cudaIpcOpenMemHandle(&address, import->handle, cudaIpcMemLazyEnablePeerAccess);
-    if (e == cudaErrorMemoryAllocation && pending > 0) {
-        cudaGetLastError();
-        return cuda_memory_pending("imported memory", err);
-    }
-    if (e != cudaSuccess)
-        return cuda_error(err, e == cudaErrorMemoryAllocation ? KVPOOL_E_NOMEM : KVPOOL_E_INVAL,
-                          "the IPC handle opens no memory of another process on this GPU", e);
-    import->base = address;
-    e = cudaPointerGetAttributes(&attributes, address);
-    if (e != cudaSuccess)
-        return cuda_error(err, KVPOOL_E_INVAL, "imported memory", e);
-    if (attributes.device != m->device)
-        return err_set(err, KVPOOL_E_INVAL, "the memory is on GPU %d, this daemon serves GPU %d",
-                       attributes.device, m->device);
-    CUresult found = range_of(m, address, &block, &import->bytes);
-    if (found != CUDA_SUCCESS)
-        return cuda_driver_error(&m->driver, err, KVPOOL_E_INVAL, "range of imported memory",
-                                 found);
-    // What was opened is the whole block around a small allocation, which begins somewhere in it.
-    import->bytes -= (uint64_t)(import->base - block);
-    return 0;
-}
-
-// The handle, opened, with a user more.
-static int get_import(struct cuda_memory *m, const unsigned char *handle, struct cuda_import **ret,
-                      struct err *err) {
-    bool closing;
-    struct cuda_import *import = find_import(m, handle, &closing);
-    if (closing)
-        return cuda_memory_pending("imported memory", err);
-    if (import != NULL) {
-        *ret = import;
-        return 0;
-    }
-    import = calloc(1, sizeof *import);
-    if (import == NULL)
-        return err_set(err, KVPOOL_E_NOMEM, "no memory for an import");
-    memcpy(&import->handle, handle, sizeof import->handle);
-    int status = open_import(m, import, err);
-    if (status != 0) {
-        if (import->base != NULL)
-            give_import(m, import);
-        else
-            free(import);
-        return status;
-    }
-    import->users = 1;
-    pthread_mutex_lock(&m->lock);
-    import->next = m->imports;
-    m->imports = import;
-    pthread_mutex_unlock(&m->lock);
-    *ret = import;
-    return 0;
-}
-
 static int import_ipc(struct cuda_memory *m, const struct backend_handle *handle, uint64_t bytes,
                       struct cuda_block *ret, struct err *err) {
-    struct cuda_import *import = NULL;
-    int status = get_import(m, handle->ipc, &import, err);
-    if (status != 0)
+    int status = 0;
+    struct cuda_import *import = cuda_import_get(m, handle->ipc, &status, err);
+    if (import == NULL)
         return status;
     if (handle->offset > import->bytes || bytes > import->bytes - handle->offset) {
         status =
             err_set(err, KVPOOL_E_INVAL,
                     "%" PRIu64 " bytes at %" PRIu64 " are outside of the allocation's %" PRIu64,
                     bytes, handle->offset, import->bytes);
-        put_import(m, import);
+        cuda_import_put(m, import);
         return status;
     }
     *ret = (struct cuda_block){.address = import->base + handle->offset,
@@ -474,7 +351,7 @@ int cuda_block_import(struct cuda_memory *m, const struct backend_handle *handle
 bool cuda_block_put(struct cuda_memory *m, struct cuda_block *block) {
     if (block->import == NULL)
         return false;
-    put_import(m, block->import);
+    cuda_import_put(m, block->import);
     return true;
 }
 

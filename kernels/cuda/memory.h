@@ -6,11 +6,10 @@
 //
 // Invariants
 //  1. A new block is zero, or at least holds nothing that anybody else wrote, before it is returned.
-//  2. An IPC handle is opened once, however often it is imported, and closed with its last import.
-//  3. An import lies inside what its handle opens, by what the driver says of it, not the handle.
-//  4. What may wait for the device to take memory back is called on the reaper's thread only, but for
+//  2. An import lies inside what its handle opens, by what the driver says of it, not the handle.
+//  3. What may wait for the device to take memory back is called on the reaper's thread only, but for
 //     memory that failed to become a block.
-//  5. Memory that is too little, but would be enough with what the reaper still has: AGAIN, not NOMEM.
+//  4. Memory that is too little, but would be enough with what the reaper still has: AGAIN, not NOMEM.
 // Threads: one at a time for all functions on one cuda_memory, and the reaper's beside it.
 #ifndef KVPOOL_KERNELS_CUDA_MEMORY_H
 #define KVPOOL_KERNELS_CUDA_MEMORY_H
@@ -22,7 +21,7 @@
 
 #include <pthread.h>
 
-struct cuda_import; // an opened IPC handle
+struct cuda_import; // an opened IPC handle: import.h
 
 struct cuda_memory {
     struct cuda_driver driver;
@@ -75,6 +74,10 @@ bool cuda_block_put(struct cuda_memory *m, struct cuda_block *block);
 // Of a block of another kind. The reaper's thread: waits for the device.
 void cuda_block_release(struct cuda_memory *m, struct cuda_block *block);
 void cuda_block_handle(const struct cuda_block *block, struct backend_handle *ret);
+
+// Where the allocation that holds an address begins and ends.
+CUresult cuda_memory_range(const struct cuda_memory *m, const void *address, char **ret_base,
+                           uint64_t *ret_bytes);
 
 // AGAIN, for memory that `what` names: worth another try when the reaper has released more.
 int cuda_memory_pending(const char *what, struct err *err);
