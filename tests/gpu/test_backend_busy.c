@@ -390,7 +390,6 @@ static int lost_role(void) {
     struct backend_pool *pool = open_pool(16, BACKEND_FD, &status);
     struct backend_stream *s = open_stream();
     CHECK(get(MIB, BACKEND_DEVICE, BACKEND_FD, &mem) == 0);
-    CHECK(get(MIB, BACKEND_DEVICE, BACKEND_FD, &mem) == 0);
     uint32_t *ids = NULL;
     CHECK(cudaMalloc((void **)&ids, sizeof page) == cudaSuccess);
     CHECK(cudaMemcpyAsync(ids, &page, sizeof page, cudaMemcpyDefault, NULL) == cudaSuccess);

@@ -67,6 +67,13 @@ static int teardown(void **state) {
     return kvd_teardown(state);
 }
 
+static void daemon_ends(void) {
+    const int status = daemon_end(&kvd, SIGTERM, 20000);
+    if (status != 0)
+        fprintf(stderr, "the daemon's log:\n%s\n", daemon_log(&kvd));
+    assert_int_equal(status, 0);
+}
+
 static void check_quick(uint64_t since_ns) {
     const uint64_t ms = (now_ns() - since_ns) / 1000000u;
     if (ms > LIMIT_MS)
@@ -174,7 +181,7 @@ static void nobody_waits_for_memory_to_be_taken_back(void **state) {
     atomic_store(&device_shared->stop, 1);
     device_join(alive, "the survivor");
     kvpool_close(client);
-    assert_int_equal(daemon_end(&kvd, SIGTERM, 20000), 0);
+    daemon_ends();
 }
 
 // --- who needs the memory ---------------------------------------------------------------------------
@@ -290,7 +297,7 @@ static void the_daemon_ends_when_all_is_taken_back(void **state) {
     kvpool_region_free(regions[1]);
     const uint64_t begin = now_ns();
     assert_int_equal(pthread_create(&thread, NULL, idle_later, NULL), 0);
-    assert_int_equal(daemon_end(&kvd, SIGTERM, 20000), 0);
+    daemon_ends();
     assert_true(now_ns() - begin >= 200000000u);
     pthread_join(thread, NULL);
     kvpool_close(client);
