@@ -106,14 +106,14 @@ static int open_host(struct backend *b, uint64_t bytes, struct backend_mem *mem,
     int status = cpu_block_open(&b->ledger, "kvpool-region", bytes, &mem->host, err);
     if (status == KVPOOL_E_NOMEM && pending > 0 &&
         bytes <= cpu_memory_available(&b->ledger) + pending)
-        return cuda_memory_pending("a region", err);
+        return cuda_memory_pending(&b->memory, "a region", err);
     if (status != 0)
         return status;
     cudaError_t e = cudaHostRegister(mem->host.base, mem->host.bytes,
                                      cudaHostRegisterPortable | cudaHostRegisterMapped);
     if (e == cudaErrorMemoryAllocation && pending > 0) {
         cudaGetLastError();
-        status = cuda_memory_pending("pinning a region for the GPU", err);
+        status = cuda_memory_pending(&b->memory, "pinning a region for the GPU", err);
         goto close_block;
     }
     if (e != cudaSuccess) {

@@ -42,6 +42,7 @@ struct cuda_flights {
     // The completion thread's.
     struct cuda_queue *active;
     // Any thread's.
+    atomic_uint flying;
     pthread_mutex_t failing;
     atomic_bool failed; // `failure` is written
     char failure[ERR_TEXT_MAX];
@@ -93,6 +94,7 @@ static void take_back(struct cuda_flights *f, struct cuda_flight *flight) {
     flight->next = f->free_flights;
     f->free_flights = flight;
     pthread_mutex_unlock(&f->lock);
+    atomic_fetch_sub(&f->flying, 1);
 }
 
 static void enqueue(struct cuda_flights *f, struct cuda_flight *flight) {
@@ -259,8 +261,13 @@ int cuda_flight_get(struct cuda_flights *f, struct cuda_flight **ret, struct err
         }
     }
     flight->chunks = NULL;
+    atomic_fetch_add(&f->flying, 1);
     *ret = flight;
     return 0;
+}
+
+bool cuda_flights_idle(const struct cuda_flights *f) {
+    return atomic_load(&f->flying) == 0;
 }
 
 void cuda_flight_put(struct cuda_flights *f, struct cuda_flight *flight) {

@@ -64,7 +64,7 @@ static int open_import(struct cuda_memory *m, struct cuda_import *import, struct
     cudaError_t e = cudaIpcOpenMemHandle(&address, import->handle, cudaIpcMemLazyEnablePeerAccess);
     if (e == cudaErrorMemoryAllocation && pending > 0) {
         cudaGetLastError();
-        return cuda_memory_pending("imported memory", err);
+        return cuda_memory_pending(m, "imported memory", err);
     }
     if (e != cudaSuccess)
         return cuda_error(err, e == cudaErrorMemoryAllocation ? KVPOOL_E_NOMEM : KVPOOL_E_INVAL,
@@ -90,7 +90,7 @@ struct cuda_import *cuda_import_get(struct cuda_memory *m, const unsigned char *
     bool closing;
     struct cuda_import *import = find_import(m, handle, &closing);
     if (closing) {
-        *ret_status = cuda_memory_pending("imported memory", err);
+        *ret_status = cuda_memory_pending(m, "imported memory", err);
         return NULL;
     }
     if (import != NULL)

@@ -8,10 +8,13 @@
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define IPC_BLOCK ((uint64_t)2 << 20) // CUDA IPC shares memory in whole blocks of this
 #define RETRY_NS 2000000u             // after AGAIN
+#define PATIENCE_NS 1000000000u       // of the reaper, about
+#define LOOK_NS 200000u
 
 static CUmemAllocationProp properties(const struct cuda_memory *m) {
     return (CUmemAllocationProp){
@@ -26,6 +29,18 @@ static CUmemAllocationProp properties(const struct cuda_memory *m) {
 static void started(void *arg) {
     const struct cuda_memory *m = arg;
     cudaSetDevice(m->device);
+}
+
+// Until no program is with the device. One that comes between this and the release costs a wait.
+static void await_pause(void *arg) {
+    struct cuda_memory *m = arg;
+    const struct timespec pause = {.tv_nsec = LOOK_NS};
+    for (uint32_t looks = PATIENCE_NS / LOOK_NS; looks > 0; looks--) {
+        if (cuda_flights_idle(m->flights) || atomic_load(&m->wanted))
+            break;
+        nanosleep(&pause, NULL);
+    }
+    atomic_store(&m->wanted, false);
 }
 
 // A lost device fails every call: it may show here first.
@@ -65,7 +80,8 @@ int cuda_memory_open(struct cuda_memory *m, int device, struct cuda_flights *fli
         return cuda_error(err, KVPOOL_E_BACKEND, "a stream", e);
     *m = memory;
     pthread_mutex_init(&m->lock, NULL);
-    const struct cuda_reaper_calls calls = {.started = started, .released = released, .arg = m};
+    const struct cuda_reaper_calls calls = {
+        .started = started, .ready = await_pause, .released = released, .arg = m};
     status = cuda_reaper_open(&calls, &m->reaper, err);
     if (status != 0) {
         pthread_mutex_destroy(&m->lock);
@@ -87,14 +103,16 @@ struct room {
     uint64_t pending;   // that the reaper still has
 };
 
-int cuda_memory_pending(const char *what, struct err *err) {
+int cuda_memory_pending(struct cuda_memory *m, const char *what, struct err *err) {
+    atomic_store(&m->wanted, true);
     return err_set_detail(err, KVPOOL_E_AGAIN, RETRY_NS,
                           "%s: memory that was freed is still being taken back", what);
 }
 
-static int no_memory(const char *what, uint64_t bytes, const struct room *room, struct err *err) {
+static int no_memory(struct cuda_memory *m, const char *what, uint64_t bytes,
+                     const struct room *room, struct err *err) {
     if (room->pending > 0 && bytes <= room->available + room->pending)
-        return cuda_memory_pending(what, err);
+        return cuda_memory_pending(m, what, err);
     return err_set(err, KVPOOL_E_NOMEM,
                    "%s wants %" PRIu64 " bytes, %" PRIu64 " are available on the GPU", what, bytes,
                    room->available);
@@ -112,7 +130,7 @@ static int reserve(struct cuda_memory *m, const char *what, uint64_t *bytes, uin
         return cuda_error(err, KVPOOL_E_BACKEND, "free memory of the GPU", e);
     *ret = (struct room){available > spare ? available - spare : 0, pending};
     if (*bytes > ret->available)
-        return no_memory(what, *bytes, ret, err);
+        return no_memory(m, what, *bytes, ret, err);
     *bytes = (*bytes + unit - 1) / unit * unit;
     return 0;
 }
@@ -169,7 +187,7 @@ static int open_fd(struct cuda_memory *m, const char *what, uint64_t bytes, uint
         return status;
     CUresult e = m->driver.p_cuMemCreate(&block.allocation, bytes, &prop, 0);
     if (e == CUDA_ERROR_OUT_OF_MEMORY)
-        return no_memory(what, bytes, &room, err);
+        return no_memory(m, what, bytes, &room, err);
     if (e != CUDA_SUCCESS)
         return cuda_driver_error(&m->driver, err, KVPOOL_E_BACKEND, "cuMemCreate", e);
     e = map(m, &block, bytes);
@@ -224,7 +242,7 @@ static int import_fd(struct cuda_memory *m, const struct backend_handle *handle,
     if (e != CUDA_SUCCESS) {
         m->driver.p_cuMemRelease(block.allocation);
         if (e == CUDA_ERROR_OUT_OF_MEMORY && cuda_reaper_bytes(m->reaper, BACKEND_DEVICE) > 0)
-            return cuda_memory_pending("imported memory", err);
+            return cuda_memory_pending(m, "imported memory", err);
         return cuda_driver_error(&m->driver, err,
                                  e == CUDA_ERROR_OUT_OF_MEMORY ? KVPOOL_E_NOMEM : KVPOOL_E_INVAL,
                                  "mapping imported memory (of the stated size)", e);
@@ -248,7 +266,7 @@ static int allocate(struct cuda_memory *m, const char *what, uint64_t *bytes, ui
     cudaError_t e = cudaMalloc(&address, *bytes);
     if (e == cudaErrorMemoryAllocation) {
         cudaGetLastError();
-        return no_memory(what, *bytes, &room, err);
+        return no_memory(m, what, *bytes, &room, err);
     }
     if (e != cudaSuccess)
         return cuda_error(err, KVPOOL_E_BACKEND, what, e);

@@ -9,7 +9,9 @@
 //  2. An import lies inside what its handle opens, by what the driver says of it, not the handle.
 //  3. What may wait for the device to take memory back is called on the reaper's thread only, but for
 //     memory that failed to become a block.
-//  4. Memory that is too little, but would be enough with what the reaper still has: AGAIN, not NOMEM.
+//  4. The reaper takes memory back in a pause of the device, if one comes within PATIENCE_NS and nobody waits
+//     for it: a call that waits for the device may hold up other threads' launches.
+//  5. Memory that is too little, but would be enough with what the reaper still has: AGAIN, not NOMEM.
 // Threads: one at a time for all functions on one cuda_memory, and the reaper's beside it.
 #ifndef KVPOOL_KERNELS_CUDA_MEMORY_H
 #define KVPOOL_KERNELS_CUDA_MEMORY_H
@@ -20,6 +22,7 @@
 #include "kernels/cuda/reaper.h"
 
 #include <pthread.h>
+#include <stdatomic.h>
 
 struct cuda_import; // an opened IPC handle: import.h
 
@@ -28,6 +31,7 @@ struct cuda_memory {
     int device;
     struct cuda_flights *flights; // are told when the device is lost
     struct cuda_reaper *reaper;   // its calls' argument is this cuda_memory
+    atomic_bool wanted;           // somebody waits for what the reaper has
     cudaStream_t stream;          // for filling and copying by the host
     uint64_t unit;                // cuMemCreate's sizes are multiples of this
     pthread_mutex_t lock;         // of the imports
@@ -79,8 +83,8 @@ void cuda_block_handle(const struct cuda_block *block, struct backend_handle *re
 CUresult cuda_memory_range(const struct cuda_memory *m, const void *address, char **ret_base,
                            uint64_t *ret_bytes);
 
-// AGAIN, for memory that `what` names: worth another try when the reaper has released more.
-int cuda_memory_pending(const char *what, struct err *err);
+// AGAIN, for memory that `what` names: worth another try when the reaper has released more, which hurries.
+int cuda_memory_pending(struct cuda_memory *m, const char *what, struct err *err);
 
 // Memory that is not exported, zeroed. Errors: as cuda_block_open.
 int cuda_private_open(struct cuda_memory *m, const char *what, uint64_t bytes, void **ret,

@@ -21,16 +21,14 @@ struct cuda_reaper {
     bool stop;
 };
 
+// All there are, in order; NULL: the end.
 static struct cuda_garbage *take(struct cuda_reaper *r) {
     pthread_mutex_lock(&r->lock);
     while (r->first == NULL && !r->stop)
         pthread_cond_wait(&r->wake, &r->lock);
     struct cuda_garbage *garbage = r->first;
-    if (garbage != NULL) {
-        r->first = garbage->next;
-        if (r->first == NULL)
-            r->end = &r->first;
-    }
+    r->first = NULL;
+    r->end = &r->first;
     pthread_mutex_unlock(&r->lock);
     return garbage;
 }
@@ -41,6 +39,17 @@ static void came_back(struct cuda_reaper *r, enum backend_place place, uint64_t 
     pthread_mutex_unlock(&r->lock);
 }
 
+static struct cuda_garbage *release(struct cuda_reaper *r, struct cuda_garbage *garbage) {
+    struct cuda_garbage *next = garbage->next;
+    enum backend_place place = garbage->place;
+    uint64_t bytes = garbage->bytes;
+    garbage->release(r->calls.arg, garbage);
+    came_back(r, place, bytes);
+    if (r->calls.released != NULL)
+        r->calls.released(r->calls.arg);
+    return next;
+}
+
 static void *reaper_main(void *arg) {
     struct cuda_reaper *r = arg;
     struct cuda_garbage *garbage;
@@ -48,12 +57,10 @@ static void *reaper_main(void *arg) {
     if (r->calls.started != NULL)
         r->calls.started(r->calls.arg);
     while ((garbage = take(r)) != NULL) {
-        enum backend_place place = garbage->place;
-        uint64_t bytes = garbage->bytes;
-        garbage->release(r->calls.arg, garbage);
-        came_back(r, place, bytes);
-        if (r->calls.released != NULL)
-            r->calls.released(r->calls.arg);
+        if (r->calls.ready != NULL)
+            r->calls.ready(r->calls.arg);
+        while (garbage != NULL)
+            garbage = release(r, garbage);
     }
     return NULL;
 }

@@ -3,7 +3,8 @@
 // takes memory back, hundreds of milliseconds while a long prompt is being read: neither the loop nor
 // the engine can.
 //
-//   loop thread:  object done with -> cuda_reaper_give      reaper thread:  release(object), one by one
+//   loop thread:  object done with -> cuda_reaper_give
+//   reaper:       takes all there are -> ready -> release(object), one by one -> takes what came meanwhile ...
 //
 // Invariants
 //  1. Handing over takes no memory and waits for nothing: the link lies in the object.
@@ -25,13 +26,14 @@ struct cuda_garbage { // in the object
 
 struct cuda_reaper;
 
-// started (may be NULL): called once on the thread, before anything is released; released (may be NULL):
-// after each. arg: of all three. Errors: NOMEM, BACKEND.
+// What the thread calls, each may be NULL.
 struct cuda_reaper_calls {
-    void (*started)(void *arg);
-    void (*released)(void *arg);
-    void *arg;
+    void (*started)(void *arg);  // once, first
+    void (*ready)(void *arg);    // when there is something to release; returns when it may be
+    void (*released)(void *arg); // after each object
+    void *arg;                   // of all of them
 };
+// Errors: NOMEM, BACKEND.
 int cuda_reaper_open(const struct cuda_reaper_calls *calls, struct cuda_reaper **ret,
                      struct err *err);
 void cuda_reaper_close(struct cuda_reaper *r); // nothing more is given

@@ -27,18 +27,23 @@
 #define BIG (184 * MIB)    // of one of which there is room for, beside what regions leave
 
 static struct backend *b;
-static char busy[64], waiting[80];
+static char busy[64], waiting[80], programs[80];
 
-static void keep_busy(void) {
-    const int fd = open(busy, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+static void make(const char *file) {
+    const int fd = open(file, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
     if (fd < 0)
         abort();
     close(fd);
 }
 
+static void keep_busy(void) {
+    make(busy);
+}
+
 static void let_idle(void) {
     unlink(busy);
     unlink(waiting);
+    unlink(programs);
 }
 
 static uint64_t now_ms(void) {
@@ -130,17 +135,21 @@ static void on_done(void *arg, int status) {
     pthread_mutex_unlock(&end->lock);
 }
 
+static void wait_for(struct end *end) {
+    pthread_mutex_lock(&end->lock);
+    while (end->n == 0)
+        pthread_cond_wait(&end->more, &end->lock);
+    pthread_mutex_unlock(&end->lock);
+    assert_int_equal(end->status, 0);
+}
+
 static void run(struct backend_pool *pool, struct backend_stream *s, uint32_t id) {
     struct end end = {.lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER};
     const struct backend_op op = {.kind = BACKEND_TABLE, .u.table = {1, 2, 1, &id}};
     const struct backend_program program = {pool, &op, 1};
     struct err err = {0};
     assert_int_equal(backend_cuda.submit(b, s, &program, on_done, &end, &err), 0);
-    pthread_mutex_lock(&end.lock);
-    while (end.n == 0)
-        pthread_cond_wait(&end.more, &end.lock);
-    pthread_mutex_unlock(&end.lock);
-    assert_int_equal(end.status, 0);
+    wait_for(&end);
     uint32_t found = 0;
     assert_int_equal(
         cudaMemcpyAsync(&found, pool->table + 64 + 2, sizeof found, cudaMemcpyDefault, NULL),
@@ -213,17 +222,56 @@ static void test_the_end_takes_all_back(void **state) {
     assert_int_equal(cudaHostUnregister(at), cudaErrorHostMemoryNotRegistered);
 }
 
+// The reaper waits for a pause, but not for ever, and not while somebody waits for the memory.
+static void test_memory_is_taken_back_in_a_pause(void **state) {
+    (void)state;
+    enum { PAUSE, PATIENCE, WANTED, WAYS };
+    struct end ends[WAYS];
+    int status;
+    struct backend_pool *pool = open_pool(16, BACKEND_FD, &status);
+    struct backend_stream *s = open_stream();
+    for (int way = 0; way < WAYS; way++) {
+        struct backend_mem *mem = alloc(way == WANTED ? BIG : MIB, BACKEND_DEVICE, BACKEND_FD),
+                           *other;
+        const struct backend_program program = {pool, NULL, 0};
+        struct err err = {0};
+        const uint64_t used = available();
+        ends[way] =
+            (struct end){.lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER};
+        make(programs);
+        assert_int_equal(backend_cuda.submit(b, s, &program, on_done, &ends[way], &err), 0);
+        const uint64_t begin = now_ms();
+        backend_cuda.mem_free(b, mem);
+        usleep(100000);
+        assert_int_equal(available(), used);
+        if (way == PAUSE)
+            let_idle();
+        if (way == WANTED)
+            assert_int_equal(get(BIG, BACKEND_DEVICE, BACKEND_FD, &other), KVPOOL_E_AGAIN);
+        await(available() > used);
+        if (way == PATIENCE)
+            assert_true(now_ms() - begin >= 900);
+        else
+            assert_true(now_ms() - begin < 800);
+        let_idle();
+        wait_for(&ends[way]);
+    }
+    backend_cuda.stream_close(b, s);
+    backend_cuda.pool_close(b, pool);
+    backend_cuda.close(b);
+}
+
 // --- who needs the memory ---------------------------------------------------------------------------
 
 static void test_memory_on_its_way_back_can_be_had_again(void **state) {
     (void)state;
     static const enum backend_export hows[] = {BACKEND_FD, BACKEND_IPC};
-    for (size_t i = 0; i < 4; i++) {
-        struct backend_mem *mem = alloc(BIG, BACKEND_DEVICE, hows[i % 2]), *other;
+    for (size_t i = 0; i < 2; i++) {
+        struct backend_mem *mem = alloc(BIG, BACKEND_DEVICE, hows[i]), *other;
         keep_busy();
         backend_cuda.mem_free(b, mem);
         await_waiting();
-        const enum backend_export how = hows[i / 2];
+        const enum backend_export how = hows[1 - i];
         assert_int_equal(get(BIG, BACKEND_DEVICE, how, &other), KVPOOL_E_AGAIN);
         assert_int_equal(get(MEMORY, BACKEND_DEVICE, how, &other), KVPOOL_E_NOMEM);
         assert_int_equal(get(MIB, BACKEND_DEVICE, how, &other), 0); // of what is free
@@ -422,6 +470,7 @@ int main(int argc, char **argv) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_nothing_waits_and_all_comes_back, setup),
         cmocka_unit_test_setup(test_the_end_takes_all_back, setup),
+        cmocka_unit_test_setup(test_memory_is_taken_back_in_a_pause, setup),
         cmocka_unit_test_setup(test_memory_on_its_way_back_can_be_had_again, setup),
         cmocka_unit_test_setup(test_a_pool_is_made_anew_of_the_same_memory, setup),
         cmocka_unit_test_setup(test_host_memory_too, setup),
@@ -429,8 +478,10 @@ int main(int argc, char **argv) {
         cmocka_unit_test_setup(test_a_loss_that_the_reaper_sees_is_final, setup),
     };
     char memory[32];
+    alarm(100); // what should not wait does
     snprintf(busy, sizeof busy, "/tmp/kvpool-busy-%d", (int)getpid());
     snprintf(waiting, sizeof waiting, "%s.waiting", busy);
+    snprintf(programs, sizeof programs, "%s.programs", busy);
     snprintf(memory, sizeof memory, "%llu", (unsigned long long)MEMORY);
     setenv("KVPOOL_EMULATE_BUSY", busy, 1);
     setenv("KVPOOL_EMULATE_MEMORY", memory, 1);

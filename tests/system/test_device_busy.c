@@ -249,7 +249,7 @@ static void who_needs_the_memory_gets_it(void **state) {
     (void)state;
     static const uint32_t kinds[] = {KVPOOL_EXPORT_FD, KVPOOL_EXPORT_IPC, 0};
     kvpool_client *client = client_open_timeout(&kvd, LIMIT_MS);
-    kvpool_client *hasty = client_open_timeout(&kvd, 400);
+    kvpool_client *hasty = client_open_timeout(&kvd, 250);
     for (unsigned i = 0; i < sizeof kinds / sizeof *kinds; i++) {
         struct getter g = {.export_as = kinds[i]};
         kvpool_region *region = NULL;

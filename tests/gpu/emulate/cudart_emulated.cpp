@@ -280,7 +280,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     return result(event_known(e) ? cudaSuccess : cudaErrorInvalidResourceHandle);
 }
 cudaError_t cudaEventQuery(cudaEvent_t e) {
-    return cudaEventSynchronize(e);
+    return emu_programs_last() ? cudaErrorNotReady : cudaEventSynchronize(e);
 }
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end) {
     if (!event_known(start) || !event_known(end) || !start->recorded || !end->recorded)

@@ -9,6 +9,7 @@
 //     libcuda_emulated.cpp). The file is opened whole; the handle says where in it the allocation is.
 //  3. While the file $KVPOOL_EMULATE_BUSY exists the device counts as busy: calls that take memory back,
 //     which may wait for all work on a GPU, wait until it is gone. The first to wait makes $..._BUSY.waiting.
+//     While $..._BUSY.programs exists no event is over.
 // Threads: any.
 #include "tests/gpu/emulate/device_memory.h"
 #include "tests/gpu/emulate/cudart_emulated.h"
@@ -51,6 +52,14 @@ bool emu_memory_is_file(int fd, size_t *ret_bytes) {
         return false;
     *ret_bytes = (size_t)st.st_size;
     return true;
+}
+bool emu_programs_last() {
+    const char *busy = getenv("KVPOOL_EMULATE_BUSY");
+    char path[512];
+    if (busy == nullptr)
+        return false;
+    snprintf(path, sizeof path, "%s.programs", busy);
+    return access(path, F_OK) == 0;
 }
 void emu_memory_wait_idle() {
     const char *busy = getenv("KVPOOL_EMULATE_BUSY");

@@ -20,7 +20,7 @@ enum { GIVERS = 4, EACH = 2000 };
 struct rig {
     atomic_bool shut; // nothing is released
     // The reaper's, and the test's after it: plain memory, where a race shows.
-    uint32_t started, released;
+    uint32_t started, ready, released;
     uint32_t order[GIVERS * EACH]; // numbers, as they were released
 };
 
@@ -35,6 +35,11 @@ static struct cuda_reaper *reaper;
 static void on_started(void *arg) {
     struct rig *r = arg;
     r->started++;
+}
+
+static void on_ready(void *arg) {
+    struct rig *r = arg;
+    r->ready++;
 }
 
 static void on_released(void *arg) {
@@ -62,7 +67,7 @@ static int setup(void **state) {
     (void)state;
     struct err err;
     rig = (struct rig){0};
-    const struct cuda_reaper_calls calls = {on_started, on_released, &rig};
+    const struct cuda_reaper_calls calls = {on_started, on_ready, on_released, &rig};
     return cuda_reaper_open(&calls, &reaper, &err);
 }
 
@@ -75,6 +80,7 @@ static void closes_with(uint32_t released) {
 static void test_an_idle_reaper_ends(void **state) {
     (void)state;
     closes_with(0);
+    assert_int_equal(rig.ready, 0);
 }
 
 static void await_bytes(enum backend_place place, uint64_t bytes) {
@@ -101,6 +107,8 @@ static void test_bytes_are_pending_until_they_are_released(void **state) {
     closes_with(5);
     for (uint32_t i = 0; i < 5; i++)
         assert_int_equal(rig.order[i], i);
+    assert_true(rig.ready == 2 ||
+                rig.ready == 3); // once for what was there: 0, 1..3 or 0..3, and 4
 }
 
 static void *open_soon(void *arg) {
