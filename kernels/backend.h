@@ -191,7 +191,8 @@ struct backend_ops {
     uint32_t (*lanes)(const struct backend *b);
 
     // Zeroed memory that another process can map. bytes > 0, rounded up. Errors: NOMEM, AGAIN (see
-    // invariant 6; err->detail: nanoseconds after which to try again), UNSUPPORTED (cpu: BACKEND_IPC; BACKEND_HOST with BACKEND_IPC).
+    // invariant 6; err->detail: nanoseconds after which to try again), UNSUPPORTED (cpu: BACKEND_IPC;
+    // BACKEND_HOST with BACKEND_IPC).
     int (*mem_alloc)(struct backend *b, uint64_t bytes, enum backend_place place,
                      enum backend_export how, struct backend_mem **ret, struct err *err);
     // Another process's device memory: bytes at `offset` of what the handle opens. Optional (cpu has
