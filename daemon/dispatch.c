@@ -282,15 +282,30 @@ static void count_done(struct stats *stats, uint16_t op) {
     stats->decodes += op == PROTO_DECODE;
 }
 
+static const char *job_error(const struct job *job, int status) {
+    if (status == KVPOOL_E_NOMEM)
+        return job->appends ? "the backend has no memory for this attention; k and v were appended"
+                            : "the backend has no memory for this attention";
+    return status != KVPOOL_E_SHUTDOWN ? "the backend has failed"
+           : job->session->dying       ? "the session is ending"
+                                       : "the daemon ends";
+}
+
 static void on_job_done(struct engine_job *engine_job, int status) {
     struct job *job = (struct job *)engine_job;
     struct dispatch *d = job->d;
     struct session *s = job->session;
     struct request *r = job->request;
+    const char *why = job_error(job, status);
+    if (status == KVPOOL_E_NOMEM)
+        log_warn("attention.nomem",
+                 "session=0x%" PRIx64 " pid=%u pool=0x%" PRIx64 " layer=%u error=\"%s\"", s->handle,
+                 s->pid, job->pool->handle, job->layer, why);
     if (job->step != 0) {
         struct err err = {0};
+        bool appended = status == 0 || status == KVPOOL_E_NOMEM; // backend_done_fn
         if ((job->appends &&
-             core_step_mark(d->core, s->handle, job->step, job->layer, status == 0, &err) != 0) ||
+             core_step_mark(d->core, s->handle, job->step, job->layer, appended, &err) != 0) ||
             core_step_release(d->core, s->handle, job->step, &err) != 0)
             log_error("job.release", "step=%" PRIu64 " error=\"%s\"", job->step, err.text);
     }
@@ -308,10 +323,7 @@ static void on_job_done(struct engine_job *engine_job, int status) {
         request_reply(d, r, NULL, 0, NULL, 0);
     } else if (r != NULL) {
         struct err err;
-        err_set(&err, status, "%s",
-                status != KVPOOL_E_SHUTDOWN ? "the backend has failed"
-                : s->dying                  ? "the session is ending"
-                                            : "the daemon ends");
+        err_set(&err, status, "%s", why);
         request_fail(d, r, &err);
     }
     if (!session_reap(s) && s->parked_head != NULL)

@@ -7,6 +7,8 @@
 //        |--(a slice was refused, or failed)--> refused
 //        \--(the client was cancelled)--------> finished
 //
+//   A slice done with NOMEM has not failed: the job goes on, and ends with that.
+//
 //   finished, refused --(uv_async, loop thread)--> job->done
 //
 // Invariants (beside engine.h's)
@@ -98,6 +100,11 @@ static struct queue queue_take(struct queue *q) {
     return taken;
 }
 
+// Of the backend.
+static bool failure(int status) {
+    return status != 0 && status != KVPOOL_E_NOMEM && status != KVPOOL_E_SHUTDOWN;
+}
+
 // --- the device thread's side, under the lock -------------------------------------------------
 
 static void progress(struct engine *e, uint64_t now) {
@@ -186,15 +193,15 @@ static void completed(void *arg, int status) {
     uint64_t since = slice->started_ns > e->last_done_ns ? slice->started_ns : e->last_done_ns;
     uint64_t ran = now > since ? now - since : 0;
     e->last_done_ns = now;
-    cost_learn(&e->rates, &slice->cost, ran);
+    if (status == 0) // else some of it did not run
+        cost_learn(&e->rates, &slice->cost, ran);
     sched_charge(&e->sched, &c->sched, job->class, slice->contended,
                  (int64_t)ran - (int64_t)slice->estimate_ns);
     c->queued_ns -= slice->estimate_ns;
     job->ran_ns += ran;
-    if (status != 0) {
+    if (failure(status) || job->status == 0)
         job->status = status;
-        e->refusing = true;
-    }
+    e->refusing = e->refusing || failure(status);
     if (--job->unfinished == 0) {
         if (job->class == SCHED_LATENCY && job->kind != COST_EFFECTS)
             sched_hold(&e->sched, now);
@@ -262,7 +269,7 @@ static void count(struct engine *e, const struct engine_job *job) {
     histogram_add(&e->stats.run[job->kind], job->ran_ns);
 }
 
-static const char *failure(const struct engine *e) {
+static const char *backend_failure(const struct engine *e) {
     return e->ops->failure != NULL ? e->ops->failure(e->backend) : NULL;
 }
 
@@ -276,8 +283,8 @@ static void deliver_queue(struct engine *e, struct engine_job *job) {
     while (job != NULL) {
         struct engine_job *next = job->next;
         int status = job->status;
-        if (status != 0 && status != KVPOOL_E_SHUTDOWN && !e->failed) {
-            const char *why = failure(e);
+        if (failure(status) && !e->failed) {
+            const char *why = backend_failure(e);
             fail(e, why != NULL ? why : "see above");
         }
         if (e->failed)
@@ -514,7 +521,7 @@ void engine_submit(struct engine *e, struct engine_job *job) {
 }
 
 bool engine_lost(struct engine *e) {
-    const char *why = e->ops->fatal && !e->failed ? failure(e) : NULL;
+    const char *why = e->ops->fatal && !e->failed ? backend_failure(e) : NULL;
     if (why != NULL) // without a job of ours
         fail(e, why);
     return e->failed && e->ops->fatal;

@@ -11,7 +11,8 @@
 //  1. What the threads share is under one lock; a job belongs to exactly one side at a time.
 //  2. Jobs of one client run in the order of engine_submit, slice after slice; done is called in
 //     that order, on the loop. Those of different clients may run in any order.
-//  3. After a sticky backend failure every job is done with KVPOOL_E_BACKEND.
+//  3. After a sticky backend failure every job is done with KVPOOL_E_BACKEND. A job one of whose slices is
+//     done with KVPOOL_E_NOMEM (backend.h) has all its slices run and is done with that, alone.
 //  4. At most `window` slices (backend_ops.window) are with the backend at once, and of BULK jobs at
 //     most half of them, or ENGINE_BULK: enough to keep a device busy, and room is left for what is in
 //     a hurry.

@@ -19,7 +19,8 @@
 //     results of all its queries on cuda, those that do not see it included (a probability of 0
 //     times V); on cpu only of those that see it.
 //  3. `done` is called exactly once for every accepted program, from any thread, possibly before
-//     submit returns. A program refused by submit is not `done`.
+//     submit returns. A program refused by submit is not `done`. A program of which an ATTEND was left
+//     out (KVPOOL_E_NOMEM) has not failed.
 //  4. Equal inputs give equal bits (fixed order of every reduction), whatever the number of
 //  threads.
 //  5. Arrays a program points to are copied or used only until `done`.
@@ -138,7 +139,8 @@ struct backend_attend_op { // semantics: "Attention" in include/kvpool/kvpool.h
     // One sequence's queries a..b of a longer op, a a multiple of row_block's queries: their bits are
     // those that they have in the longer op.
     bool part;
-    // A sequence's bits do not depend on the others in the batch.
+    // A sequence's bits do not depend on the others in the batch: where that takes memory that there is
+    // none of, the op is left out (backend_done_fn).
     bool batch_invariant;
     struct backend_scales scales;
     struct backend_tensor sinks;  // fp32 [qo_heads], dense: a logit more in every row of the head,
@@ -163,7 +165,10 @@ struct backend_program {
     uint32_t n;
 };
 
-// status 0 or KVPOOL_E_BACKEND (sticky: the backend is unusable from then on).
+// status: 0;
+// KVPOOL_E_NOMEM: an ATTEND of the program was left out for want of memory, and what its outputs hold is
+//   not specified (parts of the result may be there). All other ops are done, and later programs are fine;
+// KVPOOL_E_BACKEND: the program failed (sticky: the backend is unusable from then on).
 typedef void (*backend_done_fn)(void *arg, int status);
 
 struct backend_ops {
@@ -176,7 +181,7 @@ struct backend_ops {
     // worked on in blocks of so many. Where a causal ATTEND is cut between blocks the bits of the
     // result stay. 0: ATTEND may not be cut.
     uint32_t row_block;
-    // Once a program has failed only a new process can use the device again.
+    // Once a program has failed (KVPOOL_E_BACKEND) only a new process can use the device again.
     bool fatal;
 
     // Errors: BACKEND (no such device, driver or build; the text says which), NOMEM.

@@ -541,7 +541,8 @@ KVPOOL_API kvpool_status kvpool_step_abort(kvpool_client *client, kvpool_step st
 // they must be the same in every request on the same tokens, which the daemon does not check.
 //
 // The same inputs give the same bits. With KVPOOL_ATTN_BATCH_INVARIANT a sequence's bits also do not
-// depend on which other sequences are in the batch; that may cost speed.
+// depend on which other sequences are in the batch; that may cost speed, and memory of the device:
+// where there is none left for it the request fails with NOMEM.
 //
 // Softmax is computed online (Milakov & Gimelshein, "Online normalizer calculation for softmax",
 // 2018), accumulated in fp32; the KV pages are read in place ("paged attention", Kwon et al.,
@@ -593,6 +594,9 @@ KVPOOL_API kvpool_status kvpool_append(kvpool_client *client, const kvpool_attn_
 // that is not fp8), STALE, PERM (another client's sequence,
 // region), NOTFOUND (no such step), BUSY (a sequence without this step while in one), AGAIN,
 // TOOBIG, BACKEND, UNSUPPORTED (scales, sinks or BATCH_INVARIANT for a daemon that knows none).
+// Not before: NOMEM (BATCH_INVARIANT, and the device has no memory for it: out and lse hold nothing
+// certain, and the rest is done: k and v are appended, the step can be committed. The call may be
+// repeated, or made without the flag).
 KVPOOL_API kvpool_status kvpool_prefill(kvpool_client *client, const kvpool_attn_args *args);
 KVPOOL_API kvpool_status kvpool_decode(kvpool_client *client, const kvpool_attn_args *args);
 

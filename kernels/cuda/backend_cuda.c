@@ -15,7 +15,8 @@
 //  1. Neither submit nor mem_free, pool_close and stream_close wait for the device: these three give
 //     what is done with to the reaper. close waits until it has released everything.
 //  2. Any error of CUDA in a program is final: it is kept as text, and every later submit is refused
-//     with it. Only a new process can use the device again.
+//     with it. Only a new process can use the device again. No memory for an ATTEND is none: it is left
+//     out (KVPOOL_E_NOMEM).
 //  3. Programs of different streams are not ordered. Whoever submits a program that reads what another
 //     stream's program wrote does so after that one's `done`: the daemon seals pages for others when a
 //     step is committed, which waits until the step's work is done.

@@ -5,6 +5,10 @@
 // A plan: works, sequences, sums (decode_plan.cuh). A workspace: DECODE_COUNTERS words and DECODE_POST_BYTES of
 // each CTA that are 0 between launches, whatever was launched; batch-invariant, then DECODE_MAX_PIECES partial
 // results of each item.
+//
+// Invariant: what a launch takes does not depend on batch.n, nor, of at most DECODE_MAX_Q_LEN, on
+// batch.max_q_len: a sequence that is taken alone is taken beside any others. How many sequences one launch
+// takes is another matter: cuda_decode_max_sequences.
 #include "kernels/cuda/decode_plan.cuh"
 
 #include <cuda_runtime_api.h>
@@ -20,18 +24,31 @@ struct layout {
     int64_t page_stride, value_stride, head_stride, token_stride; // of the pool, in bytes
 };
 
-static uint32_t column_tiles(const struct cuda_attention *a) {
-    uint32_t columns = a->batch.max_q_len * (a->qo_heads / a->kv.kv_heads);
+static uint32_t column_tiles(const struct cuda_attention *a, uint32_t q_len) {
+    uint32_t columns = q_len * (a->qo_heads / a->kv.kv_heads);
     uint32_t most = a->kv.head_dim == 256 ? 2 : 4;
     uint32_t nt = columns <= 8 ? 1 : columns <= 16 ? 2 : 4;
     return nt < most ? nt : most;
 }
 
+// Items of a sequence of so many query tokens, where none of the launch has more.
+static uint32_t items_of(const struct cuda_attention *a, uint32_t q_len) {
+    uint32_t columns = q_len * (a->qo_heads / a->kv.kv_heads), block = 8 * column_tiles(a, q_len);
+    return a->kv.kv_heads * ((columns + block - 1) / block);
+}
+
+// Of one sequence, batch-invariant.
+static size_t piece_bytes(const struct cuda_attention *a) {
+    uint32_t q_len = a->batch.max_q_len;
+    return (size_t)items_of(a, q_len) * DECODE_MAX_PIECES *
+           decode_partial_bytes(a->kv.head_dim, column_tiles(a, q_len));
+}
+
 static bool lay_out(const struct cuda_device *d, const struct cuda_attention *a,
                     struct layout *ret) {
     struct layout l;
-    uint32_t head_dim = a->kv.head_dim, group = a->qo_heads / a->kv.kv_heads;
-    l.nt = column_tiles(a);
+    uint32_t head_dim = a->kv.head_dim;
+    l.nt = column_tiles(a, a->batch.max_q_len);
     l.kv8 = a->kv.dtype == CUDA_E4M3;
     l.ctas = a->max_ctas != 0 && a->max_ctas < (uint32_t)d->sms ? a->max_ctas : (uint32_t)d->sms;
     for (l.warps = DECODE_MAX_WARPS; l.warps > 0; l.warps--)
@@ -39,7 +56,7 @@ static bool lay_out(const struct cuda_device *d, const struct cuda_attention *a,
             break;
     if (l.warps == 0)
         return false;
-    l.items = a->kv.kv_heads * ((a->batch.max_q_len * group + 8 * l.nt - 1) / (8 * l.nt));
+    l.items = items_of(a, a->batch.max_q_len);
     l.sequences = (size_t)l.ctas * DECODE_MAX_WARPS * sizeof(struct decode_work);
     l.sums = l.sequences + ((size_t)a->batch.n + DECODE_PAD) * sizeof(struct decode_sequence);
     l.plan_bytes = l.sums + (size_t)a->batch.n * sizeof(uint64_t);
@@ -48,8 +65,7 @@ static bool lay_out(const struct cuda_device *d, const struct cuda_attention *a,
     l.pieces = l.posts + (size_t)d->sms * DECODE_POST_BYTES;
     l.workspace_bytes = l.pieces;
     if (a->batch_invariant)
-        l.workspace_bytes +=
-            (size_t)a->batch.n * l.items * DECODE_MAX_PIECES * decode_partial_bytes(head_dim, l.nt);
+        l.workspace_bytes += a->batch.n * piece_bytes(a);
     int64_t element = l.kv8 ? 1 : 2;
     l.page_stride = a->kv.page_stride * element;
     l.value_stride = a->kv.value_stride * element;
@@ -72,11 +88,21 @@ bool cuda_decode_takes(const struct cuda_attention *a) {
         return false;
     if (a->batch.max_q_len > DECODE_MAX_Q_LEN || kv->page_shift < 3 || kv->page_shift > 30)
         return false;
-    if (!a->batch_invariant)
-        return true;
-    uint32_t columns = a->batch.max_q_len * (a->qo_heads / kv->kv_heads), nt = column_tiles(a);
-    uint64_t items = (uint64_t)kv->kv_heads * ((columns + 8 * nt - 1) / (8 * nt));
-    return items * a->batch.n <= DECODE_COUNTERS;
+    return !a->batch_invariant || items_of(a, DECODE_MAX_Q_LEN) <= DECODE_COUNTERS;
+}
+
+uint32_t cuda_decode_max_sequences(const struct cuda_attention *a) {
+    static_assert(DECODE_PIECES_BYTES / (DECODE_MAX_PIECES * decode_partial_bytes(64, 1)) <=
+                      DECODE_COUNTERS,
+                  "a counter for each item that there is room for");
+    size_t each = a->batch_invariant ? piece_bytes(a) : 0;
+    if (each == 0)
+        return UINT32_MAX;
+    return each < DECODE_PIECES_BYTES ? (uint32_t)(DECODE_PIECES_BYTES / each) : 1;
+}
+
+static bool takes_all(const struct cuda_attention *a) {
+    return cuda_decode_takes(a) && a->batch.n <= cuda_decode_max_sequences(a);
 }
 
 size_t cuda_decode_plan_bytes(const struct cuda_device *d, const struct cuda_attention *a) {
@@ -91,7 +117,7 @@ size_t cuda_decode_workspace_bytes(const struct cuda_device *d, const struct cud
 
 int cuda_decode_plan(const struct cuda_device *d, const struct cuda_attention *a, void *stream) {
     struct layout l;
-    if (!cuda_decode_takes(a) || !lay_out(d, a, &l))
+    if (!takes_all(a) || !lay_out(d, a, &l))
         return (int)cudaErrorInvalidValue;
     if (a->batch.n == 0 || a->batch.max_q_len == 0)
         return 0;
@@ -149,7 +175,7 @@ static int start(const struct decode_args &args, uint32_t head_dim, const struct
 
 int cuda_decode(const struct cuda_device *d, const struct cuda_attention *a, void *stream) {
     struct layout l;
-    if (!cuda_decode_takes(a) || !lay_out(d, a, &l) || a->workspace_bytes < l.workspace_bytes)
+    if (!takes_all(a) || !lay_out(d, a, &l) || a->workspace_bytes < l.workspace_bytes)
         return (int)cudaErrorInvalidValue;
     if (a->batch.n == 0 || a->batch.max_q_len == 0)
         return 0;

@@ -410,11 +410,12 @@ post_state(const struct decode_args &a, const struct decode_place &place,
     }
 }
 
-// Merges the n pieces at `parts`, all blocks. Two parts of several blocks are loaded at once.
+// Merges the n pieces at `parts`, all blocks. Two parts of several blocks are loaded at once. Not inlined: it is 20 KB
+// behind a branch that the compiler takes for one that parts the warp.
 template <class C>
-static __device__ __forceinline__ void merge_pieces(const struct decode_args &a, uint32_t q0,
-                                                    uint32_t what, const unsigned char *parts,
-                                                    uint32_t n) {
+static __device__ __noinline__ void merge_pieces(const struct decode_args &a, uint32_t q0,
+                                                 uint32_t what, const unsigned char *parts,
+                                                 uint32_t n) {
     constexpr uint32_t BYTES = decode_partial_bytes(C::D, C::NT);
     constexpr int TWO = 2; // the same in all instances: so are the bits
     constexpr int MOST = C::NT == 1 ? 8 : 2, BLOCKS = C::DT < MOST ? C::DT : MOST;
@@ -526,13 +527,14 @@ end_segment(const struct decode_args &a, const struct decode_shared<C> &shared,
 // --- the kernel ----------------------------------------------------------------------------------
 
 template <class T, class KV, int D, int NT>
-__global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct decode_args a) {
+__global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1)
+    decode_kernel(const __grid_constant__ struct decode_args a) {
     using C = decode_config<T, KV, D, NT>;
     KVPOOL_SHARED smem[];
     struct decode_shared<C> shared = {
         smem, a.run_warps
     };
-    uint32_t lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    uint32_t lane = threadIdx.x % 32, warp = warp_uniform(threadIdx.x / 32);
 
     wait_previous_kernel();
     start_next_kernel();
@@ -541,15 +543,15 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
     struct decode_lane<C::GROUPS> tiles = decode_load_first<C>(work);
     uint4 begin = load_now(&work->run), more = load_now(&work->run.line_shift);
     const struct decode_copier copier = decode_copier_of<C>(a);
-    const uint32_t line_shift = more.x;
-    const bool alone = more.y;
+    const uint32_t line_shift = warp_uniform(more.x);
+    const bool alone = warp_uniform(more.y);
     struct decode_cursor at = {begin.x,    begin.y,
                                begin.z,    warp & ((1u << line_shift) - 1),
                                line_shift, decode_load(&work->run.sequence)};
     // No tile is at DECODE_NOWHERE: to look ties the reads together, else they would be one after the other,
     // the tiles' behind the count's.
-    uint32_t count =
-        tiles.place.token != DECODE_NOWHERE ? begin.w : 0; // 0: the warp only helps to sum
+    uint32_t count = warp_uniform(
+        tiles.place.token != DECODE_NOWHERE ? begin.w : 0); // 0: the warp only helps to sum
     uint32_t ring = smem_address(smem) + warp * shared.RING;
     const unsigned char *copied = shared.own(warp);
 
@@ -590,6 +592,7 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1) decode_kernel(struct
             __syncwarp();
         }
         struct decode_place place = *shared.place(warp, stage);
+        place.what = warp_uniform(place.what);
         if (is_new) {
             load_queries<C>(a, first_segment ? copied : nullptr, place.q0, place.what, queries);
             reset_state<C>(state);

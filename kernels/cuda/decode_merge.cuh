@@ -470,6 +470,8 @@ static __device__ __forceinline__ void merge_cut(const struct decode_args &a,
 #pragma unroll 1
     for (int i = 0; i < DECODE_MERGES; i++) {
         struct decode_merge merge = merges[i];
+        merge.how = warp_uniform(merge.how);
+        merge.posted = warp_uniform(merge.posted);
         if (merge.how == 0)
             continue;
         struct decode_sum<C> sum(a, shared, merge, part_of_cta<C>(a, merge.from, lines),

@@ -28,11 +28,13 @@ enum {
     DECODE_MAX_WARPS = 8,      // of a CTA; where its shared memory is small, fewer have runs
     DECODE_MAX_PIECES = 16,    // batch-invariant: of an item
     DECODE_PIECE_TOKENS = 128, // batch-invariant: of a piece, at least
-    DECODE_COUNTERS = 65536,   // words at the beginning of a workspace; zero between launches
-    DECODE_MAX_HEADS = 8192,   // kv heads that decode_place can hold
-    DECODE_LINE_SHIFT = 3,     // eight lines
-    DECODE_LINE_PARTS = 3, // items longer than so many CTAs have of them: one line for all heads
-    DECODE_FIRST = 4,      // tiles of a run that the plan itself finds
+    DECODE_PIECES_BYTES =
+        64 << 20,            // batch-invariant: of a launch's pieces, unless one sequence has more
+    DECODE_COUNTERS = 65536, // words at the beginning of a workspace; zero between launches
+    DECODE_MAX_HEADS = 8192, // kv heads that decode_place can hold
+    DECODE_LINE_SHIFT = 3,   // eight lines
+    DECODE_LINE_PARTS = 3,   // items longer than so many CTAs have of them: one line for all heads
+    DECODE_FIRST = 4,        // tiles of a run that the plan itself finds
 };
 
 static constexpr uint32_t DECODE_NOWHERE = 0xffffffffu; // no token, no page id

@@ -119,9 +119,10 @@ static bool advance(struct cuda_flights *f, struct cuda_queue **at) {
         cudaError_t e = cudaEventQuery(flight->event);
         if (e == cudaErrorNotReady)
             return any;
+        int status = flight->status;
         if (e != cudaSuccess) {
             struct err err;
-            cuda_error(&err, KVPOOL_E_BACKEND, "a program failed on the GPU", e);
+            status = cuda_error(&err, KVPOOL_E_BACKEND, "a program failed on the GPU", e);
             cuda_flights_fail(f, err.text);
         }
         backend_done_fn done = flight->done;
@@ -132,7 +133,7 @@ static bool advance(struct cuda_flights *f, struct cuda_queue **at) {
             q = NULL;
         }
         take_back(f, flight);
-        done(arg, e == cudaSuccess ? 0 : KVPOOL_E_BACKEND);
+        done(arg, status);
         any = true;
     }
     return any;
@@ -261,6 +262,7 @@ int cuda_flight_get(struct cuda_flights *f, struct cuda_flight **ret, struct err
         }
     }
     flight->chunks = NULL;
+    flight->status = 0;
     atomic_fetch_add(&f->flying, 1);
     *ret = flight;
     return 0;

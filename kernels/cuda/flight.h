@@ -44,6 +44,7 @@ struct cuda_flight {
     struct cuda_queue *queue;
     backend_done_fn done;
     void *arg;
+    int status; // done's if the device does its part: 0, or NOMEM
     struct cuda_flight *next;
 };
 

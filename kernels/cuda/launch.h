@@ -99,6 +99,9 @@ struct cuda_attention {
 // --- decode: at most 8 query tokens a sequence (decode.cuh) ------------------------------------
 // head_dim 64, 128, 256; group (qo_heads / kv_heads) at most 32; fp16, bf16; kv the same or e4m3.
 bool cuda_decode_takes(const struct cuda_attention *a);
+// batch.n of a launch that it takes at most. A larger batch is several launches over subsets of it, each with a plan
+// of its own; batch-invariant (there is no limit otherwise) the bits are the same, and the workspace is bounded.
+uint32_t cuda_decode_max_sequences(const struct cuda_attention *a);
 size_t cuda_decode_plan_bytes(const struct cuda_device *d, const struct cuda_attention *a);
 size_t cuda_decode_workspace_bytes(const struct cuda_device *d, const struct cuda_attention *a);
 int cuda_decode_plan(const struct cuda_device *d, const struct cuda_attention *a, void *stream);

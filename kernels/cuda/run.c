@@ -94,14 +94,14 @@ static struct cuda_kv kv_of(const struct run *r, uint32_t layer,
 }
 
 // The batch on the device, uploaded if the stream has not got it; then all that is gathered is
-// flushed. NULL: *ret_status says why.
+// flushed. NULL: *ret_status says why: NOMEM, BACKEND.
 static const struct cuda_batch_slot *get_batch(struct run *r, const struct backend_batch *batch,
                                                int *ret_status, struct err *err) {
     bool fresh;
     struct cuda_batch_slot *slot = cuda_stream_batch(r->s, batch, &fresh);
     if (slot == NULL) {
         *ret_status =
-            err_set(err, KVPOOL_E_BACKEND, "no memory for a batch of %u sequences", batch->n);
+            err_set(err, KVPOOL_E_NOMEM, "no memory for a batch of %u sequences", batch->n);
         return NULL;
     }
     int status = 0;
@@ -130,6 +130,20 @@ static struct cuda_batch part_of(const struct run *r, const struct cuda_batch_sl
     };
 }
 
+// At most n of the batch's sequences, from `first` on; nnz and max_q_len are bounds.
+static struct cuda_batch sequences_of(const struct cuda_batch *batch, uint32_t first, uint32_t n) {
+    struct cuda_batch ret = *batch;
+    ret.n = batch->n - first < n ? batch->n - first : n;
+    if (ret.index != NULL) {
+        ret.index += first;
+    } else {
+        ret.rows += first;
+        ret.kv_len += first;
+        ret.qo_indptr += first;
+    }
+    return ret;
+}
+
 static bool has_tokens(const struct backend_batch *batch) {
     return batch->n > 0 && batch->qo_indptr[batch->n] > 0;
 }
@@ -139,8 +153,8 @@ static int run_append(struct run *r, const struct backend_append_op *op, struct 
     if (!has_tokens(&op->batch))
         return 0;
     const struct cuda_batch_slot *slot = get_batch(r, &op->batch, &status, err);
-    if (slot == NULL)
-        return status;
+    if (slot == NULL) // an append cannot be left out
+        return status == KVPOOL_E_NOMEM ? KVPOOL_E_BACKEND : status;
     const struct cuda_append a = {
         .kv = kv_of(r, op->layer, &op->scales),
         .batch = part_of(r, slot, ALL),
@@ -155,16 +169,19 @@ static int run_append(struct run *r, const struct backend_append_op *op, struct 
 // What makes a kernel with a plan.
 static const struct planned {
     bool (*takes)(const struct cuda_attention *a);
+    uint32_t (*max_sequences)(const struct cuda_attention *a); // of a launch; NULL: any number
     size_t (*plan_bytes)(const struct cuda_device *d, const struct cuda_attention *a);
     size_t (*workspace_bytes)(const struct cuda_device *d, const struct cuda_attention *a);
     int (*plan)(const struct cuda_device *d, const struct cuda_attention *a, void *stream);
     int (*run)(const struct cuda_device *d, const struct cuda_attention *a, void *stream);
     const char *planning, *running;
 } kernels[CUDA_PLANNED_KERNELS] = {
-    [CUDA_DECODE] = {cuda_decode_takes, cuda_decode_plan_bytes, cuda_decode_workspace_bytes,
-                     cuda_decode_plan, cuda_decode, "planning a decode", "launching a decode"},
-    [CUDA_PREFILL] = {cuda_prefill_takes, cuda_prefill_plan_bytes, cuda_prefill_workspace_bytes,
-                      cuda_prefill_plan, cuda_prefill, "planning a prefill", "launching a prefill"},
+    [CUDA_DECODE] = {cuda_decode_takes, cuda_decode_max_sequences, cuda_decode_plan_bytes,
+                     cuda_decode_workspace_bytes, cuda_decode_plan, cuda_decode,
+                     "planning a decode", "launching a decode"},
+    [CUDA_PREFILL] = {cuda_prefill_takes, NULL, cuda_prefill_plan_bytes,
+                      cuda_prefill_workspace_bytes, cuda_prefill_plan, cuda_prefill,
+                      "planning a prefill", "launching a prefill"},
 };
 
 static int run_generic(struct run *r, struct cuda_attention *a, struct err *err) {
@@ -182,14 +199,16 @@ static uint64_t last_update(const struct backend_pool *pool, const struct cuda_b
     return last;
 }
 
-static int run_planned(struct run *r, const struct cuda_batch_slot *slot, enum part part,
-                       enum cuda_kernel kernel, struct cuda_attention *a, struct err *err) {
-    const struct planned *k = &kernels[kernel];
-    const struct cuda_plan_key key = {
+static struct cuda_plan_key key_of(const struct run *r, const struct cuda_batch_slot *slot,
+                                   enum part part, enum cuda_kernel kernel, uint32_t first,
+                                   uint32_t each, const struct cuda_attention *a) {
+    return (struct cuda_plan_key){
         .pool = r->pool->id,
         .update = last_update(r->pool, slot),
         .kernel = (uint32_t)kernel,
         .part = (uint32_t)part,
+        .first = first,
+        .each = each,
         .qo_heads = a->qo_heads,
         .kv_heads = a->kv.kv_heads,
         .head_dim = a->kv.head_dim,
@@ -203,21 +222,41 @@ static int run_planned(struct run *r, const struct cuda_batch_slot *slot, enum p
         .sinks = a->sinks != NULL,
         .soft_cap = a->soft_cap != 0,
     };
+}
+
+// The workspace of a launch of a->batch. False: no memory.
+static bool get_workspace(struct run *r, enum cuda_kernel kernel, struct cuda_attention *a) {
+    bool zeroing;
+    a->workspace_bytes = kernels[kernel].workspace_bytes(r->device, a);
+    if (a->workspace_bytes == 0)
+        return true;
+    a->workspace = cuda_stream_workspace(r->s, kernel, a->workspace_bytes, &zeroing);
+    if (a->workspace == NULL)
+        return false;
+    a->workspace_bytes = r->s->workspaces[kernel].bytes;
+    r->chained = r->chained && !zeroing;
+    return true;
+}
+
+static int run_without_memory(struct run *r, const char *what, struct cuda_attention *a,
+                              struct err *err) {
+    if (a->batch_invariant) // another kernel's bits are others
+        return err_set(err, KVPOOL_E_NOMEM, "%s, batch-invariant: no memory on the GPU", what);
+    return run_generic(r, a, err);
+}
+
+// One launch of `each` sequences, or those that are left; `first`: where they begin in the part.
+static int run_launch(struct run *r, const struct cuda_batch_slot *slot, enum part part,
+                      enum cuda_kernel kernel, uint32_t first, uint32_t each,
+                      struct cuda_attention *a, struct err *err) {
+    const struct planned *k = &kernels[kernel];
+    const struct cuda_plan_key key = key_of(r, slot, part, kernel, first, each, a);
     size_t plan_bytes = k->plan_bytes(r->device, a);
-    a->workspace_bytes = k->workspace_bytes(r->device, a);
-    if (a->workspace_bytes > 0) {
-        bool zeroing;
-        a->workspace = cuda_stream_workspace(r->s, kernel, a->workspace_bytes, &zeroing);
-        if (a->workspace == NULL)
-            return run_generic(r, a, err);
-        a->workspace_bytes = r->s->workspaces[kernel].bytes;
-        r->chained = r->chained && !zeroing;
-    }
     if (plan_bytes > 0) {
         bool fresh;
         struct cuda_plan *plan = cuda_stream_plan(r->s, slot, &key, plan_bytes, &fresh);
         if (plan == NULL)
-            return run_generic(r, a, err);
+            return run_without_memory(r, k->planning, a, err);
         a->plan = plan->device.address;
         a->after_previous = r->chained;
         int status = fresh ? launched(r, k->planning, k->plan(r->device, a, r->s->stream), err) : 0;
@@ -226,6 +265,29 @@ static int run_planned(struct run *r, const struct cuda_batch_slot *slot, enum p
     }
     a->after_previous = r->chained;
     return launched(r, k->running, k->run(r->device, a, r->s->stream), err);
+}
+
+// Launches over consecutive sequences: one, unless that would be more than the kernel takes or there is memory
+// for, which may be so of what is batch-invariant alone. They follow one another on the stream, in one workspace.
+static int run_planned(struct run *r, const struct cuda_batch_slot *slot, enum part part,
+                       enum cuda_kernel kernel, struct cuda_attention *a, struct err *err) {
+    const struct planned *k = &kernels[kernel];
+    const struct cuda_batch all = a->batch;
+    uint32_t most = k->max_sequences != NULL ? k->max_sequences(a) : all.n;
+    uint32_t launches = most < all.n ? (all.n + most - 1) / most : 1;
+    a->batch.n = (all.n + launches - 1) / launches;
+    while (!get_workspace(r, kernel, a)) {
+        if (!a->batch_invariant || a->batch.n == 1)
+            return run_without_memory(r, k->running, a, err);
+        a->batch.n = (a->batch.n + 1) / 2;
+    }
+    const uint32_t each = a->batch.n;
+    int status = 0;
+    for (uint32_t first = 0; first < all.n && status == 0; first += each) {
+        a->batch = sequences_of(&all, first, each);
+        status = run_launch(r, slot, part, kernel, first, each, a, err);
+    }
+    return status;
 }
 
 // Kernels find 16 bytes of a row at a time where they can; where they cannot, only generic does.
@@ -303,7 +365,12 @@ int cuda_run(const struct cuda_device *device, struct cuda_flights *flights,
         .upload = {.device = device, .flights = flights, .flight = flight, .stream = s->stream},
     };
     int status = 0;
-    for (uint32_t i = 0; i < program->n && status == 0; i++)
+    for (uint32_t i = 0; i < program->n && status == 0; i++) {
         status = run_op(&r, &program->ops[i], err);
+        if (status == KVPOOL_E_NOMEM && program->ops[i].kind == BACKEND_ATTEND) { // left out
+            flight->status = status;
+            status = 0;
+        }
+    }
     return status == 0 ? flush(&r, err) : status;
 }

@@ -9,7 +9,35 @@
 
 enum { ALIGN_WORDS = 4 }; // of the arrays of a batch, so that 16 bytes can be loaded at once
 
+static uint32_t aligned(uint32_t words) {
+    return (words + ALIGN_WORDS - 1) / ALIGN_WORDS * ALIGN_WORDS;
+}
+
+// Where the lists of a batch of n sequences begin, and how many words all of it may take.
+static uint32_t lists_at(uint32_t n) {
+    return 2 * aligned(n) + aligned(n + 1);
+}
+static uint32_t words_for(uint32_t n) {
+    return lists_at(n) + aligned(n) + ALIGN_WORDS;
+}
+
+static void free_buffers(struct backend_stream *s) {
+    for (size_t i = 0; i < CUDA_STREAM_BATCHES; i++) {
+        cudaFree(s->batches[i].device.address);
+        free(s->batches[i].host);
+    }
+    for (size_t i = 0; i < CUDA_STREAM_PLANS; i++)
+        cudaFree(s->plans[i].device.address);
+    for (size_t i = 0; i < CUDA_PLANNED_KERNELS; i++)
+        cudaFree(s->workspaces[i].address);
+    cudaFree(s->pairs.address);
+    for (uint32_t i = 0; i < s->num_retired; i++)
+        cudaFree(s->retired[i]);
+    free(s->retired);
+}
+
 static void destroy(struct backend_stream *s) {
+    free_buffers(s);
     if (s->crossing != NULL)
         cudaEventDestroy(s->crossing);
     if (s->urgent != NULL)
@@ -37,7 +65,11 @@ int cuda_stream_open(struct backend_stream **ret, struct err *err) {
         goto destroy;
     }
     s->stream = s->usual;
-    if (!cuda_stream_grow(s, &s->pairs, (size_t)2 * CUDA_STREAM_PAIRS * sizeof(uint32_t))) {
+    bool enough = cuda_stream_grow(s, &s->pairs, (size_t)2 * CUDA_STREAM_PAIRS * sizeof(uint32_t));
+    for (size_t i = 0; i < CUDA_STREAM_BATCHES && enough; i++)
+        enough = cuda_stream_grow(s, &s->batches[i].device,
+                                  words_for(CUDA_STREAM_SEQUENCES) * sizeof(uint32_t));
+    if (!enough) {
         status = err_set(err, KVPOOL_E_NOMEM, "a stream: no memory on the GPU");
         goto destroy;
     }
@@ -68,18 +100,6 @@ static void release(void *arg, struct cuda_garbage *garbage) {
     struct backend_stream *s = (struct backend_stream *)garbage;
     cudaStreamSynchronize(s->usual);
     cudaStreamSynchronize(s->urgent);
-    for (size_t i = 0; i < CUDA_STREAM_BATCHES; i++) {
-        cudaFree(s->batches[i].device.address);
-        free(s->batches[i].host);
-    }
-    for (size_t i = 0; i < CUDA_STREAM_PLANS; i++)
-        cudaFree(s->plans[i].device.address);
-    for (size_t i = 0; i < CUDA_PLANNED_KERNELS; i++)
-        cudaFree(s->workspaces[i].address);
-    cudaFree(s->pairs.address);
-    for (uint32_t i = 0; i < s->num_retired; i++)
-        cudaFree(s->retired[i]);
-    free(s->retired);
     destroy(s);
     free(s);
 }
@@ -133,10 +153,6 @@ static bool same(const struct cuda_batch_slot *slot, const struct backend_batch 
            memcmp(slot->host + slot->indptr, batch->qo_indptr, bytes + sizeof(uint32_t)) == 0;
 }
 
-static uint32_t aligned(uint32_t words) {
-    return (words + ALIGN_WORDS - 1) / ALIGN_WORDS * ALIGN_WORDS;
-}
-
 static void add(struct cuda_part *part, uint32_t q_len) {
     part->n++;
     part->nnz += q_len;
@@ -171,8 +187,7 @@ static bool fill(struct backend_stream *s, struct cuda_batch_slot *slot,
     uint32_t n = batch->n;
     uint32_t kv_len = aligned(n);
     uint32_t indptr = 2 * kv_len;
-    uint32_t lists = indptr + aligned(n + 1);
-    uint32_t need = lists + aligned(n) + ALIGN_WORDS;
+    uint32_t need = words_for(n);
     slot->id = 0;
     if (need > slot->capacity) {
         uint32_t *grown = realloc(slot->host, (size_t)need * sizeof *grown);
@@ -190,7 +205,7 @@ static bool fill(struct backend_stream *s, struct cuda_batch_slot *slot,
     slot->n = n;
     slot->kv_len = kv_len;
     slot->indptr = indptr;
-    divide(slot, lists);
+    divide(slot, lists_at(n));
     slot->id = ++s->next_id;
     return true;
 }
@@ -218,9 +233,17 @@ struct cuda_batch_slot *cuda_stream_batch(struct backend_stream *s,
 
 // --- plans and workspaces -----------------------------------------------------------------------
 
+// The plan is of another launch of the same op.
+static bool same_op(const struct cuda_plan *plan, uint64_t batch, const struct cuda_plan_key *key) {
+    struct cuda_plan_key launch = plan->key;
+    launch.first = key->first;
+    return plan->batch == batch && memcmp(&launch, key, sizeof launch) == 0;
+}
+
 struct cuda_plan *cuda_stream_plan(struct backend_stream *s, const struct cuda_batch_slot *batch,
                                    const struct cuda_plan_key *key, size_t bytes, bool *ret_new) {
-    struct cuda_plan *oldest = &s->plans[0];
+    struct cuda_plan *oldest = NULL; // of other ops
+    struct cuda_plan *newest = NULL; // of this one
     for (size_t i = 0; i < CUDA_STREAM_PLANS; i++) {
         struct cuda_plan *plan = &s->plans[i];
         if (plan->batch == batch->id && memcmp(&plan->key, key, sizeof *key) == 0) {
@@ -228,18 +251,23 @@ struct cuda_plan *cuda_stream_plan(struct backend_stream *s, const struct cuda_b
             *ret_new = false;
             return plan;
         }
-        if (plan->used < oldest->used)
+        if (same_op(plan, batch->id, key)) {
+            if (newest == NULL || plan->used > newest->used)
+                newest = plan;
+        } else if (oldest == NULL || plan->used < oldest->used) {
             oldest = plan;
+        }
     }
-    oldest->batch = 0;
-    if (!cuda_stream_grow(s, &oldest->device, bytes))
+    struct cuda_plan *plan = oldest != NULL ? oldest : newest;
+    plan->batch = 0;
+    if (!cuda_stream_grow(s, &plan->device, bytes))
         return NULL;
-    oldest->batch = batch->id;
-    oldest->key = *key;
-    oldest->used = ++s->clock;
+    plan->batch = batch->id;
+    plan->key = *key;
+    plan->used = ++s->clock;
     s->planned++;
     *ret_new = true;
-    return oldest;
+    return plan;
 }
 
 void *cuda_stream_workspace(struct backend_stream *s, enum cuda_kernel kernel, size_t bytes,

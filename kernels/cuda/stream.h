@@ -5,8 +5,10 @@
 // Invariants
 //  1. Everything here is written and read on the device in the order of the programs, so it may
 //     be overwritten as soon as what used it was launched.
-//  2. A buffer that was too small is kept until the stream closes: nothing here waits for the device.
-//  3. A batch slot's contents never change while its id stays; a plan belongs to one id, one pool and
+//  2. What the ops other than ATTEND need is there from the beginning: they do not fail for want of the
+//     device's memory (up to CUDA_STREAM_SEQUENCES; 150 KB).
+//  3. A buffer that was too small is kept until the stream closes: nothing here waits for the device.
+//  4. A batch slot's contents never change while its id stays; a plan belongs to one id, one pool and
 //     one state of its rows in the page table.
 // Threads: those of backend.h: one at a time.
 #ifndef KVPOOL_KERNELS_CUDA_STREAM_H
@@ -19,7 +21,8 @@
 enum {
     CUDA_STREAM_BATCHES = 8,
     CUDA_STREAM_PLANS = 16,
-    CUDA_STREAM_PAIRS = 2048, // pages copied by one launch
+    CUDA_STREAM_PAIRS = 2048,     // pages copied by one launch
+    CUDA_STREAM_SEQUENCES = 1024, // of a batch that takes no more memory: the daemon's largest
 };
 
 struct cuda_buffer { // of the device, grows
@@ -55,6 +58,9 @@ struct cuda_plan_key {
     uint64_t pool, update;
     uint32_t kernel; // enum cuda_kernel
     uint32_t part;   // 0 all, 1 few, 2 many
+    uint32_t first;  // of the part's sequences
+    uint32_t
+        each; // so many sequences each launch of the op takes; the last one those that are left
     uint32_t qo_heads, kv_heads, head_dim, page_shift;
     uint32_t dtype, kv_dtype;
     uint32_t causal, batch_invariant;
@@ -101,7 +107,9 @@ bool cuda_stream_grow(struct backend_stream *s, struct cuda_buffer *buffer, size
 struct cuda_batch_slot *cuda_stream_batch(struct backend_stream *s,
                                           const struct backend_batch *batch, bool *ret_new);
 
-// The plan for the batch; *ret_new: it must be planned. NULL: no memory.
+// The plan for the batch; *ret_new: it must be planned. NULL: no memory. The one least recently used gives
+// way; but where all are one op's, the one most recently used: its launches come in the same order layer after
+// layer, and all but (launches - CUDA_STREAM_PLANS) of them then find their plan.
 struct cuda_plan *cuda_stream_plan(struct backend_stream *s, const struct cuda_batch_slot *batch,
                                    const struct cuda_plan_key *key, size_t bytes, bool *ret_new);
 

@@ -282,49 +282,67 @@ static void test_batch_invariant(void **state) {
 }
 
 // Each sequence alone, on another number of CTAs, has the bits that it has in the whole batch.
-static void test_alone_and_together(void **state) {
-    (void)state;
-    for (int d = 0; d < 3; d++) {
-        struct attention_case c = attention_case("alone and together", CUDA_BF16);
-        c.batch_invariant = true;
-        c.head_dim = HEAD_DIMS[d];
-        if (d == 1)
-            c.kv_dtype = CUDA_E4M3;
-        case_add(&c, 1, 50);
-        case_add(&c, 5, 300);
-        case_add(&c, 1, 900);
-        struct attention_setup *s = attention_setup(&c);
+static void check_alone(const struct attention_case *c) {
+    struct attention_setup *s = attention_setup(c);
+    attention_plan(s, &decode);
+    attention_run(s, &decode);
+    attention_compare(s, &decode);
+    unsigned char *out = test_malloc(s->out.bytes), *lse = test_malloc(s->lse.bytes);
+    memcpy(out, s->out.host, s->out.bytes);
+    memcpy(lse, s->lse.host, s->lse.bytes);
+
+    struct buffer index = buffer_new("one index", sizeof(uint32_t));
+    s->attention.batch.n = 1;
+    s->attention.batch.index = index.device;
+    uint32_t token = 0;
+    for (uint32_t i = 0; i < c->n; token += c->q_len[i++]) {
+        memcpy(index.host, &i, sizeof i);
+        buffer_up(&index);
+        s->attention.batch.max_q_len = c->q_len[i]; // fewer columns a tile than in the batch
+        s->attention.max_ctas = i + 2;
+        attention_clear(s);
         attention_plan(s, &decode);
         attention_run(s, &decode);
-        attention_compare(s, &decode);
-        unsigned char *out = test_malloc(s->out.bytes), *lse = test_malloc(s->lse.bytes);
-        memcpy(out, s->out.host, s->out.bytes);
-        memcpy(lse, s->lse.host, s->lse.bytes);
-
-        struct buffer index = buffer_new("one index", sizeof(uint32_t));
-        s->attention.batch.n = 1;
-        s->attention.batch.index = index.device;
-        uint32_t token = 0;
-        for (uint32_t i = 0; i < c.n; token += c.q_len[i++]) {
-            memcpy(index.host, &i, sizeof i);
-            buffer_up(&index);
-            s->attention.batch.max_q_len = c.q_len[i]; // fewer columns a tile than in the batch
-            s->attention.max_ctas = i + 2;
-            attention_clear(s);
-            attention_plan(s, &decode);
-            attention_run(s, &decode);
-            buffer_down(&s->out);
-            buffer_down(&s->lse);
-            size_t row = (size_t)c.qo_heads * c.head_dim * 2, lse_row = c.qo_heads * sizeof(float);
-            assert_memory_equal(s->out.host + token * row, out + token * row, c.q_len[i] * row);
-            assert_memory_equal(s->lse.host + token * lse_row, lse + token * lse_row,
-                                c.q_len[i] * lse_row);
-        }
-        test_free(out);
-        test_free(lse);
-        buffer_free(&index);
-        attention_free(s);
+        buffer_down(&s->out);
+        buffer_down(&s->lse);
+        size_t row = (size_t)c->qo_heads * c->head_dim * 2, lse_row = c->qo_heads * sizeof(float);
+        if (memcmp(s->out.host + token * row, out + token * row, c->q_len[i] * row) != 0 ||
+            memcmp(s->lse.host + token * lse_row, lse + token * lse_row, c->q_len[i] * lse_row) !=
+                0)
+            fail_msg("group %u, head_dim %u, kv type %u: sequence %u has other bits than alone",
+                     c->qo_heads / c->kv_heads, c->head_dim, c->kv_dtype, i);
     }
+    test_free(out);
+    test_free(lse);
+    buffer_free(&index);
+    attention_free(s);
+}
+
+// Beside neighbours of eight query tokens a sequence's columns are in other instances (1, 2 or 4 n-tiles), and
+// its blocks are others, than alone. Mostly fp16: fewer of the sums' bits are rounded away.
+static void test_alone_and_together(void **state) {
+    (void)state;
+    static const uint32_t groups[] = {4, 8, 12};
+    for (uint32_t g = 0; g < 3; g++)
+        for (uint32_t d = 0; d < 3; d++)
+            for (uint32_t bytes = 0; bytes < 2; bytes++) {
+                struct attention_case c =
+                    attention_case("alone and together", (g + d) % 3 == 1 ? CUDA_BF16 : CUDA_FP16);
+                c.batch_invariant = true;
+                c.head_dim = HEAD_DIMS[d];
+                c.kv_heads = 1;
+                c.qo_heads = groups[g];
+                c.kv_dtype = bytes ? CUDA_E4M3 : c.dtype;
+                c.sinks = d == 1;
+                c.soft_cap = d == 2 ? 20 : 0;
+                c.window_left = g == 2 && d == 0 ? 350 : -1;
+                case_add(&c, 1, 50);
+                case_add(&c, 8, 300);
+                case_add(&c, 1, 790); // six pieces
+                case_add(&c, 2, 900); // seven
+                case_add(&c, 1, 520); // four
+                check_alone(&c);
+            }
 }
 
 // What the kernel does not take, and a workspace that is too small, are refused.
@@ -351,8 +369,33 @@ static void test_refusals(void **state) {
     REFUSED(a.qo_heads = 33 * a.kv.kv_heads);
     REFUSED(a.qo_heads = 5);
     REFUSED(a.batch.max_q_len = 9);
-    REFUSED((a.batch_invariant = true, a.batch.n = 100000));
+    // Batch-invariant, too many items for the counters, whatever max_q_len is.
+    REFUSED((a.batch_invariant = true, a.kv.head_dim = 256, a.kv.kv_heads = 8000,
+             a.qo_heads = 32 * a.kv.kv_heads));
 #undef REFUSED
+    // Nor are more sequences a launch than there is memory for, though they are taken.
+    a = s->attention;
+    assert_int_equal(cuda_decode_max_sequences(&a), UINT32_MAX);
+    a.batch_invariant = true;
+    a.workspace_bytes = SIZE_MAX;
+    for (a.kv.kv_heads = 1; a.kv.kv_heads <= 2048; a.kv.kv_heads *= 4)
+        for (a.batch.max_q_len = 1; a.batch.max_q_len <= 8; a.batch.max_q_len *= 2) {
+            a.qo_heads = 2 * a.kv.kv_heads;
+            a.batch.n = cuda_decode_max_sequences(&a);
+            assert_true(a.batch.n >= 1 && a.batch.n < 100000);
+            size_t bytes = cuda_decode_workspace_bytes(harness_device(), &a) -
+                           zeroed_bytes(harness_device(), &a);
+            assert_true(a.batch.n == 1 || bytes <= (size_t)64 << 20);
+            a.batch.n++;
+            assert_true(cuda_decode_workspace_bytes(harness_device(), &a) -
+                            zeroed_bytes(harness_device(), &a) >
+                        (size_t)64 << 20);
+            assert_true(cuda_decode_takes(&a));
+            assert_int_not_equal(cuda_decode_plan(harness_device(), &a, NULL), 0);
+            assert_int_not_equal(cuda_decode(harness_device(), &a, NULL), 0);
+        }
+    a.batch.max_q_len = 0; // no limit is needed
+    assert_int_equal(cuda_decode_max_sequences(&a), UINT32_MAX);
     a = s->attention;
     a.workspace_bytes--;
     assert_int_not_equal(cuda_decode(harness_device(), &a, NULL), 0);

@@ -108,7 +108,9 @@ static int fake_submit(struct backend *b, struct backend_stream *s,
         pthread_mutex_unlock(&b->lock);
         return err_set(err, KVPOOL_E_BACKEND, "device lost");
     }
-    int status = i + 1 == rig.fail_at ? KVPOOL_E_BACKEND : rig.complete_status;
+    int status = i + 1 == rig.fail_at    ? KVPOOL_E_BACKEND
+                 : i + 1 == rig.nomem_at ? KVPOOL_E_NOMEM
+                                         : rig.complete_status;
     while (uv_hrtime() - spin < rig.spin_ns) {
     }
     submitted[i] = (struct rig_submitted){s, program->n, uv_hrtime() - begin};

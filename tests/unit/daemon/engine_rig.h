@@ -24,6 +24,7 @@ struct rig_backend {
     bool held;           // ... and only after rig_release
     size_t refuse_at;    // submit refuses from this program on, 0: never
     size_t fail_at;      // this program is completed with KVPOOL_E_BACKEND, 0: none
+    size_t nomem_at;     // this one with KVPOOL_E_NOMEM, 0: none
     int complete_status; // of every other program
     uint64_t spin_ns;    // in submit
     uint32_t window;

@@ -12,6 +12,8 @@
 #include "worker.h"
 
 #include <math.h>
+#include <stdatomic.h>
+#include <stdlib.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
@@ -26,6 +28,7 @@ static struct {
     uint64_t imported_bytes;
     struct backend_append_op append; // the last ones, without arrays
     struct backend_attend_op attend;
+    atomic_bool no_memory; // for attention
 } device;
 
 static int device_alloc(struct backend *b, uint64_t bytes, enum backend_place place,
@@ -68,6 +71,30 @@ static int device_pool_open(struct backend *b, const struct kv_geometry *g, enum
     return backend_cpu.pool_open(b, g, BACKEND_FD, pages, rows, entries, ret, err);
 }
 
+struct left_out { // a program's end
+    backend_done_fn done;
+    void *arg;
+};
+
+static void done_without(void *arg, int status) {
+    struct left_out *end = arg;
+    end->done(end->arg, status == 0 ? KVPOOL_E_NOMEM : status);
+    free(end);
+}
+
+static int submit_without_attention(struct backend *b, struct backend_stream *s,
+                                    const struct backend_program *program, backend_done_fn done,
+                                    void *arg, struct err *err) {
+    struct backend_op ops[1];
+    struct backend_program rest = {.pool = program->pool, .ops = ops, .n = program->n - 1};
+    struct left_out *end = malloc(sizeof *end);
+    assert_true(end != NULL && rest.n <= 1);
+    *end = (struct left_out){done, arg};
+    if (rest.n > 0)
+        ops[0] = program->ops[0];
+    return held.submit(b, s, &rest, done_without, end, err);
+}
+
 static int device_submit(struct backend *b, struct backend_stream *s,
                          const struct backend_program *program, backend_done_fn done, void *arg,
                          struct err *err) {
@@ -77,6 +104,8 @@ static int device_submit(struct backend *b, struct backend_stream *s,
         else if (program->ops[i].kind == BACKEND_ATTEND)
             device.attend = program->ops[i].u.attend;
     }
+    if (device.no_memory && program->ops[program->n - 1].kind == BACKEND_ATTEND)
+        return submit_without_attention(b, s, program, done, arg, err);
     return held.submit(b, s, program, done, arg, err);
 }
 
@@ -403,6 +432,44 @@ static void options_reach_the_backend(void **state) {
     assert_null(device.attend.sinks.mem);
 }
 
+// A step goes on, and ends, as if the request had been done.
+static void without_memory_a_request_fails_alone(void **state) {
+    (void)state;
+    struct err err;
+    float *q = floats(Q_AT), *k = floats(K_AT), *v = floats(V_AT), *out = floats(OUT_AT);
+    memset(q, 0, 128);
+    memset(k, 0, 128);
+    for (int i = 0; i < 16; i++)
+        v[i] = 8;
+    assert_int_equal(begin_one(1, seqs[0], 1), 0);
+    struct proto_attend e = attend(PROTO_DECODE, step_attn(1));
+    e.attn.flags |= KVPOOL_ATTN_BATCH_INVARIANT;
+    device.no_memory = true;
+    for (e.attn.layer = 0; e.attn.layer < 2; e.attn.layer++) {
+        assert_int_equal(run(&e, &err), KVPOOL_E_NOMEM);
+        assert_non_null(strstr(err.text, "no memory"));
+        assert_non_null(strstr(err.text, "k and v were appended"));
+    }
+    device.no_memory = false;
+    assert_int_equal(fx.d->stats.decodes, 0);
+    assert_false(dispatch_lost(fx.d));
+    assert_int_equal(commit(1), 0);
+    assert_int_equal(seq_info(seqs[0]).length, 1);
+    // Attention alone, without memory and with: what was appended is there.
+    struct proto_batch_item item = {.seq = seqs[0], .tokens = 1};
+    e = attend(PROTO_DECODE, batch_attn(1));
+    for (int round = 0; round < 2; round++) {
+        device.no_memory = round == 0;
+        int status = call(&fx, &me, PROTO_ATTEND, &e, sizeof e, &item, sizeof item, NULL, &err);
+        assert_int_equal(status, round == 0 ? KVPOOL_E_NOMEM : 0);
+        if (round == 0)
+            assert_null(strstr(err.text, "appended"));
+    }
+    assert_true(out[0] == 8);
+    assert_int_equal(truncate_seq(seqs[0], 0), 0); // nothing holds it
+    assert_int_equal(free_seqs(4, seqs), 0);
+}
+
 static void options_that_cannot_be_are_refused_before_any_work(void **state) {
     (void)state;
     struct err err;
@@ -534,6 +601,7 @@ int main(void) {
         TEST(a_clients_own_memory_is_a_region_of_its_quota),
         CPU_TEST(the_cpu_backend_has_device_memory_in_the_host_only),
         TEST(options_reach_the_backend),
+        TEST(without_memory_a_request_fails_alone),
         TEST(options_that_cannot_be_are_refused_before_any_work),
         CPU_TEST(fp8_pages_round_saturate_and_are_scaled),
         CPU_TEST(a_sink_takes_its_share_and_is_in_lse),

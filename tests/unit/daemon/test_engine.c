@@ -178,6 +178,78 @@ static void a_failure_beside_the_jobs_is_seen_too(void **state) {
     }
 }
 
+static void a_job_without_memory_fails_alone(void **state) {
+    (void)state;
+    for (int late = 0; late < 2; late++) {
+        rig = (struct rig_backend){
+            .window = 4, .late = late != 0, .fatal = true, .nomem_at = 3, .spin_ns = 1000};
+        rig_open();
+        rig_job(1, 0, 3, SCHED_BULK, 1000); // programs 2 to 4
+        for (int i = 2; i < 6; i++)
+            rig_job(i, i % RIG_CLIENTS, 1, SCHED_BULK, 1000);
+        rig_submit(0, 2);
+        rig_run_until(2);
+        rig_submit(2, 6);
+        rig_run_until(6);
+        for (int i = 0; i < 6; i++)
+            assert_int_equal(jobs[i].status, i == 1 ? KVPOOL_E_NOMEM : 0);
+        assert_int_equal(rig_submitted(), 8); // all slices of job 1, too
+        assert_false(engine_lost(engine));
+        num_done = 0;
+        rig_submit(1, 2); // again
+        rig_run_until(1);
+        assert_int_equal(jobs[1].status, 0);
+        rig_close();
+    }
+}
+
+static void a_failure_says_more_than_no_memory(void **state) {
+    (void)state;
+    static const struct rig_backend ways[] = {
+        {.nomem_at = 1, .fail_at = 2},
+        {.nomem_at = 2, .fail_at = 1},
+        {.nomem_at = 1, .refuse_at = 2},
+    };
+    for (size_t way = 0; way < sizeof ways / sizeof *ways; way++)
+        for (int held = 0; held < 2; held++) {
+            rig = ways[way];
+            rig.window = 8;
+            rig.late = rig.held = held != 0; // else one after another
+            rig.fatal = true;
+            rig_open();
+            rig_job(0, 0, 2, SCHED_BULK, 1000);
+            rig_submit(0, 2);
+            while (held != 0 && rig_submitted() < (rig.refuse_at != 0 ? 1 : 2)) // both slices fly
+                uv_sleep(1);
+            if (held != 0)
+                rig_release(SIZE_MAX);
+            rig_run_until(2);
+            in_order(2, KVPOOL_E_BACKEND);
+            assert_true(engine_lost(engine));
+            rig_close();
+        }
+}
+
+static void a_program_without_memory_teaches_no_cost(void **state) {
+    (void)state;
+    struct slicer before, after;
+    rig.nomem_at = 1;
+    rig.spin_ns = 100000; // longer than what any program takes
+    rig_open();
+    for (int i = 0; i < 2; i++)
+        jobs[i].slices[0].cost.units[COST_DECODE] = UINT64_C(1) << 40;
+    engine_slicer(engine, NULL, NULL, &before);
+    rig_submit(0, 1);
+    rig_run_until(1);
+    engine_slicer(engine, NULL, NULL, &after);
+    assert_true(after.rates.ns[COST_DECODE] == before.rates.ns[COST_DECODE]);
+    rig_submit(1, 2);
+    rig_run_until(2);
+    engine_slicer(engine, NULL, NULL, &after);
+    assert_true(after.rates.ns[COST_DECODE] != before.rates.ns[COST_DECODE]);
+    rig_close();
+}
+
 static void stop_waits_for_what_is_in_flight(void **state) {
     (void)state;
     rig.late = true;
@@ -241,6 +313,9 @@ int main(void) {
         cmocka_unit_test_setup(a_failed_program_fails_all_later_ones, rig_setup),
         cmocka_unit_test_setup(a_failure_is_final_only_where_the_backend_says_so, rig_setup),
         cmocka_unit_test_setup(a_failure_beside_the_jobs_is_seen_too, rig_setup),
+        cmocka_unit_test_setup(a_job_without_memory_fails_alone, rig_setup),
+        cmocka_unit_test_setup(a_failure_says_more_than_no_memory, rig_setup),
+        cmocka_unit_test_setup(a_program_without_memory_teaches_no_cost, rig_setup),
         cmocka_unit_test_setup(stop_waits_for_what_is_in_flight, rig_setup),
         cmocka_unit_test_setup(close_without_stop_calls_every_done, rig_setup),
         cmocka_unit_test_setup(a_job_submitted_while_stopping_is_refused, rig_setup),
