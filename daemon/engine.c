@@ -61,7 +61,8 @@ struct engine {
     struct sched sched;
     struct cost_rates rates;
     struct queue finished, refused;
-    uint32_t queued; // jobs in the clients' queues
+    struct backend_close *closed; // in engine_close records, to be told
+    uint32_t queued;              // jobs in the clients' queues
     uint32_t flying;
     uint32_t flying_bulk, bulk_window; // of BULK jobs: now, at most
     uint64_t last_done_ns;
@@ -297,15 +298,26 @@ static void deliver_queue(struct engine *e, struct engine_job *job) {
     }
 }
 
+static void deliver_closed(struct backend_close *closed) {
+    while (closed != NULL) {
+        struct engine_close *c = (struct engine_close *)closed;
+        closed = closed->next;
+        c->done(c);
+    }
+}
+
 static void deliver(struct engine *e) {
     uv_mutex_lock(&e->lock);
     struct engine_job *finished = queue_take(&e->finished).head;
     struct engine_job *refused_jobs = NULL;
     if (e->flying == 0)
         refused_jobs = queue_take(&e->refused).head;
+    struct backend_close *closed = e->closed;
+    e->closed = NULL;
     uv_mutex_unlock(&e->lock);
     deliver_queue(e, finished);
     deliver_queue(e, refused_jobs);
+    deliver_closed(closed);
 }
 
 static void on_async(uv_async_t *async) {
@@ -411,7 +423,8 @@ void engine_close(struct engine *e) {
         return;
     engine_stop(e);
     assert(e->clients == NULL);
-    e->ops->close(e->backend);
+    e->ops->close(e->backend); // closes all memory
+    deliver(e);
     uv_close((uv_handle_t *)&e->async, on_async_closed);
 }
 
@@ -518,6 +531,27 @@ void engine_submit(struct engine *e, struct engine_job *job) {
         uv_cond_signal(&e->wake);
     }
     uv_mutex_unlock(&e->lock);
+}
+
+// Any thread.
+static void on_closed(struct backend_close *close) {
+    struct engine *e = ((struct engine_close *)close)->engine;
+    uv_mutex_lock(&e->lock);
+    close->next = e->closed;
+    e->closed = close;
+    uv_async_send(&e->async);
+    uv_mutex_unlock(&e->lock);
+}
+
+void engine_mem_close(struct engine *e, struct backend_mem *mem, struct engine_close *c) {
+    c->engine = e;
+    c->close.done = on_closed;
+    if (e->ops->mem_close != NULL) {
+        e->ops->mem_close(e->backend, mem, &c->close);
+        return;
+    }
+    e->ops->mem_free(e->backend, mem);
+    on_closed(&c->close);
 }
 
 bool engine_lost(struct engine *e) {

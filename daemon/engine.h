@@ -80,6 +80,16 @@ void engine_client_set_weight(struct engine_client *c, uint32_t weight);
 // client's share: 100 us .. 1 s.
 uint64_t engine_client_retry_ns(struct engine_client *c);
 
+// Memory that is closed: in the caller's own, which stays until `done`.
+struct engine_close {
+    struct backend_close close; // first
+    struct engine *engine;
+    void (*done)(struct engine_close *c); // on the loop, later, or in engine_close
+};
+// Gives up memory of the backend, which is no job's any more; c->done when it is not open here any more
+// (backend_ops.mem_close).
+void engine_mem_close(struct engine *e, struct backend_mem *mem, struct engine_close *c);
+
 // What a job for a pool is cut with, by what was measured so far.
 void engine_slicer(struct engine *e, const struct kv_geometry *geometry, struct backend_pool *pool,
                    struct slicer *ret);

@@ -14,7 +14,7 @@
 #ifndef KVPOOL_DAEMON_REGION_H
 #define KVPOOL_DAEMON_REGION_H
 
-#include "kernels/backend.h"
+#include "daemon/engine.h"
 
 struct regions;
 
@@ -29,7 +29,9 @@ struct region { // read only
     struct backend_mem *mem;
     struct region_quota *quota;
     uint32_t holds;
-    bool freed; // the handle is gone
+    bool imported;              // the client's own memory
+    bool freed;                 // the handle is gone
+    struct engine_close *close; // of region_close, or NULL
 };
 
 struct region_limits { // of one client
@@ -37,8 +39,7 @@ struct region_limits { // of one client
     uint64_t bytes;
 };
 
-int regions_open(struct backend *backend, const struct backend_ops *ops, uint64_t epoch,
-                 struct regions **ret, struct err *err);
+int regions_open(struct engine *engine, uint64_t epoch, struct regions **ret, struct err *err);
 void regions_close(struct regions *rs); // NULL is ignored; frees what is left
 uint32_t regions_count(const struct regions *rs);
 
@@ -59,6 +60,9 @@ int region_find(const struct regions *rs, uint64_t session, uint64_t handle, str
 void region_hold(struct region *r);
 void region_put(struct regions *rs, struct region *r);
 void region_free(struct regions *rs, struct region *r); // the handle, at once
+// The same; close->done when its memory is not open here any more: after the last hold, and when the
+// backend has closed it (engine_mem_close).
+void region_close(struct regions *rs, struct region *r, struct engine_close *close);
 void region_free_all(struct regions *rs, uint64_t session);
 
 #endif

@@ -26,7 +26,8 @@
 //  5. Arrays a program points to are copied or used only until `done`.
 //  6. mem_free, pool_close and stream_close do not wait for the device: what has to, the backend leaves to
 //     a thread of its own. The caller has nothing of the object from then on; its memory may come back
-//     later, and meanwhile what would need it is refused with AGAIN. close waits until all is back.
+//     later, and meanwhile what would need it is refused with AGAIN. mem_close says when it is back.
+//     close waits until all is.
 // Threads: open/close/mem_*/pool_*/stream_* and submit are called by one thread at a time (the
 // engine thread, or the loop thread while no program is running on the object); `done` comes from
 // anywhere.
@@ -82,6 +83,12 @@ struct backend_handle {
     unsigned char ipc[64]; // cudaIpcMemHandle_t
     uint64_t offset;       // of the memory in what the handle opens, bytes
     uint64_t bytes;        // of what the handle opens
+};
+
+// Told when memory is closed: in the caller's own, which stays until `done`.
+struct backend_close {
+    void (*done)(struct backend_close *close);
+    struct backend_close *next; // the backend's until `done`, then the caller's
 };
 
 // A tensor [tokens][heads][head_dim] in exportable memory; strides in elements.
@@ -205,6 +212,10 @@ struct backend_ops {
     int (*mem_import)(struct backend *b, const struct backend_handle *handle, uint64_t bytes,
                       struct backend_mem **ret, struct err *err);
     void (*mem_free)(struct backend *b, struct backend_mem *mem);
+    // The same, and close->done once, from any thread, possibly before it returns: when the memory is not
+    // open here any more (who it was imported from may free it), or another import of the same handle
+    // keeps it open. Optional: mem_free has taken it back when it returns.
+    void (*mem_close)(struct backend *b, struct backend_mem *mem, struct backend_close *close);
     uint64_t (*mem_bytes)(const struct backend_mem *mem);
     void (*mem_handle)(const struct backend_mem *mem, struct backend_handle *ret);
     // Address in this process, or NULL when the CPU cannot reach it (cuda: BACKEND_DEVICE).

@@ -57,24 +57,36 @@ void region_unmap_all(kvpool_client *c) {
     }
 }
 
-// Tells the daemon that a region is done with. The reply does not matter: there is nothing to do
-// about a failure, and the session's end frees it too. A session that outlives its connection is
-// told once more: what a lost request may have freed already is stale.
-static void free_remote(kvpool_client *c, uint64_t session, uint64_t handle) {
+void region_close_own(kvpool_client *c, int64_t deadline_ns) {
+    for (const struct kvpool_region *r = c->regions; r != NULL; r = r->next) {
+        struct proto_handle body = {.handle = r->handle};
+        struct proto_msg msg;
+        bool sent;
+        if (r->own != NULL && client_session(c) == r->session)
+            fdsock_call(c->fdsock, PROTO_REGION_FREE, &body, sizeof body, deadline_ns, &msg, NULL,
+                        &sent, NULL);
+    }
+}
+
+// Tells the daemon that a region is done with. Of the daemon's memory the reply does not matter: there is
+// nothing to do about a failure, and the session's end frees it too. This process's own is not open in
+// the daemon any more when this returns 0. A session that outlives its connection is told once more:
+// what a lost request has freed already is stale.
+static int free_remote(kvpool_client *c, uint64_t session, uint64_t handle, struct err *err) {
     int64_t deadline = client_deadline(c);
     struct proto_handle body = {.handle = handle};
     for (bool again = true;; again = false) {
         struct proto_msg msg;
         bool sent;
         int rc = fdsock_call(c->fdsock, PROTO_REGION_FREE, &body, sizeof body, deadline, &msg, NULL,
-                             &sent, NULL);
+                             &sent, err);
         if (rc != KVPOOL_E_CONN)
-            return;
+            return rc == KVPOOL_E_STALE ? 0 : rc;
         transport_break(c->transport, "the session's fd socket is gone");
         uint64_t now;
         if (!again || !client_can(c, PROTO_FEATURE_RESUME) ||
             client_ensure(c, CLIENT_ANY, deadline, NULL, &now, NULL) != 0 || now != session)
-            return;
+            return rc;
     }
 }
 
@@ -85,7 +97,8 @@ struct asked { // a request for a region
     uint64_t feature; // PROTO_FEATURE_* that the session must have, or 0
 };
 
-// Asks the daemon for a region, again while memory that was freed is on its way back. *ret_fd is the caller's, -1: none came.
+// Asks the daemon for a region, again while memory that was freed is on its way back. *ret_fd is the
+// caller's, -1: none came.
 static int request_region(kvpool_client *c, const struct asked *asked, struct proto_msg *ret,
                           int *ret_fd, uint64_t *ret_session, struct err *err) {
     int64_t deadline = client_deadline(c);
@@ -154,7 +167,7 @@ static int settle(kvpool_client *c, struct kvpool_region *r, int rc, kvpool_regi
         rc = err_set(err, KVPOOL_E_CONN, "the connection was lost while the region was made");
     if (rc != 0) {
         unmap(r);
-        free_remote(c, r->session, r->handle);
+        free_remote(c, r->session, r->handle, NULL);
         destroy(r);
         return rc;
     }
@@ -324,15 +337,21 @@ uint64_t kvpool_region_size(const kvpool_region *region) {
     return region != NULL && region->pid == getpid() ? region->size : 0;
 }
 
-void kvpool_region_free(kvpool_region *region) {
-    if (region == NULL || region->pid != getpid())
-        return;
+kvpool_status kvpool_region_free(kvpool_region *region) {
+    struct err err = {0};
+    if (region == NULL)
+        return KVPOOL_OK;
+    if (region->pid != getpid())
+        return KVPOOL_E_FORKED;
     kvpool_client *c = region->client;
+    const bool own = region->own != NULL;
     list_remove(c, region);
     unmap(region);
-    if (client_session(c) == region->session)
-        free_remote(c, region->session, region->handle);
+    int rc = client_session(c) == region->session
+                 ? free_remote(c, region->session, region->handle, &err)
+                 : err_set(&err, KVPOOL_E_STALE, "the region is of an earlier session");
     destroy(region);
+    return own ? client_leave(c, rc, &err) : KVPOOL_OK;
 }
 
 int region_handle(kvpool_client *c, const kvpool_region *region, const char *what, uint64_t *ret,

@@ -34,7 +34,9 @@ struct kvpool_region {
 int region_handle(kvpool_client *c, const kvpool_region *region, const char *what, uint64_t *ret,
                   struct err *err);
 
-// Unmaps and frees what is left, for the end of a client.
+// For the end of a client: the daemon closes what is left of this process's own memory, as far as it does
+// by then; unmaps and frees what is left.
+void region_close_own(kvpool_client *c, int64_t deadline_ns);
 void region_unmap_all(kvpool_client *c);
 
 #endif

@@ -296,10 +296,9 @@ KVPOOL_API kvpool_status kvpool_region_alloc(kvpool_client *client, const kvpool
 //
 // CUDA shares whole blocks of 2 MiB by IPC: small allocations that happen to lie in the same block
 // become readable and writable for the daemon too. Allocate in multiples of 2 MiB to avoid it.
-// The memory must stay allocated until kvpool_region_free() has returned and no request that names
-// it is in flight. What the process's own streams write into it must be complete (synchronized)
-// before a request that reads it is sent. The daemon closes its handle when the device lets it, a moment
-// after kvpool_region_free(): only then memory that was freed meanwhile can be allocated anew.
+// The memory must stay allocated until kvpool_region_free() has returned KVPOOL_OK: then the daemon has
+// closed its handle. What the process's own streams write into it must be complete (synchronized)
+// before a request that reads it is sent.
 //
 // The process needs a CUDA driver and `device_ptr` must be of the daemon's device and a multiple of 4
 // (of 16 for full speed): of a tensor that begins elsewhere register from before it, and give the rest
@@ -344,10 +343,19 @@ KVPOOL_API kvpool_status kvpool_region_device_ptr(kvpool_region *region, void **
 KVPOOL_API void *kvpool_region_data(const kvpool_region *region);
 KVPOOL_API uint64_t kvpool_region_size(const kvpool_region *region);
 
-// Unmaps and frees. Requests in flight that name it finish first in the daemon. NULL is ignored.
+// Unmaps and frees, whatever it returns. Requests in flight that name it finish first in the daemon. NULL
+// is ignored.
+// Memory of kvpool_region_register() is the caller's to free when this has returned KVPOOL_OK: the daemon
+// has closed its handle, or needs it for another region of the same allocation. That waits for requests in
+// flight that name it, and may wait for work of everybody's on the device; other calls of this client that
+// make or free regions wait with it. Else the daemon may still have the memory open, and what freeing it
+// then does CUDA leaves undefined. Errors, for this memory alone: TIMEOUT, CONN (the daemon does close it,
+// later; who must know when registers it once more, with no request in flight that names the old region,
+// and frees the new one: KVPOOL_OK then holds for both), STALE (the region is of an earlier session: the
+// daemon has closed it, or does so soon).
 // kvpool_close() frees the regions that are left: not to be called after it. No kernel of this
 // process may still use its device address, whose context must still exist.
-KVPOOL_API void kvpool_region_free(kvpool_region *region);
+KVPOOL_API kvpool_status kvpool_region_free(kvpool_region *region);
 
 // A tensor [tokens][heads][head_dim] inside a region. Element (t, h, d) is at
 //     offset + ((t * token_stride) + (h * head_stride) + d) * element size

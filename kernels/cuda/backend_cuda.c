@@ -12,7 +12,7 @@
 //   flight.[ch]  programs in flight, and the thread that calls `done`
 //
 // Invariants
-//  1. Neither submit nor mem_free, pool_close and stream_close wait for the device: these three give
+//  1. Neither submit nor mem_free, mem_close, pool_close and stream_close wait for the device: these give
 //     what is done with to the reaper. close waits until it has released everything.
 //  2. Any error of CUDA in a program is final: it is kept as text, and every later submit is refused
 //     with it. Only a new process can use the device again. No memory for an ATTEND is none: it is left
@@ -41,6 +41,7 @@ struct backend {
 
 struct backend_mem {
     struct cuda_garbage garbage; // first
+    struct backend_close *close; // of mem_close, or NULL
     enum backend_place place;
     char *address;            // the device's
     struct cpu_block host;    // BACKEND_HOST
@@ -184,6 +185,7 @@ static int cuda_mem_import(struct backend *b, const struct backend_handle *handl
 
 static void release_mem(void *arg, struct cuda_garbage *garbage) {
     struct backend_mem *mem = (struct backend_mem *)garbage;
+    struct backend_close *close = mem->close;
     if (mem->place == BACKEND_HOST) {
         cudaHostUnregister(mem->host.base);
         cpu_block_unmap(&mem->host);
@@ -191,13 +193,19 @@ static void release_mem(void *arg, struct cuda_garbage *garbage) {
         cuda_block_release(arg, &mem->device);
     }
     free(mem);
+    cuda_close_end(arg, close);
 }
 
-static void cuda_mem_free(struct backend *b, struct backend_mem *mem) {
-    if (mem->place == BACKEND_DEVICE && cuda_block_put(&b->memory, &mem->device)) {
+static void cuda_mem_close(struct backend *b, struct backend_mem *mem,
+                           struct backend_close *close) {
+    if (mem->place == BACKEND_DEVICE && cuda_block_put(&b->memory, &mem->device, close)) {
         free(mem);
         return;
     }
+    cuda_close_begin(&b->memory, close);
+    mem->close = close;
+    if (close != NULL)
+        close->next = NULL;
     if (mem->place == BACKEND_HOST)
         cpu_block_unlink(&mem->host);
     mem->garbage = (struct cuda_garbage){.release = release_mem,
@@ -205,6 +213,10 @@ static void cuda_mem_free(struct backend *b, struct backend_mem *mem) {
                                          .bytes = mem->place == BACKEND_HOST ? mem->host.bytes
                                                                              : mem->device.bytes};
     cuda_reaper_give(b->memory.reaper, &mem->garbage);
+}
+
+static void cuda_mem_free(struct backend *b, struct backend_mem *mem) {
+    cuda_mem_close(b, mem, NULL);
 }
 
 static uint64_t cuda_mem_bytes(const struct backend_mem *mem) {
@@ -352,6 +364,7 @@ const struct backend_ops backend_cuda = {
     .mem_alloc = cuda_mem_alloc,
     .mem_import = cuda_mem_import,
     .mem_free = cuda_mem_free,
+    .mem_close = cuda_mem_close,
     .mem_bytes = cuda_mem_bytes,
     .mem_handle = cuda_mem_handle,
     .mem_host = cuda_mem_host,

@@ -23,6 +23,7 @@ static void release_import(void *arg, struct cuda_garbage *garbage) {
     if (*at != NULL)
         *at = import->next;
     pthread_mutex_unlock(&m->lock);
+    cuda_close_end(m, import->closes);
     free(import);
 }
 
@@ -33,26 +34,41 @@ static void give_import(struct cuda_memory *m, struct cuda_import *import) {
     cuda_reaper_give(m->reaper, &import->garbage);
 }
 
-void cuda_import_put(struct cuda_memory *m, struct cuda_import *import) {
+void cuda_import_put(struct cuda_memory *m, struct cuda_import *import,
+                     struct backend_close *close) {
+    cuda_close_begin(m, close);
+    if (close != NULL)
+        close->next = NULL;
     pthread_mutex_lock(&m->lock);
-    const bool give = --import->users == 0 && !import->given;
+    const bool last = --import->users == 0, give = last && !import->given;
     import->given = import->given || give;
+    if (last && close != NULL) {
+        close->next = import->closes;
+        import->closes = close;
+    }
     pthread_mutex_unlock(&m->lock);
     if (give)
         give_import(m, import);
+    if (!last)
+        cuda_close_end(m, close);
 }
 
 // The import of the handle that is open already, with a user more. *ret_closing: it is being closed.
 static struct cuda_import *find_import(struct cuda_memory *m, const unsigned char *handle,
                                        bool *ret_closing) {
+    struct backend_close *kept = NULL;
     pthread_mutex_lock(&m->lock);
     struct cuda_import *i = m->imports;
     while (i != NULL && memcmp(&i->handle, handle, sizeof i->handle) != 0)
         i = i->next;
     *ret_closing = i != NULL && i->closing;
-    if (i != NULL && !i->closing)
+    if (i != NULL && !i->closing) {
         i->users++;
+        kept = i->closes;
+        i->closes = NULL;
+    }
     pthread_mutex_unlock(&m->lock);
+    cuda_close_end(m, kept);
     return i;
 }
 

@@ -8,6 +8,7 @@
 // Invariants
 //  1. A handle is opened once, however often it is imported, and closed after its last import.
 //  2. While it is being closed it is not opened: AGAIN.
+//  3. Who waits for a close is told when the handle is closed, or imported once more.
 // Threads: those of cuda_memory.
 #ifndef KVPOOL_KERNELS_CUDA_IMPORT_H
 #define KVPOOL_KERNELS_CUDA_IMPORT_H
@@ -21,8 +22,9 @@ struct cuda_import {
     uint64_t bytes; // from there to the end of what the driver has mapped
     // Under the memory's lock.
     uint32_t users;
-    bool given;   // the reaper has it
-    bool closing; // and is at it
+    bool given;                   // the reaper has it
+    bool closing;                 // and is at it
+    struct backend_close *closes; // of imports that were given up, for this close of the handle
     struct cuda_import *next;
 };
 
@@ -30,6 +32,8 @@ struct cuda_import {
 // NOMEM, AGAIN.
 struct cuda_import *cuda_import_get(struct cuda_memory *m, const unsigned char *handle,
                                     int *ret_status, struct err *err);
-void cuda_import_put(struct cuda_memory *m, struct cuda_import *import);
+// close: of mem_close, may be NULL.
+void cuda_import_put(struct cuda_memory *m, struct cuda_import *import,
+                     struct backend_close *close);
 
 #endif

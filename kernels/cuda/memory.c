@@ -36,7 +36,7 @@ static void await_pause(void *arg) {
     struct cuda_memory *m = arg;
     const struct timespec pause = {.tv_nsec = LOOK_NS};
     for (uint32_t looks = PATIENCE_NS / LOOK_NS; looks > 0; looks--) {
-        if (cuda_flights_idle(m->flights) || atomic_load(&m->wanted))
+        if (cuda_flights_idle(m->flights) || atomic_load(&m->wanted) || atomic_load(&m->closes) > 0)
             break;
         nanosleep(&pause, NULL);
     }
@@ -94,6 +94,20 @@ void cuda_memory_close(struct cuda_memory *m) {
     cuda_reaper_close(m->reaper);
     pthread_mutex_destroy(&m->lock);
     cudaStreamDestroy(m->stream);
+}
+
+void cuda_close_begin(struct cuda_memory *m, const struct backend_close *close) {
+    if (close != NULL)
+        atomic_fetch_add(&m->closes, 1);
+}
+
+void cuda_close_end(struct cuda_memory *m, struct backend_close *closes) {
+    while (closes != NULL) {
+        struct backend_close *next = closes->next;
+        atomic_fetch_sub(&m->closes, 1);
+        closes->done(closes);
+        closes = next;
+    }
 }
 
 // --- too little memory --------------------------------------------------------------------------
@@ -337,7 +351,7 @@ static int import_ipc(struct cuda_memory *m, const struct backend_handle *handle
             err_set(err, KVPOOL_E_INVAL,
                     "%" PRIu64 " bytes at %" PRIu64 " are outside of the allocation's %" PRIu64,
                     bytes, handle->offset, import->bytes);
-        cuda_import_put(m, import);
+        cuda_import_put(m, import, NULL);
         return status;
     }
     *ret = (struct cuda_block){.address = import->base + handle->offset,
@@ -366,10 +380,10 @@ int cuda_block_import(struct cuda_memory *m, const struct backend_handle *handle
                                      : import_ipc(m, handle, bytes, ret, err);
 }
 
-bool cuda_block_put(struct cuda_memory *m, struct cuda_block *block) {
+bool cuda_block_put(struct cuda_memory *m, struct cuda_block *block, struct backend_close *close) {
     if (block->import == NULL)
         return false;
-    cuda_import_put(m, block->import);
+    cuda_import_put(m, block->import, close);
     return true;
 }
 

@@ -10,7 +10,7 @@
 //  3. What may wait for the device to take memory back is called on the reaper's thread only, but for
 //     memory that failed to become a block.
 //  4. The reaper takes memory back in a pause of the device, if one comes within PATIENCE_NS and nobody waits
-//     for it: a call that waits for the device may hold up other threads' launches.
+//     for it, to have it or to know it closed: a call that waits for the device may hold up other threads' launches.
 //  5. Memory that is too little, but would be enough with what the reaper still has: AGAIN, not NOMEM.
 // Threads: one at a time for all functions on one cuda_memory, and the reaper's beside it.
 #ifndef KVPOOL_KERNELS_CUDA_MEMORY_H
@@ -32,6 +32,7 @@ struct cuda_memory {
     struct cuda_flights *flights; // are told when the device is lost
     struct cuda_reaper *reaper;   // its calls' argument is this cuda_memory
     atomic_bool wanted;           // somebody waits for what the reaper has
+    atomic_uint closes;           // that somebody waits for
     cudaStream_t stream;          // for filling and copying by the host
     uint64_t unit;                // cuMemCreate's sizes are multiples of this
     pthread_mutex_t lock;         // of the imports
@@ -73,8 +74,8 @@ int cuda_block_open(struct cuda_memory *m, const char *what, uint64_t bytes, uin
 int cuda_block_import(struct cuda_memory *m, const struct backend_handle *handle, uint64_t bytes,
                       struct cuda_block *ret, struct err *err);
 // Gives up an import by IPC handle, and the reaper its handle if it was the last; false, and nothing is
-// done: the block is of another kind.
-bool cuda_block_put(struct cuda_memory *m, struct cuda_block *block);
+// done: the block is of another kind. close: as of mem_close, may be NULL.
+bool cuda_block_put(struct cuda_memory *m, struct cuda_block *block, struct backend_close *close);
 // Of a block of another kind. The reaper's thread: waits for the device.
 void cuda_block_release(struct cuda_memory *m, struct cuda_block *block);
 void cuda_block_handle(const struct cuda_block *block, struct backend_handle *ret);
@@ -85,6 +86,10 @@ CUresult cuda_memory_range(const struct cuda_memory *m, const void *address, cha
 
 // AGAIN, for memory that `what` names: worth another try when the reaper has released more, which hurries.
 int cuda_memory_pending(struct cuda_memory *m, const char *what, struct err *err);
+
+// Between the two the reaper hurries. NULL is ignored; closes: a list, all of which are done.
+void cuda_close_begin(struct cuda_memory *m, const struct backend_close *close);
+void cuda_close_end(struct cuda_memory *m, struct backend_close *closes);
 
 // Memory that is not exported, zeroed. Errors: as cuda_block_open.
 int cuda_private_open(struct cuda_memory *m, const char *what, uint64_t bytes, void **ret,
