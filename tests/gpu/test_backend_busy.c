@@ -15,6 +15,7 @@
 
 #include <fcntl.h>
 #include <pthread.h>
+#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -394,6 +395,96 @@ static int import_role(const struct backend_handle *h) {
     return 0;
 }
 
+struct told {                   // of a close
+    struct backend_close close; // first
+    atomic_uint times;
+};
+
+static void on_close(struct backend_close *close) {
+    atomic_fetch_add(&((struct told *)close)->times, 1);
+}
+
+static void close_mem(struct backend_mem *mem, struct told *told) {
+    *told = (struct told){.close.done = on_close};
+    backend_cuda.mem_close(b, mem, &told->close);
+}
+
+// Another process, which is told when the memory is closed.
+static int close_role(const struct backend_handle *h) {
+    struct told told, first;
+    struct backend_mem *mem, *again, *own;
+    struct end ran = {.lock = PTHREAD_MUTEX_INITIALIZER, .more = PTHREAD_COND_INITIALIZER};
+    int status;
+    CHECK(setup(NULL) == 0);
+    CHECK(import(h, &mem) == 0);
+    // Not before it is closed.
+    keep_busy();
+    close_mem(mem, &told);
+    await_waiting();
+    usleep(20000);
+    CHECK(told.times == 0);
+    let_idle();
+    await(told.times == 1);
+    CHECK(import(h, &mem) == 0); // it is gone already: not AGAIN
+    // Another import keeps it open.
+    CHECK(import(h, &again) == 0);
+    close_mem(mem, &told);
+    CHECK(told.times == 1);
+    CHECK(first_byte(again) == 0x77);
+    // So does one that comes before the reaper does.
+    CHECK(get(MIB, BACKEND_DEVICE, BACKEND_FD, &own) == 0);
+    keep_busy();
+    backend_cuda.mem_free(b, own);
+    await_waiting();
+    close_mem(again, &first);
+    CHECK(first.times == 0);
+    CHECK(import(h, &mem) == 0);
+    CHECK(first.times == 1);
+    close_mem(mem, &told);
+    CHECK(told.times == 0);
+    let_idle();
+    await(told.times == 1);
+    // Two at once, of other memory than an import too.
+    CHECK(get(MIB, BACKEND_DEVICE, BACKEND_FD, &own) == 0);
+    CHECK(import(h, &mem) == 0);
+    keep_busy();
+    close_mem(own, &first);
+    await_waiting();
+    close_mem(mem, &told);
+    CHECK(first.times == 0);
+    let_idle();
+    await(first.times == 1 && told.times == 1);
+    // Who waits for a close does not wait for a pause of the device, whatever else the reaper has.
+    struct backend_pool *pool = open_pool(16, BACKEND_FD, &status);
+    struct backend_stream *s = open_stream();
+    const struct backend_program program = {pool, NULL, 0};
+    struct err err = {0};
+    CHECK(import(h, &mem) == 0);
+    CHECK(get(MIB, BACKEND_DEVICE, BACKEND_FD, &own) == 0);
+    make(programs);
+    CHECK(backend_cuda.submit(b, s, &program, on_done, &ran, &err) == 0);
+    const uint64_t begin = now_ms();
+    backend_cuda.mem_free(b, own);
+    usleep(20000); // the reaper is at it
+    close_mem(mem, &told);
+    await(told.times == 1);
+    CHECK(now_ms() - begin < 800);
+    let_idle();
+    wait_for(&ran);
+    backend_cuda.stream_close(b, s);
+    backend_cuda.pool_close(b, pool);
+    // The end of the backend closes it.
+    pthread_t thread;
+    CHECK(import(h, &mem) == 0);
+    keep_busy();
+    close_mem(mem, &told);
+    CHECK(pthread_create(&thread, NULL, idle_later, NULL) == 0);
+    backend_cuda.close(b);
+    CHECK(told.times == 1);
+    pthread_join(thread, NULL);
+    return 0;
+}
+
 // Runs this program in a role with a handle; returns its exit status.
 static int run_role(const char *role, const struct backend_handle *h) {
     char text[2 * sizeof *h + 1];
@@ -411,16 +502,25 @@ static int run_role(const char *role, const struct backend_handle *h) {
     return WIFEXITED(status) ? WEXITSTATUS(status) : 128 + WTERMSIG(status);
 }
 
-static void test_an_import_given_up_can_be_had_again(void **state) {
-    (void)state;
+static void run_with_memory(const char *role) {
     struct backend_handle h;
     struct backend_mem *mem = alloc(2 * MIB, BACKEND_DEVICE, BACKEND_IPC);
     backend_cuda.mem_handle(mem, &h);
     assert_int_equal(cudaMemcpyAsync(cuda_mem_address(mem), "\x77", 1, cudaMemcpyDefault, NULL),
                      cudaSuccess);
-    assert_int_equal(run_role("import", &h), 0);
+    assert_int_equal(run_role(role, &h), 0);
     backend_cuda.mem_free(b, mem);
     backend_cuda.close(b);
+}
+
+static void test_an_import_given_up_can_be_had_again(void **state) {
+    (void)state;
+    run_with_memory("import");
+}
+
+static void test_the_end_of_an_import_is_told(void **state) {
+    (void)state;
+    run_with_memory("close");
 }
 
 // --- the device is lost -----------------------------------------------------------------------------
@@ -475,6 +575,7 @@ int main(int argc, char **argv) {
         cmocka_unit_test_setup(test_a_pool_is_made_anew_of_the_same_memory, setup),
         cmocka_unit_test_setup(test_host_memory_too, setup),
         cmocka_unit_test_setup(test_an_import_given_up_can_be_had_again, setup),
+        cmocka_unit_test_setup(test_the_end_of_an_import_is_told, setup),
         cmocka_unit_test_setup(test_a_loss_that_the_reaper_sees_is_final, setup),
     };
     char memory[32];
@@ -491,7 +592,9 @@ int main(int argc, char **argv) {
             const char two[3] = {argv[2][2 * i], argv[2][2 * i + 1], 0};
             ((unsigned char *)&h)[i] = (unsigned char)strtoul(two, NULL, 16);
         }
-        return strcmp(argv[1], "import") == 0 ? import_role(&h) : lost_role();
+        return strcmp(argv[1], "import") == 0  ? import_role(&h)
+               : strcmp(argv[1], "close") == 0 ? close_role(&h)
+                                               : lost_role();
     }
     const int failed = cmocka_run_group_tests_name("backend_busy", tests, NULL, NULL);
     let_idle();

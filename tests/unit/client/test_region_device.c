@@ -23,10 +23,19 @@ static bool with_fd;
 static struct proto_region_alloc last_alloc;
 static struct proto_region_register last_own;
 static uint64_t own_bytes; // that the reply says, 0: those asked for
+static bool free_mute;     // no answer to REGION_FREE
+static int free_status;    // of it
+static unsigned freed_before_bye;
 
 static bool device(struct fake *f, struct fake_conn *c, const struct proto_msg *m) {
     uint8_t bytes[256];
     struct proto_header h = proto_reply_header(&m->header, 0, f->epoch);
+    if (m->header.op == PROTO_REGION_FREE && free_status != 0)
+        fake_error(f, c, &m->header, free_status, 0, "not freed");
+    if (m->header.op == PROTO_REGION_FREE)
+        return free_mute || free_status != 0;
+    if (m->header.op == PROTO_BYE)
+        freed_before_bye = f->requests[PROTO_REGION_FREE];
     if (m->header.op == PROTO_REGION_REGISTER) {
         last_own = m->body.region_register;
         struct proto_region_reply reply = {66, own_bytes != 0 ? own_bytes : last_own.bytes};
@@ -59,6 +68,9 @@ static int setup(void **state) {
                                           .handle_bytes = 2 << 20};
     with_fd = true;
     own_bytes = 0;
+    free_mute = false;
+    free_status = 0;
+    freed_before_bye = 0;
     return 0;
 }
 
@@ -414,6 +426,74 @@ static void own_memory_goes_by_its_bases_handle(void **state) {
     expect(c, KVPOOL_OK, kvpool_region_register(c, at, 100, &region)); // to the very end
 }
 
+static kvpool_region *register_own(kvpool_client *client) {
+    kvpool_region *region = NULL;
+    expect(client, KVPOOL_OK,
+           kvpool_region_register(client, (void *)(FAKE_BASE + 512), 5000, &region));
+    return region;
+}
+
+static void own_memory_is_the_callers_again_when_it_is_closed(void **state) {
+    (void)state;
+    kvpool_client *hasty = fake_connect(&kvd, 60);
+    fake_set_hook(&kvd, device);
+    kvpool_region *region = register_own(hasty);
+    expect(hasty, KVPOOL_OK, kvpool_region_free(region));
+    region = register_own(hasty);
+    free_mute = true;
+    expect(hasty, KVPOOL_E_TIMEOUT, kvpool_region_free(region));
+    expect_message(hasty, "does not answer");
+    free_mute = false;
+    expect(hasty, KVPOOL_OK, kvpool_region_free(register_own(hasty))); // so it is for both
+    region = register_own(hasty);
+    free_status = KVPOOL_E_STALE; // an earlier request did it
+    expect(hasty, KVPOOL_OK, kvpool_region_free(region));
+    region = register_own(hasty);
+    free_status = KVPOOL_E_NOMEM;
+    expect(hasty, KVPOOL_E_NOMEM, kvpool_region_free(region));
+    expect_message(hasty, "not freed");
+    // Of the daemon's memory nobody needs to know.
+    expect(c, KVPOOL_OK, kvpool_region_free(make(0, 0)));
+    expect(c, KVPOOL_OK, kvpool_region_free(NULL));
+    free_status = 0;
+    // Of an earlier session.
+    region = register_own(hasty);
+    kvpool_region *other = NULL;
+    kvpool_region_args args = want(0, 0);
+    expect(hasty, KVPOOL_OK, kvpool_region_alloc(hasty, &args, &other));
+    fake_stop(&kvd);
+    fake_start(&kvd);
+    while (kvpool_ping(hasty, NULL) != KVPOOL_OK)
+        continue;
+    expect(hasty, KVPOOL_E_STALE, kvpool_region_free(region));
+    expect_message(hasty, "earlier session");
+    expect(hasty, KVPOOL_OK, kvpool_region_free(other));
+    kvpool_close(hasty);
+}
+
+static void the_end_of_the_client_closes_it_first(void **state) {
+    (void)state;
+    kvpool_client *another = fake_connect(&kvd, 0);
+    fake_set_hook(&kvd, device);
+    kvpool_region_args args = want(0, 0);
+    kvpool_region *region;
+    expect(another, KVPOOL_OK, kvpool_region_alloc(another, &args, &region));
+    register_own(another);
+    register_own(another);
+    const unsigned before = fake_count(&kvd, PROTO_REGION_FREE);
+    kvpool_close(another);
+    fake_lock(&kvd);
+    assert_int_equal(freed_before_bye, before + 2);
+    assert_int_equal(kvd.requests[PROTO_REGION_FREE], before + 2);
+    fake_unlock(&kvd);
+    // A daemon that does not answer does not hold it for ever.
+    another = fake_connect(&kvd, 100);
+    register_own(another);
+    free_mute = true;
+    kvpool_close(another);
+    fake_await(&kvd, PROTO_BYE, 2);
+}
+
 static void memory_that_cannot_be_shared_is_refused_with_advice(void **state) {
     (void)state;
     void *at = (void *)(FAKE_BASE + 512);
@@ -463,6 +543,8 @@ int main(void) {
         T(a_failing_call_is_named_and_leaves_nothing),
         T(a_child_touches_nothing),
         T(own_memory_goes_by_its_bases_handle),
+        T(own_memory_is_the_callers_again_when_it_is_closed),
+        T(the_end_of_the_client_closes_it_first),
         T(memory_that_cannot_be_shared_is_refused_with_advice),
     };
     fake_cuda_reset();
