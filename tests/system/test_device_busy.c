@@ -276,14 +276,85 @@ static void who_needs_the_memory_gets_it(void **state) {
     kvpool_close(client);
 }
 
-// --- the end --------------------------------------------------------------------------------------
-
 static void *idle_later(void *arg) {
     (void)arg;
     sleep_ms(200);
     let_idle();
     return NULL;
 }
+
+// --- a worker's own memory ------------------------------------------------------------------------
+
+enum own_way { OWN_FREE, OWN_CLOSE, OWN_HASTY, OWN_KILLED, OWN_SHUTDOWN, OWN_WAYS };
+
+// Registers memory and, when it is told to, takes it back.
+static int owner(void *arg) {
+    const enum own_way way = *(const enum own_way *)arg;
+    kvpool_client *client =
+        client_open_timeout(&kvd, way == OWN_HASTY ? 300 : (uint32_t)DEVICE_LIMIT_MS);
+    device_gpu();
+    const gpu_ptr at = gpu_alloc(2 * MIB);
+    kvpool_region *region = device_place_own(client, at, 2 * MIB).region;
+    atomic_fetch_add(&device_shared->ready, 1);
+    device_await(&device_shared->stop, 1);
+    if (way == OWN_CLOSE)
+        kvpool_close(client);
+    else
+        expect_status(client, way == OWN_HASTY ? KVPOOL_E_TIMEOUT : KVPOOL_OK,
+                      kvpool_region_free(region));
+    atomic_fetch_add(&device_shared->arrived, 1);
+    if (way == OWN_HASTY) { // the daemon may have it open: as kvpool.h says
+        device_await(&device_shared->stop, 2);
+        region = device_place_own(client, at, 2 * MIB).region;
+        expect_ok(client, kvpool_region_free(region));
+    }
+    gpu_free(at);
+    if (way != OWN_CLOSE)
+        kvpool_close(client);
+    return 0;
+}
+
+static void own_memory_is_closed_when_its_owner_may_free_it(void **state) {
+    (void)state;
+    static enum own_way ways[OWN_WAYS] = {OWN_FREE, OWN_CLOSE, OWN_HASTY, OWN_KILLED, OWN_SHUTDOWN};
+    kvpool_client *client = client_open_timeout(&kvd, LIMIT_MS);
+    const kvpool_pool pool = device_pool(client, "pool", KVPOOL_EXPORT_FD);
+    for (int i = 0; i < OWN_WAYS; i++) {
+        pthread_t thread;
+        atomic_store(&device_shared->ready, 0);
+        atomic_store(&device_shared->arrived, 0);
+        atomic_store(&device_shared->stop, 0);
+        const pid_t pid = worker_start(owner, &ways[i]);
+        device_await(&device_shared->ready, 1);
+        keep_busy();
+        atomic_store(&device_shared->stop, 1);
+        await_waiting();
+        check_calls(client, pool);
+        sleep_ms(100);
+        if (ways[i] == OWN_HASTY)
+            device_await(&device_shared->arrived, 1);
+        else
+            assert_int_equal(atomic_load(&device_shared->arrived), 0);
+        assert_int_equal(access(busy, F_OK), 0);
+        if (ways[i] == OWN_KILLED) {
+            kill(pid, SIGKILL);
+            assert_int_equal(process_wait(pid, DEVICE_LIMIT_MS), 128 + SIGKILL);
+            check_calls(client, pool);
+        }
+        if (ways[i] == OWN_SHUTDOWN) {
+            kvpool_close(client);
+            assert_int_equal(pthread_create(&thread, NULL, idle_later, NULL), 0);
+            daemon_ends();
+            pthread_join(thread, NULL);
+        }
+        let_idle();
+        atomic_store(&device_shared->stop, 2);
+        if (ways[i] != OWN_KILLED)
+            device_join(pid, "the owner");
+    }
+}
+
+// --- the end --------------------------------------------------------------------------------------
 
 static void the_daemon_ends_when_all_is_taken_back(void **state) {
     (void)state;
@@ -307,6 +378,8 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup_teardown(nobody_waits_for_memory_to_be_taken_back, setup, teardown),
         cmocka_unit_test_setup_teardown(who_needs_the_memory_gets_it, setup, teardown),
+        cmocka_unit_test_setup_teardown(own_memory_is_closed_when_its_owner_may_free_it, setup,
+                                        teardown),
         cmocka_unit_test_setup_teardown(the_daemon_ends_when_all_is_taken_back, setup, teardown),
     };
     const int status = device_prepare();
