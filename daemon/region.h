@@ -7,7 +7,7 @@
 //  1. A handle names a region from region_create to region_free, and never another one: the
 //     generation of a slot changes at every free, and starts from the daemon's epoch.
 //  2. The memory is given up when the handle is gone and holds is 0: never under a job. The backend may
-//     take it back a little later.
+//     take it back a little later; region_close tells when.
 //  3. A quota counts regions and bytes until their memory is given up.
 //  4. A region begins where elements of every type may lie.
 // Thread: loop thread.

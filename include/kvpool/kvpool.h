@@ -148,7 +148,8 @@ KVPOOL_API kvpool_status kvpool_connect(const kvpool_connect_args *args,
 
 // Ends the session and frees the client: open steps abort, sequences are freed, regions unmapped.
 // Ops not yet waited for are freed with it, their results lost. Waits a moment for the daemon, so
-// that the pages are free again when it returns. NULL is ignored. No other call on the client may
+// that the pages are free again when it returns; device memory that is still registered may be open in the
+// daemon if that moment (2 s, or timeout_ms) was too short: kvpool_region_free() tells. NULL is ignored. No other call on the client may
 // be running, and nothing that belongs to it may be used afterwards.
 KVPOOL_API void kvpool_close(kvpool_client *client);
 
