@@ -59,8 +59,7 @@ struct cuda_plan_key {
     uint32_t kernel; // enum cuda_kernel
     uint32_t part;   // 0 all, 1 few, 2 many
     uint32_t first;  // of the part's sequences
-    uint32_t
-        each; // so many sequences each launch of the op takes; the last one those that are left
+    uint32_t each;   // sequences of a launch of the op; its last one takes those that are left
     uint32_t qo_heads, kv_heads, head_dim, page_shift;
     uint32_t dtype, kv_dtype;
     uint32_t causal, batch_invariant;
