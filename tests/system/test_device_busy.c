@@ -291,7 +291,7 @@ enum own_way { OWN_FREE, OWN_CLOSE, OWN_HASTY, OWN_KILLED, OWN_SHUTDOWN, OWN_WAY
 static int owner(void *arg) {
     const enum own_way way = *(const enum own_way *)arg;
     kvpool_client *client =
-        client_open_timeout(&kvd, way == OWN_HASTY ? 300 : (uint32_t)DEVICE_LIMIT_MS);
+        client_open_timeout(&kvd, way == OWN_HASTY ? 600 : (uint32_t)DEVICE_LIMIT_MS);
     device_gpu();
     const gpu_ptr at = gpu_alloc(2 * MIB);
     kvpool_region *region = device_place_own(client, at, 2 * MIB).region;
