@@ -7,7 +7,8 @@
 //     mapped until it is freed.
 //  2. The descriptor of kvpool_region_create() is closed as soon as the memory is mapped; that of
 //     kvpool_region_alloc() stays open as long as the region, for kvpool_region_export().
-//  3. The map into a CUDA context is made at most once, under `lock`.
+//  3. A region whose end the daemon could not be told in time is owed: it is told before the next one's end.
+//  4. The map into a CUDA context is made at most once, under `lock`.
 // Threads: any.
 #ifndef KVPOOL_CLIENT_LIB_REGION_H
 #define KVPOOL_CLIENT_LIB_REGION_H

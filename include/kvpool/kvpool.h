@@ -149,8 +149,8 @@ KVPOOL_API kvpool_status kvpool_connect(const kvpool_connect_args *args,
 // Ends the session and frees the client: open steps abort, sequences are freed, regions unmapped.
 // Ops not yet waited for are freed with it, their results lost. Waits a moment for the daemon, so
 // that the pages are free again when it returns; device memory that is still registered may be open in the
-// daemon if that moment (2 s, or timeout_ms) was too short: kvpool_region_free() tells. NULL is ignored. No other call on the client may
-// be running, and nothing that belongs to it may be used afterwards.
+// daemon if that moment (2 s, or timeout_ms) was too short: kvpool_region_free() tells. NULL is ignored. No
+// other call on the client may be running, and nothing that belongs to it may be used afterwards.
 KVPOOL_API void kvpool_close(kvpool_client *client);
 
 // Copies the message of the calling thread's last failed call on `client` into buf (always
@@ -352,7 +352,8 @@ KVPOOL_API uint64_t kvpool_region_size(const kvpool_region *region);
 // make or free regions wait with it. Else the daemon may still have the memory open, and what freeing it
 // then does CUDA leaves undefined. Errors, for this memory alone: TIMEOUT, CONN (the daemon does close it,
 // later; who must know when registers it once more, with no request in flight that names the old region,
-// and frees the new one: KVPOOL_OK then holds for both), STALE (the region is of an earlier session: the
+// and frees the new one: KVPOOL_OK then holds for both), NOMEM (the daemon has none: the memory stays open until
+// the session ends), STALE (the region is of an earlier session: the
 // daemon has closed it, or does so soon).
 // kvpool_close() frees the regions that are left: not to be called after it. No kernel of this
 // process may still use its device address, whose context must still exist.

@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -22,9 +23,9 @@ static struct proto_region_handle answer; // to REGION_ALLOC
 static bool with_fd;
 static struct proto_region_alloc last_alloc;
 static struct proto_region_register last_own;
-static uint64_t own_bytes; // that the reply says, 0: those asked for
-static bool free_mute;     // no answer to REGION_FREE
-static int free_status;    // of it
+static uint64_t own_bytes;     // that the reply says, 0: those asked for
+static atomic_bool free_mute;  // no answer to REGION_FREE
+static atomic_int free_status; // of it
 static unsigned freed_before_bye;
 
 static bool device(struct fake *f, struct fake_conn *c, const struct proto_msg *m) {
@@ -471,6 +472,46 @@ static void own_memory_is_the_callers_again_when_it_is_closed(void **state) {
     kvpool_close(hasty);
 }
 
+static kvpool_client *crowded;
+static pthread_barrier_t crowd;
+
+static void *free_in_a_crowd(void *arg) {
+    pthread_barrier_wait(&crowd);
+    kvpool_region_free(arg);
+    return NULL;
+}
+
+// Each waits for the fd socket until its time is over; some have no time left to send their request.
+static void what_could_not_be_sent_is_sent_with_the_next(void **state) {
+    (void)state;
+    enum { CROWD = 12 };
+    crowded = fake_connect(&kvd, 60);
+    fake_set_hook(&kvd, device);
+    pthread_t threads[CROWD];
+    pthread_barrier_init(&crowd, NULL, CROWD);
+    const unsigned before = fake_count(&kvd, PROTO_REGION_FREE);
+    free_mute = true;
+    for (int i = 0; i < CROWD; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, free_in_a_crowd, register_own(crowded)),
+                         0);
+    for (int i = 0; i < CROWD; i++)
+        pthread_join(threads[i], NULL);
+    free_mute = false;
+    while (kvpool_region_free(register_own(crowded)) != KVPOOL_OK)
+        continue;
+    assert_true(fake_count(&kvd, PROTO_REGION_FREE) >= before + CROWD + 1);
+    free_mute = true;
+    for (int i = 0; i < CROWD; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, free_in_a_crowd, register_own(crowded)),
+                         0);
+    for (int i = 0; i < CROWD; i++)
+        pthread_join(threads[i], NULL);
+    free_mute = false;
+    kvpool_close(crowded);
+    fake_await(&kvd, PROTO_REGION_FREE, before + 2 * CROWD + 1);
+    pthread_barrier_destroy(&crowd);
+}
+
 static void the_end_of_the_client_closes_it_first(void **state) {
     (void)state;
     kvpool_client *another = fake_connect(&kvd, 0);
@@ -544,6 +585,7 @@ int main(void) {
         T(a_child_touches_nothing),
         T(own_memory_goes_by_its_bases_handle),
         T(own_memory_is_the_callers_again_when_it_is_closed),
+        T(what_could_not_be_sent_is_sent_with_the_next),
         T(the_end_of_the_client_closes_it_first),
         T(memory_that_cannot_be_shared_is_refused_with_advice),
     };
