@@ -35,6 +35,12 @@ struct kvpool_region {
 int region_handle(kvpool_client *c, const kvpool_region *region, const char *what, uint64_t *ret,
                   struct err *err);
 
+// Of a region that is in no list. Unmaps and frees it here.
+void region_destroy(struct kvpool_region *r);
+// The same, and the daemon is told; of this process's own memory it has closed the handle when this
+// returns 0. Errors: the daemon's; TIMEOUT, CONN, STALE (of an earlier session).
+int region_end(kvpool_client *c, struct kvpool_region *r, struct err *err);
+
 // For the end of a client: the daemon closes what is left of this process's own memory, as far as it does
 // by then; unmaps and frees what is left.
 void region_close_own(kvpool_client *c, int64_t deadline_ns);
