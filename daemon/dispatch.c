@@ -282,6 +282,7 @@ static void count_done(struct stats *stats, uint16_t op) {
     stats->decodes += op == PROTO_DECODE;
 }
 
+// Why a job has not been done; status is not 0.
 static const char *job_error(const struct job *job, int status) {
     if (status == KVPOOL_E_NOMEM)
         return job->appends ? "the backend has no memory for this attention; k and v were appended"
@@ -296,7 +297,7 @@ static void on_job_done(struct engine_job *engine_job, int status) {
     struct dispatch *d = job->d;
     struct session *s = job->session;
     struct request *r = job->request;
-    const char *why = job_error(job, status);
+    const char *why = status != 0 ? job_error(job, status) : NULL;
     if (status == KVPOOL_E_NOMEM)
         log_warn("attention.nomem",
                  "session=0x%" PRIx64 " pid=%u pool=0x%" PRIx64 " layer=%u error=\"%s\"", s->handle,

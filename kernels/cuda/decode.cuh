@@ -9,7 +9,8 @@
 // of O need no exchange between lanes.
 //
 // Invariants
-//  1. No barrier of the block in the loop; warps meet once, after all of them have read their tiles.
+//  1. Warps need not meet in the loop; they do once, after all of them have read their tiles. Where all of a CTA
+//     have runs of one length they meet every DECODE_STEP tiles.
 //  2. A stage is copied to only after __syncwarp behind its last read.
 //  3. STAGES copies are committed at any time (empty ones past the end), so that waiting for all but
 //     STAGES - 1 waits for the oldest.
@@ -544,7 +545,7 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1)
     uint4 begin = load_now(&work->run), more = load_now(&work->run.line_shift);
     const struct decode_copier copier = decode_copier_of<C>(a);
     const uint32_t line_shift = warp_uniform(more.x);
-    const bool alone = warp_uniform(more.y);
+    const bool alone = warp_uniform(more.y), in_step = warp_uniform(more.z);
     struct decode_cursor at = {begin.x,    begin.y,
                                begin.z,    warp & ((1u << line_shift) - 1),
                                line_shift, decode_load(&work->run.sequence)};
@@ -635,6 +636,9 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1)
             first_segment = false;
             is_new = true;
         }
+        // Warps that work on the heads of the same pages stay side by side: pages are then read whole.
+        if (in_step && turn % DECODE_STEP == DECODE_STEP - 1)
+            __syncthreads();
         uint32_t next = turn + C::STAGES;
         if (next < count) {
             // The plan's tiles are in the last lanes: they end with one.

@@ -318,7 +318,16 @@ static __device__ __forceinline__ void set_run(struct decode_run *to,
     to->count = run.count;
     to->line_shift = run.line_shift;
     to->alone = run.alone;
+    to->in_step = run.in_step;
     to->sequence = run.sequence;
+}
+
+// All warps of the CTA have runs of one length.
+static __device__ __forceinline__ bool alike(const struct decode_plan_args &a,
+                                             const struct cut &cut, uint64_t all, uint32_t cta) {
+    if (a.batch_invariant || a.cta_warps != DECODE_MAX_WARPS)
+        return false;
+    return cut.line_shift > 0 || (all % cut.used == 0 && (cta + 1) * cut.cta_runs <= cut.used);
 }
 
 // The work of this block's share of all warps. Warps of eight lines: one run, eight copies.
@@ -375,6 +384,7 @@ static __device__ __forceinline__ void divide(const struct decode_plan_args &a,
             bool is_last = (uint64_t)i + 1 == min((cta + 1) * (uint64_t)cut.cta_runs, used);
             run.alone =
                 !a.batch_invariant && is_last && shared_item(line, cta, true, &e, &alone) && alone;
+            run.in_step = run.count >= DECODE_STEP_LEAST && alike(a, cut, all, cta);
             run.line_shift = line_shift;
             for (uint32_t w = 0; w < copies; w++)
                 set_run(&to[w].run, run);

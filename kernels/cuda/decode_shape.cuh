@@ -35,6 +35,8 @@ enum {
     DECODE_LINE_SHIFT = 3,   // eight lines
     DECODE_LINE_PARTS = 3,   // items longer than so many CTAs have of them: one line for all heads
     DECODE_FIRST = 4,        // tiles of a run that the plan itself finds
+    DECODE_STEP = 4,         // warps that go on together do so every so many tiles,
+    DECODE_STEP_LEAST = 8,   // where they have so many
 };
 
 static constexpr uint32_t DECODE_NOWHERE = 0xffffffffu; // no token, no page id
@@ -84,7 +86,8 @@ struct alignas(16) decode_run {
     uint32_t line_shift; // 1 << line_shift lines
     uint32_t
         alone; // the last item goes on in a later CTA, and no other warp of this one has a part
-    uint32_t unused[2];
+    uint32_t in_step; // all warps of the CTA have as many tiles, many: they go on together
+    uint32_t unused;
     struct decode_sequence sequence;
     struct decode_merge merge[DECODE_MERGES];
 };

@@ -34,10 +34,10 @@ static __device__ __forceinline__ uint32_t smem_address(const void *p) {
 
 // --- copies to shared memory -----------------------------------------------------------------
 
-// 16 bytes; zeros where !valid (src is then not read). Through L2 only, 128 bytes at a time.
+// 16 bytes; zeros where !valid (src is then not read). Through L2 only, which reads 256 bytes at a time.
 static __device__ __forceinline__ void cp_async_16(uint32_t dst, const void *src, bool valid) {
     int bytes = valid ? 16 : 0;
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16, %2;\n" ::"r"(dst), "l"(src),
+    asm volatile("cp.async.cg.shared.global.L2::256B [%0], [%1], 16, %2;\n" ::"r"(dst), "l"(src),
                  "r"(bytes)
                  : "memory");
 }
