@@ -61,7 +61,7 @@ struct kvpool_client {
     struct pool_shape pools[CLIENT_POOLS];
     uint32_t num_pools; // ever put there; the table is a ring
     struct kvpool_region *regions;
-    struct kvpool_region *owed; // regions that the daemon is to be told of: region.c
+    struct kvpool_region *owed; // ended, but for the daemon: region_end.c
 };
 
 // The first thing of every public function: INVAL for NULL, FORKED in a child.

@@ -52,18 +52,28 @@ static struct kvpool_region *take_owed(kvpool_client *c) {
     return r;
 }
 
-// Tells the daemon of what is owed. Errors: TIMEOUT (some still is).
+// Asks the daemon to free the region, and waits for its answer.
+static int ask(kvpool_client *c, const struct kvpool_region *r, int64_t deadline_ns, bool *ret_sent,
+               struct err *err) {
+    const struct proto_handle body = {.handle = r->handle};
+    struct proto_msg msg;
+    return fdsock_call(c->fdsock, PROTO_REGION_FREE, &body, sizeof body, deadline_ns, &msg, NULL,
+                       ret_sent, err);
+}
+
+// Whether the daemon must be asked once more, if the session goes on: it was not, or may not have been, or
+// could not do it. A request that it has got and not answered yet it will do.
+static bool undone(int rc, bool sent) {
+    return rc == KVPOOL_E_CONN || rc == KVPOOL_E_NOMEM || (rc == KVPOOL_E_TIMEOUT && !sent);
+}
+
+// Asks for what is owed. Errors: TIMEOUT, CONN, NOMEM (some still is).
 static int pay(kvpool_client *c, int64_t deadline_ns, struct err *err) {
     struct kvpool_region *r;
     while ((r = take_owed(c)) != NULL) {
-        struct proto_handle body = {.handle = r->handle};
-        struct proto_msg msg;
         bool sent = true;
-        int rc = 0;
-        if (client_session(c) == r->session)
-            rc = fdsock_call(c->fdsock, PROTO_REGION_FREE, &body, sizeof body, deadline_ns, &msg,
-                             NULL, &sent, err);
-        if (rc == KVPOOL_E_TIMEOUT && !sent) {
+        int rc = client_session(c) == r->session ? ask(c, r, deadline_ns, &sent, err) : 0;
+        if (undone(rc, sent)) {
             owe(c, r);
             return rc;
         }
@@ -73,39 +83,32 @@ static int pay(kvpool_client *c, int64_t deadline_ns, struct err *err) {
 }
 
 void region_close_own(kvpool_client *c, int64_t deadline_ns) {
+    bool sent;
     pay(c, deadline_ns, NULL);
-    for (const struct kvpool_region *r = c->regions; r != NULL; r = r->next) {
-        struct proto_handle body = {.handle = r->handle};
-        struct proto_msg msg;
-        bool sent;
+    for (const struct kvpool_region *r = c->regions; r != NULL; r = r->next)
         if (r->own != NULL && client_session(c) == r->session)
-            fdsock_call(c->fdsock, PROTO_REGION_FREE, &body, sizeof body, deadline_ns, &msg, NULL,
-                        &sent, NULL);
-    }
+            ask(c, r, deadline_ns, &sent, NULL);
 }
 
-// Tells the daemon that a region is done with. Of the daemon's memory the reply does not matter: there is
-// nothing to do about a failure, and the session's end frees it too. This process's own is not open in
-// the daemon any more when this returns 0. A session that outlives its connection is told once more:
-// what a lost request has freed already is stale. *ret_sent false: it was not told.
-static int free_remote(kvpool_client *c, uint64_t session, uint64_t handle, bool *ret_sent,
+// Tells the daemon that a region is done with, after those before it. Of the daemon's memory the reply does
+// not matter. This process's own is not open in the daemon any more when this returns 0. A session that
+// outlives its connection is told once more: what a lost request has freed already is stale.
+static int free_remote(kvpool_client *c, const struct kvpool_region *r, bool *ret_sent,
                        struct err *err) {
     int64_t deadline = client_deadline(c);
-    struct proto_handle body = {.handle = handle};
-    *ret_sent = false;
-    int rc = pay(c, deadline, err);
-    if (rc != 0)
-        return rc;
     for (bool again = true;; again = false) {
-        struct proto_msg msg;
-        rc = fdsock_call(c->fdsock, PROTO_REGION_FREE, &body, sizeof body, deadline, &msg, NULL,
-                         ret_sent, err);
+        *ret_sent = false;
+        int rc = pay(c, deadline, err);
+        if (rc == 0)
+            rc = ask(c, r, deadline, ret_sent, err);
+        if (rc == KVPOOL_E_STALE && !again)
+            return 0;
         if (rc != KVPOOL_E_CONN)
-            return rc == KVPOOL_E_STALE ? 0 : rc;
+            return rc;
         transport_break(c->transport, "the session's fd socket is gone");
         uint64_t now;
         if (!again || !client_can(c, PROTO_FEATURE_RESUME) ||
-            client_ensure(c, CLIENT_ANY, deadline, NULL, &now, NULL) != 0 || now != session)
+            client_ensure(c, CLIENT_ANY, deadline, NULL, &now, NULL) != 0 || now != r->session)
             return rc;
     }
 }
@@ -114,9 +117,9 @@ int region_end(kvpool_client *c, struct kvpool_region *r, struct err *err) {
     bool sent = true;
     unmap(r);
     int rc = client_session(c) == r->session
-                 ? free_remote(c, r->session, r->handle, &sent, err)
+                 ? free_remote(c, r, &sent, err)
                  : err_set(err, KVPOOL_E_STALE, "the region is of an earlier session");
-    if (rc == KVPOOL_E_TIMEOUT && !sent)
+    if (undone(rc, sent))
         owe(c, r);
     else
         region_destroy(r);

@@ -26,11 +26,17 @@ static struct proto_region_register last_own;
 static uint64_t own_bytes;     // that the reply says, 0: those asked for
 static atomic_bool free_mute;  // no answer to REGION_FREE
 static atomic_int free_status; // of it
+static atomic_int free_drops;  // the next so many lose their connection
 static unsigned freed_before_bye;
 
 static bool device(struct fake *f, struct fake_conn *c, const struct proto_msg *m) {
     uint8_t bytes[256];
     struct proto_header h = proto_reply_header(&m->header, 0, f->epoch);
+    if (m->header.op == PROTO_REGION_FREE && free_drops > 0) {
+        free_drops--;
+        fake_close(c);
+        return true;
+    }
     if (m->header.op == PROTO_REGION_FREE && free_status != 0)
         fake_error(f, c, &m->header, free_status, 0, "not freed");
     if (m->header.op == PROTO_REGION_FREE)
@@ -71,6 +77,7 @@ static int setup(void **state) {
     own_bytes = 0;
     free_mute = false;
     free_status = 0;
+    free_drops = 0;
     freed_before_bye = 0;
     return 0;
 }
@@ -447,12 +454,12 @@ static void own_memory_is_the_callers_again_when_it_is_closed(void **state) {
     free_mute = false;
     expect(hasty, KVPOOL_OK, kvpool_region_free(register_own(hasty))); // so it is for both
     region = register_own(hasty);
-    free_status = KVPOOL_E_STALE; // an earlier request did it
-    expect(hasty, KVPOOL_OK, kvpool_region_free(region));
-    region = register_own(hasty);
-    free_status = KVPOOL_E_NOMEM;
-    expect(hasty, KVPOOL_E_NOMEM, kvpool_region_free(region));
+    free_status = KVPOOL_E_STALE; // as in another session
+    expect(hasty, KVPOOL_E_STALE, kvpool_region_free(region));
     expect_message(hasty, "not freed");
+    region = register_own(hasty);
+    free_drops = 1; // the lost request did it
+    expect(hasty, KVPOOL_OK, kvpool_region_free(region));
     // Of the daemon's memory nobody needs to know.
     expect(c, KVPOOL_OK, kvpool_region_free(make(0, 0)));
     expect(c, KVPOOL_OK, kvpool_region_free(NULL));
@@ -470,6 +477,43 @@ static void own_memory_is_the_callers_again_when_it_is_closed(void **state) {
     expect_message(hasty, "earlier session");
     expect(hasty, KVPOOL_OK, kvpool_region_free(other));
     kvpool_close(hasty);
+}
+
+// So that what is freed next is closed after it, as kvpool.h says.
+static void what_the_daemon_may_not_have_done_is_asked_once_more(void **state) {
+    (void)state;
+    kvpool_client *client = fake_connect(&kvd, 3000);
+    fake_set_hook(&kvd, device);
+    unsigned told = fake_count(&kvd, PROTO_REGION_FREE);
+    kvpool_region *region = register_own(client);
+    free_status = KVPOOL_E_NOMEM;
+    expect(client, KVPOOL_E_NOMEM, kvpool_region_free(region));
+    expect_message(client, "not freed");
+    region = register_own(client);
+    expect(client, KVPOOL_E_NOMEM, kvpool_region_free(region)); // the first one's answer
+    assert_int_equal(fake_count(&kvd, PROTO_REGION_FREE), told + 2);
+    free_status = 0;
+    expect(client, KVPOOL_OK, kvpool_region_free(register_own(client)));
+    assert_int_equal(fake_count(&kvd, PROTO_REGION_FREE), told + 5);
+    told += 5;
+    const unsigned resumes = kvd.resumes;
+    region = register_own(client);
+    free_drops = 2;
+    expect(client, KVPOOL_E_CONN, kvpool_region_free(region));
+    assert_int_equal(fake_count(&kvd, PROTO_REGION_FREE), told + 2);
+    assert_int_equal(kvd.resumes, resumes + 1);
+    free_drops = 1; // once more, for that
+    expect(client, KVPOOL_OK, kvpool_region_free(register_own(client)));
+    assert_int_equal(fake_count(&kvd, PROTO_REGION_FREE), told + 5);
+    // The end of the client does so, too.
+    told += 5;
+    region = register_own(client);
+    free_drops = 2;
+    expect(client, KVPOOL_E_CONN, kvpool_region_free(region));
+    kvpool_close(client);
+    fake_lock(&kvd);
+    assert_int_equal(freed_before_bye, told + 3);
+    fake_unlock(&kvd);
 }
 
 static kvpool_client *crowded;
@@ -585,6 +629,7 @@ int main(void) {
         T(a_child_touches_nothing),
         T(own_memory_goes_by_its_bases_handle),
         T(own_memory_is_the_callers_again_when_it_is_closed),
+        T(what_the_daemon_may_not_have_done_is_asked_once_more),
         T(what_could_not_be_sent_is_sent_with_the_next),
         T(the_end_of_the_client_closes_it_first),
         T(memory_that_cannot_be_shared_is_refused_with_advice),
