@@ -2,11 +2,11 @@
 // reaper.c: see reaper.h.
 #include "kernels/cuda/reaper.h"
 
+#include "kernels/thread.h"
+
 #include <pthread.h>
-#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/prctl.h>
 
 enum { PLACES = BACKEND_DEVICE + 1 };
 
@@ -45,33 +45,20 @@ static struct cuda_garbage *release(struct cuda_reaper *r, struct cuda_garbage *
     uint64_t bytes = garbage->bytes;
     garbage->release(r->calls.arg, garbage);
     came_back(r, place, bytes);
-    if (r->calls.released != NULL)
-        r->calls.released(r->calls.arg);
+    r->calls.released(r->calls.arg);
     return next;
 }
 
 static void *reaper_main(void *arg) {
     struct cuda_reaper *r = arg;
     struct cuda_garbage *garbage;
-    prctl(PR_SET_NAME, "kvpool-reap");
-    if (r->calls.started != NULL)
-        r->calls.started(r->calls.arg);
+    r->calls.started(r->calls.arg);
     while ((garbage = take(r)) != NULL) {
-        if (r->calls.ready != NULL)
-            r->calls.ready(r->calls.arg);
+        r->calls.ready(r->calls.arg);
         while (garbage != NULL)
             garbage = release(r, garbage);
     }
     return NULL;
-}
-
-static int start_thread(struct cuda_reaper *r) {
-    sigset_t all, before; // signals are other threads'
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int rc = pthread_create(&r->thread, NULL, reaper_main, r);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return rc;
 }
 
 static void destroy(struct cuda_reaper *r) {
@@ -89,7 +76,7 @@ int cuda_reaper_open(const struct cuda_reaper_calls *calls, struct cuda_reaper *
     r->end = &r->first;
     pthread_mutex_init(&r->lock, NULL);
     pthread_cond_init(&r->wake, NULL);
-    int rc = start_thread(r);
+    int rc = thread_start(&r->thread, "kvpool-reap", reaper_main, r);
     if (rc != 0) {
         destroy(r);
         return err_set(err, KVPOOL_E_BACKEND, "cannot start the thread that releases memory: %s",

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
-// reaper.h: the thread that releases what is done with. CUDA may wait for all work on the device before it
-// takes memory back, hundreds of milliseconds while a long prompt is being read: neither the loop nor
+// reaper.h: the thread that releases what is done with. CUDA waits for all work on the device before it
+// takes most memory back, hundreds of milliseconds while a long prompt is being read: neither the loop nor
 // the engine can.
 //
 //   loop thread:  object done with -> cuda_reaper_give
@@ -26,7 +26,7 @@ struct cuda_garbage { // in the object
 
 struct cuda_reaper;
 
-// What the thread calls, each may be NULL.
+// What the thread calls.
 struct cuda_reaper_calls {
     void (*started)(void *arg);  // once, first
     void (*ready)(void *arg);    // when there is something to release; returns when it may be
