@@ -88,7 +88,7 @@ extern "C" {
     X(E_LOST, -14, "the daemon restarted, earlier handles are gone") \
     X(E_CONN, -15, "cannot reach the daemon")                        \
     X(E_TIMEOUT, -16, "no reply in time")                            \
-    X(E_AGAIN, -17, "not possible now, try again")                         \
+    X(E_AGAIN, -17, "not possible now, try again")                   \
     X(E_TOOBIG, -18, "message or batch over the size limit")         \
     X(E_BACKEND, -19, "the compute backend is missing or failed")    \
     X(E_FORKED, -20, "object belongs to the parent process")         \

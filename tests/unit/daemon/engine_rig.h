@@ -27,9 +27,9 @@ struct rig_backend {
     size_t nomem_at;     // this one with KVPOOL_E_NOMEM, 0: none
     int complete_status; // of every other program
     uint64_t spin_ns;    // in submit
-    uint32_t window;
-    bool fatal; // only a new process could use the device again
     const char *failure;
+    uint32_t window;
+    bool fatal;      // only a new process could use the device again
     bool late_close; // memory is closed by rig_closed or at the backend's end; else within the call
 };
 extern struct rig_backend rig;
