@@ -26,8 +26,8 @@
 //  5. Arrays a program points to are copied or used only until `done`.
 //  6. mem_free, pool_close and stream_close do not wait for the device: what has to, the backend leaves to
 //     a thread of its own. The caller has nothing of the object from then on; its memory may come back
-//     later, and meanwhile what would need it is refused with AGAIN. mem_close says when it is back.
-//     close waits until all is.
+//     later, and meanwhile what would need it, or wait with it, is refused with AGAIN. mem_close says when
+//     it is back. close waits until all is.
 // Threads: open/close/mem_*/pool_*/stream_* and submit are called by one thread at a time (the
 // engine thread, or the loop thread while no program is running on the object); `done` comes from
 // anywhere.

@@ -264,10 +264,10 @@ KVPOOL_API kvpool_status kvpool_pool_stat(kvpool_client *client, kvpool_pool poo
 
 // Allocates `bytes` (rounded up to the system's page size) of memory shared with the daemon,
 // zeroed, which CPU and the daemon's device both reach. Owned by the caller: kvpool_region_free().
-// Where there is enough memory but for what was freed, by anybody, and a busy device has not taken back yet,
-// it waits for that.
-// Errors: INVAL (0), NOMEM (nor would that be enough), LIMIT (per-client limits), AGAIN (it did not come
-// back before the client's time-out: nothing was made, and a later call may do).
+// Where memory that was freed, by anybody, would do, and a busy device has not taken it back yet, it waits
+// for that; for memory of the device also while the device is just taking some back.
+// Errors: INVAL (0), NOMEM (nor would that do), LIMIT (per-client limits), AGAIN (it was not over before the
+// client's time-out: nothing was made, and a later call may do).
 KVPOOL_API kvpool_status kvpool_region_create(kvpool_client *client, uint64_t bytes,
                                               kvpool_region **ret_region);
 

@@ -282,7 +282,7 @@ static int pool_write(struct backend *b, struct backend_pool *pool, uint32_t lay
 
 static int stream_open(struct backend *b, struct backend_stream **ret, struct err *err) {
     use(b);
-    return cuda_stream_open(ret, err);
+    return cuda_stream_open(b->memory.reaper, ret, err);
 }
 
 static void stream_close(struct backend *b, struct backend_stream *s) {

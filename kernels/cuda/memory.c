@@ -117,10 +117,14 @@ struct room {
     uint64_t pending;   // that the reaper still has
 };
 
-int cuda_memory_pending(struct cuda_memory *m, const char *what, struct err *err) {
-    atomic_store(&m->wanted, true);
+static int again(const char *what, struct err *err) {
     return err_set_detail(err, KVPOOL_E_AGAIN, RETRY_NS,
                           "%s: memory that was freed is still being taken back", what);
+}
+
+int cuda_memory_pending(struct cuda_memory *m, const char *what, struct err *err) {
+    atomic_store(&m->wanted, true);
+    return again(what, err);
 }
 
 static int no_memory(struct cuda_memory *m, const char *what, uint64_t bytes,
@@ -132,7 +136,7 @@ static int no_memory(struct cuda_memory *m, const char *what, uint64_t bytes,
                    room->available);
 }
 
-// Rounds up to `unit` and checks against what is free.
+// Rounds up to `unit` and checks against what is free. Holds the reaper, until cuda_reaper_let.
 static int reserve(struct cuda_memory *m, const char *what, uint64_t *bytes, uint64_t unit,
                    uint64_t spare, struct room *ret, struct err *err) {
     size_t available = 0;
@@ -145,6 +149,9 @@ static int reserve(struct cuda_memory *m, const char *what, uint64_t *bytes, uin
     *ret = (struct room){available > spare ? available - spare : 0, pending};
     if (*bytes > ret->available)
         return no_memory(m, what, *bytes, ret, err);
+    // Without programs what the reaper does takes no time.
+    if (!cuda_reaper_hold(m->reaper, cuda_flights_idle(m->flights)))
+        return again(what, err);
     *bytes = (*bytes + unit - 1) / unit * unit;
     return 0;
 }
@@ -191,17 +198,14 @@ static void unmap(struct cuda_memory *m, struct cuda_block *block) {
     m->driver.p_cuMemAddressFree(block->mapping, block->mapped_bytes);
 }
 
-static int open_fd(struct cuda_memory *m, const char *what, uint64_t bytes, uint64_t spare,
-                   struct cuda_block *ret, struct err *err) {
+static int create(struct cuda_memory *m, const char *what, uint64_t bytes, const struct room *room,
+                  struct cuda_block *ret, struct err *err) {
     const CUmemAllocationProp prop = properties(m);
     struct cuda_block block = {.how = BACKEND_FD, .fd = -1};
-    struct room room = {0};
-    int status = reserve(m, what, &bytes, m->unit, spare, &room, err);
-    if (status != 0)
-        return status;
+    int status;
     CUresult e = m->driver.p_cuMemCreate(&block.allocation, bytes, &prop, 0);
     if (e == CUDA_ERROR_OUT_OF_MEMORY)
-        return no_memory(m, what, bytes, &room, err);
+        return no_memory(m, what, bytes, room, err);
     if (e != CUDA_SUCCESS)
         return cuda_driver_error(&m->driver, err, KVPOOL_E_BACKEND, "cuMemCreate", e);
     e = map(m, &block, bytes);
@@ -230,6 +234,17 @@ unmap:
     unmap(m, &block);
 release:
     m->driver.p_cuMemRelease(block.allocation);
+    return status;
+}
+
+static int open_fd(struct cuda_memory *m, const char *what, uint64_t bytes, uint64_t spare,
+                   struct cuda_block *ret, struct err *err) {
+    struct room room = {0};
+    int status = reserve(m, what, &bytes, m->unit, spare, &room, err);
+    if (status != 0)
+        return status;
+    status = create(m, what, bytes, &room, ret, err);
+    cuda_reaper_let(m->reaper);
     return status;
 }
 
@@ -269,28 +284,35 @@ static int import_fd(struct cuda_memory *m, const struct backend_handle *handle,
 
 // --- BACKEND_IPC --------------------------------------------------------------------------------
 
-// cudaMalloc, zeroed; not less than a block of its own when `bytes` is a multiple of IPC_BLOCK.
-static int allocate(struct cuda_memory *m, const char *what, uint64_t *bytes, uint64_t unit,
-                    uint64_t spare, void **ret, struct err *err) {
-    struct room room = {0};
+static int zeroed(struct cuda_memory *m, const char *what, uint64_t bytes, const struct room *room,
+                  void **ret, struct err *err) {
     void *address = NULL;
-    int status = reserve(m, what, bytes, unit, spare, &room, err);
-    if (status != 0)
-        return status;
-    cudaError_t e = cudaMalloc(&address, *bytes);
+    cudaError_t e = cudaMalloc(&address, bytes);
     if (e == cudaErrorMemoryAllocation) {
         cudaGetLastError();
-        return no_memory(m, what, *bytes, &room, err);
+        return no_memory(m, what, bytes, room, err);
     }
     if (e != cudaSuccess)
         return cuda_error(err, KVPOOL_E_BACKEND, what, e);
-    status = zero(m, address, *bytes, err);
+    int status = zero(m, address, bytes, err);
     if (status != 0) {
         cudaFree(address);
         return status;
     }
     *ret = address;
     return 0;
+}
+
+// cudaMalloc, zeroed; not less than a block of its own when `bytes` is a multiple of IPC_BLOCK.
+static int allocate(struct cuda_memory *m, const char *what, uint64_t *bytes, uint64_t unit,
+                    uint64_t spare, void **ret, struct err *err) {
+    struct room room = {0};
+    int status = reserve(m, what, bytes, unit, spare, &room, err);
+    if (status != 0)
+        return status;
+    status = zeroed(m, what, *bytes, &room, ret, err);
+    cuda_reaper_let(m->reaper);
+    return status;
 }
 
 int cuda_private_open(struct cuda_memory *m, const char *what, uint64_t bytes, void **ret,

@@ -11,7 +11,8 @@
 //     memory that failed to become a block.
 //  4. The reaper takes memory back in a pause of the device, if one comes within PATIENCE_NS and nobody waits
 //     for it, to have it or to know it closed: other threads' launches wait with a call that waits.
-//  5. Memory that is too little, but would be enough with what the reaper still has: AGAIN, not NOMEM.
+//  5. Memory that is too little, but would be enough with what the reaper still has: AGAIN, not NOMEM. So is
+//     memory that is there while the reaper waits for programs: zeroing it is a launch.
 // Threads: one at a time for all functions on one cuda_memory, and the reaper's beside it.
 #ifndef KVPOOL_KERNELS_CUDA_MEMORY_H
 #define KVPOOL_KERNELS_CUDA_MEMORY_H

@@ -15,6 +15,7 @@ struct cuda_reaper {
     pthread_t thread;
     pthread_mutex_t lock;
     pthread_cond_t wake;
+    pthread_mutex_t releasing; // held while an object is released, or nothing may be
     // Under the lock.
     struct cuda_garbage *first, **end;
     uint64_t bytes[PLACES];
@@ -43,7 +44,9 @@ static struct cuda_garbage *release(struct cuda_reaper *r, struct cuda_garbage *
     struct cuda_garbage *next = garbage->next;
     enum backend_place place = garbage->place;
     uint64_t bytes = garbage->bytes;
+    pthread_mutex_lock(&r->releasing);
     garbage->release(r->calls.arg, garbage);
+    pthread_mutex_unlock(&r->releasing);
     came_back(r, place, bytes);
     r->calls.released(r->calls.arg);
     return next;
@@ -62,6 +65,7 @@ static void *reaper_main(void *arg) {
 }
 
 static void destroy(struct cuda_reaper *r) {
+    pthread_mutex_destroy(&r->releasing);
     pthread_cond_destroy(&r->wake);
     pthread_mutex_destroy(&r->lock);
     free(r);
@@ -76,6 +80,7 @@ int cuda_reaper_open(const struct cuda_reaper_calls *calls, struct cuda_reaper *
     r->end = &r->first;
     pthread_mutex_init(&r->lock, NULL);
     pthread_cond_init(&r->wake, NULL);
+    pthread_mutex_init(&r->releasing, NULL);
     int rc = thread_start(&r->thread, "kvpool-reap", reaper_main, r);
     if (rc != 0) {
         destroy(r);
@@ -103,6 +108,14 @@ void cuda_reaper_give(struct cuda_reaper *r, struct cuda_garbage *garbage) {
     r->bytes[garbage->place] += garbage->bytes;
     pthread_cond_signal(&r->wake);
     pthread_mutex_unlock(&r->lock);
+}
+
+bool cuda_reaper_hold(struct cuda_reaper *r, bool wait) {
+    return (wait ? pthread_mutex_lock(&r->releasing) : pthread_mutex_trylock(&r->releasing)) == 0;
+}
+
+void cuda_reaper_let(struct cuda_reaper *r) {
+    pthread_mutex_unlock(&r->releasing);
 }
 
 uint64_t cuda_reaper_bytes(struct cuda_reaper *r, enum backend_place place) {

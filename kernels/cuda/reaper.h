@@ -8,10 +8,12 @@
 //
 // Invariants
 //  1. Handing over takes no memory and waits for nothing: the link lies in the object.
-//  2. Objects are released in the order in which they were given, each once, with nothing locked.
+//  2. Objects are released in the order in which they were given, each once, with nothing locked but what
+//     cuda_reaper_hold has.
 //  3. The bytes of an object count as pending from cuda_reaper_give until its release has returned.
 //  4. cuda_reaper_close returns when everything that was given is released and the thread has ended.
-// Threads: cuda_reaper_give, cuda_reaper_bytes: any.
+//  5. Between cuda_reaper_hold and cuda_reaper_let nothing is being released: what would wait with it may be done.
+// Threads: cuda_reaper_give, cuda_reaper_bytes, cuda_reaper_hold: any.
 #ifndef KVPOOL_KERNELS_CUDA_REAPER_H
 #define KVPOOL_KERNELS_CUDA_REAPER_H
 
@@ -39,6 +41,9 @@ int cuda_reaper_open(const struct cuda_reaper_calls *calls, struct cuda_reaper *
 void cuda_reaper_close(struct cuda_reaper *r); // nothing more is given
 
 void cuda_reaper_give(struct cuda_reaper *r, struct cuda_garbage *garbage);
+// wait: for what is being released now. Else false, at once, when something is.
+bool cuda_reaper_hold(struct cuda_reaper *r, bool wait);
+void cuda_reaper_let(struct cuda_reaper *r);
 // Bytes that are still to come back.
 uint64_t cuda_reaper_bytes(struct cuda_reaper *r, enum backend_place place);
 

@@ -93,7 +93,7 @@ struct backend_stream {
 };
 
 // Errors: NOMEM, BACKEND.
-int cuda_stream_open(struct backend_stream **ret, struct err *err);
+int cuda_stream_open(struct cuda_reaper *r, struct backend_stream **ret, struct err *err);
 void cuda_stream_close(struct cuda_reaper *r,
                        struct backend_stream *s); // idle; gives it to the reaper
 // What is enqueued from now on is urgent, or not. Errors: BACKEND.

@@ -361,10 +361,10 @@ static void the_daemon_ends_when_all_is_taken_back(void **state) {
     kvpool_client *client = client_open(&kvd);
     pthread_t thread;
     device_pool(client, "pool", KVPOOL_EXPORT_FD);
-    give_up(client, KVPOOL_EXPORT_IPC);
     kvpool_region *regions[3];
     for (int i = 0; i < 3; i++)
         expect_ok(client, get_region(client, 3 * MIB, KVPOOL_EXPORT_FD, &regions[i]));
+    give_up(client, KVPOOL_EXPORT_IPC);
     kvpool_region_free(regions[1]);
     const uint64_t begin = now_ns();
     assert_int_equal(pthread_create(&thread, NULL, idle_later, NULL), 0);

@@ -211,6 +211,7 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaM
     return check(s) == cudaSuccess ? copy(dst, src, bytes, kind) : last;
 }
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s) {
+    emu_memory_wait_others();
     return check(s) == cudaSuccess ? cudaMemset(p, value, bytes) : last;
 }
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *ret, unsigned int, int) {

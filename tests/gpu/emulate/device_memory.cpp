@@ -8,12 +8,13 @@
 //     descriptor. Others have no IPC handle here (a GPU shares the whole block around them, and so does
 //     libcuda_emulated.cpp). The file is opened whole; the handle says where in it the allocation is.
 //  3. While the file $KVPOOL_EMULATE_BUSY exists the device counts as busy: calls that take memory back,
-//     which may wait for all work on a GPU, wait until it is gone. The first to wait makes $..._BUSY.waiting.
-//     While $..._BUSY.programs exists no event is over.
+//     which may wait for all work on a GPU, wait until it is gone, and cudaMemsetAsync with them. The first
+//     to wait makes $..._BUSY.waiting. While $..._BUSY.programs exists no event is over.
 // Threads: any.
 #include "tests/gpu/emulate/device_memory.h"
 #include "tests/gpu/emulate/cudart_emulated.h"
 
+#include <atomic>
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -61,6 +62,7 @@ bool emu_programs_last() {
     snprintf(path, sizeof path, "%s.programs", busy);
     return access(path, F_OK) == 0;
 }
+static std::atomic<int> waiting; // threads in emu_memory_wait_idle
 void emu_memory_wait_idle() {
     const char *busy = getenv("KVPOOL_EMULATE_BUSY");
     char path[512];
@@ -70,7 +72,13 @@ void emu_memory_wait_idle() {
     int fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
     if (fd >= 0)
         close(fd);
+    waiting++;
     while (access(busy, F_OK) == 0)
+        usleep(1000);
+    waiting--;
+}
+void emu_memory_wait_others() {
+    while (waiting > 0)
         usleep(1000);
 }
 const std::pair<unsigned char *const, emu_allocation> *emu_memory_find(const void *p) {

@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0
 // The reaper: whoever gives does not wait, everything is released once and in order, what is pending is
-// counted, and the end waits for all of it.
+// counted, nothing is released while it is held, and the end waits for all of it.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -118,6 +118,25 @@ static void *open_soon(void *arg) {
     return NULL;
 }
 
+static void test_nothing_is_released_while_it_is_held(void **state) {
+    (void)state;
+    pthread_t opener;
+    assert_true(cuda_reaper_hold(reaper, false));
+    give(0, BACKEND_DEVICE, 100);
+    usleep(20000);
+    assert_int_equal(cuda_reaper_bytes(reaper, BACKEND_DEVICE), 100);
+    atomic_store(&rig.shut, true);
+    cuda_reaper_let(reaper);
+    usleep(20000); // it is being released
+    assert_false(cuda_reaper_hold(reaper, false));
+    assert_int_equal(pthread_create(&opener, NULL, open_soon, NULL), 0);
+    assert_true(cuda_reaper_hold(reaper, true));
+    assert_false(atomic_load(&rig.shut)); // it has waited
+    cuda_reaper_let(reaper);
+    pthread_join(opener, NULL);
+    closes_with(1);
+}
+
 static void test_the_end_waits_for_what_was_given(void **state) {
     (void)state;
     pthread_t opener;
@@ -162,6 +181,7 @@ int main(void) {
     const struct CMUnitTest tests[] = {
         cmocka_unit_test_setup(test_an_idle_reaper_ends, setup),
         cmocka_unit_test_setup(test_bytes_are_pending_until_they_are_released, setup),
+        cmocka_unit_test_setup(test_nothing_is_released_while_it_is_held, setup),
         cmocka_unit_test_setup(test_the_end_waits_for_what_was_given, setup),
         cmocka_unit_test_setup(test_many_give_at_once, setup),
     };
