@@ -443,7 +443,7 @@ static int open_backend(struct dispatch *d, const struct backend_ops *backend, s
         return status;
     struct backend *b = engine_backend(d->engine);
     snprintf(d->describe, sizeof d->describe, "%s", backend->describe(b));
-    status = regions_open(b, backend, d->epoch, &d->regions, err);
+    status = regions_open(d->engine, d->epoch, &d->regions, err);
     if (status != 0)
         return status;
     struct pools_config pools_config = {.core = d->core,
@@ -555,7 +555,7 @@ void dispatch_drain(struct dispatch *d) {
 }
 
 bool dispatch_idle(const struct dispatch *d) {
-    return d->outstanding == 0 && engine_inflight(d->engine) == 0;
+    return d->outstanding == 0 && d->freeing == NULL && engine_inflight(d->engine) == 0;
 }
 
 static void on_handle_closed(uv_handle_t *handle) {

@@ -73,6 +73,7 @@ struct dispatch {
     struct jobs *jobs;
     struct pipes *pipes;
     struct fdsock *fdsock;
+    struct freeing *freeing; // REGION_FREE requests that are not answered yet: ops_fd.c
     struct session_table sessions;
     struct credentials *credentials; // NULL: none configured
     struct stats stats;

@@ -61,7 +61,8 @@ struct engine {
     struct sched sched;
     struct cost_rates rates;
     struct queue finished, refused;
-    uint32_t queued; // jobs in the clients' queues
+    struct backend_close *closed; // in engine_close records, to be told
+    uint32_t queued;              // jobs in the clients' queues
     uint32_t flying;
     uint32_t flying_bulk, bulk_window; // of BULK jobs: now, at most
     uint64_t last_done_ns;
@@ -73,7 +74,7 @@ struct engine {
     // The loop thread's.
     struct engine_stats stats;
     uint32_t inflight;
-    bool failed;  // a job was done with an error
+    bool failed;  // a job was done with an error, or the backend says that it is lost
     bool stopped; // the device thread has ended
 };
 
@@ -269,15 +270,23 @@ static void count(struct engine *e, const struct engine_job *job) {
     histogram_add(&e->stats.run[job->kind], job->ran_ns);
 }
 
+static const char *backend_failure(const struct engine *e) {
+    return e->ops->failure != NULL ? e->ops->failure(e->backend) : NULL;
+}
+
+static void fail(struct engine *e, const char *why) {
+    e->failed = true;
+    log_error("engine.failed", "backend=%s error=\"%s\" every later job fails too", e->ops->name,
+              why);
+}
+
 static void deliver_queue(struct engine *e, struct engine_job *job) {
     while (job != NULL) {
         struct engine_job *next = job->next;
         int status = job->status;
         if (failure(status) && !e->failed) {
-            const char *why = e->ops->failure != NULL ? e->ops->failure(e->backend) : NULL;
-            e->failed = true;
-            log_error("engine.failed", "backend=%s error=\"%s\" every later job fails too",
-                      e->ops->name, why != NULL ? why : "see above");
+            const char *why = backend_failure(e);
+            fail(e, why != NULL ? why : "see above");
         }
         if (e->failed)
             status = KVPOOL_E_BACKEND;
@@ -289,15 +298,26 @@ static void deliver_queue(struct engine *e, struct engine_job *job) {
     }
 }
 
+static void deliver_closed(struct backend_close *closed) {
+    while (closed != NULL) {
+        struct engine_close *c = (struct engine_close *)closed;
+        closed = closed->next;
+        c->done(c);
+    }
+}
+
 static void deliver(struct engine *e) {
     uv_mutex_lock(&e->lock);
     struct engine_job *finished = queue_take(&e->finished).head;
     struct engine_job *refused_jobs = NULL;
     if (e->flying == 0)
         refused_jobs = queue_take(&e->refused).head;
+    struct backend_close *closed = e->closed;
+    e->closed = NULL;
     uv_mutex_unlock(&e->lock);
     deliver_queue(e, finished);
     deliver_queue(e, refused_jobs);
+    deliver_closed(closed);
 }
 
 static void on_async(uv_async_t *async) {
@@ -403,7 +423,8 @@ void engine_close(struct engine *e) {
         return;
     engine_stop(e);
     assert(e->clients == NULL);
-    e->ops->close(e->backend);
+    e->ops->close(e->backend); // closes all memory
+    deliver(e);
     uv_close((uv_handle_t *)&e->async, on_async_closed);
 }
 
@@ -512,7 +533,31 @@ void engine_submit(struct engine *e, struct engine_job *job) {
     uv_mutex_unlock(&e->lock);
 }
 
-bool engine_lost(const struct engine *e) {
+// Any thread.
+static void on_closed(struct backend_close *close) {
+    struct engine *e = ((struct engine_close *)close)->engine;
+    uv_mutex_lock(&e->lock);
+    close->next = e->closed;
+    e->closed = close;
+    uv_async_send(&e->async);
+    uv_mutex_unlock(&e->lock);
+}
+
+void engine_mem_close(struct engine *e, struct backend_mem *mem, struct engine_close *c) {
+    c->engine = e;
+    c->close.done = on_closed;
+    if (e->ops->mem_close != NULL) {
+        e->ops->mem_close(e->backend, mem, &c->close);
+        return;
+    }
+    e->ops->mem_free(e->backend, mem);
+    on_closed(&c->close);
+}
+
+bool engine_lost(struct engine *e) {
+    const char *why = e->ops->fatal && !e->failed ? backend_failure(e) : NULL;
+    if (why != NULL) // without a job of ours
+        fail(e, why);
     return e->failed && e->ops->fatal;
 }
 

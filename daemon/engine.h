@@ -80,13 +80,23 @@ void engine_client_set_weight(struct engine_client *c, uint32_t weight);
 // client's share: 100 us .. 1 s.
 uint64_t engine_client_retry_ns(struct engine_client *c);
 
+// Memory that is closed: in the caller's own, which stays until `done`.
+struct engine_close {
+    struct backend_close close; // first
+    struct engine *engine;
+    void (*done)(struct engine_close *c); // on the loop, later, or in engine_close
+};
+// Gives up memory of the backend, which is no job's any more; c->done when it is not open here any more
+// (backend_ops.mem_close).
+void engine_mem_close(struct engine *e, struct backend_mem *mem, struct engine_close *c);
+
 // What a job for a pool is cut with, by what was measured so far.
 void engine_slicer(struct engine *e, const struct kv_geometry *geometry, struct backend_pool *pool,
                    struct slicer *ret);
 void engine_submit(struct engine *e, struct engine_job *job);
 uint32_t engine_inflight(const struct engine *e);
-// The backend has failed, and only a new process can use its device again.
-bool engine_lost(const struct engine *e);
+// The backend has failed, in a job or beside them, and only a new process can use its device again.
+bool engine_lost(struct engine *e);
 const struct engine_stats *engine_stats(const struct engine *e);
 void engine_progress(const struct engine *e, struct engine_progress *ret);
 // Ends the device thread, runs what is queued, waits for what is in flight and calls every

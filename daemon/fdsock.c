@@ -42,6 +42,7 @@ struct fdsock {
     char path[sizeof(((struct sockaddr_un *)0)->sun_path)];
     struct conn *conns;
     uint32_t num_conns, unadmitted;
+    uint64_t last_id;
     bool accept_failed; // logged; not polling the listener until the timer
     int handles;        // of this struct not closed yet
     uint8_t buf[PROTO_MAX_MESSAGE];
@@ -142,6 +143,7 @@ static void conn_create(struct fdsock *f, int fd) {
         close(fd);
         return;
     }
+    c->pub.id = ++f->last_id;
     c->pub.fd = fd;
     c->pub.pid = (uint32_t)cred.pid;
     c->pub.uid = (uint32_t)cred.uid;
@@ -296,6 +298,8 @@ void fdsock_send(struct fdsock_conn *conn, const void *bytes, size_t len, int fd
         return;
     log_info("fdsock.dropped", "pid=%u error=\"%s\"", conn->pid, strerror(errno));
     c->broken = true;
+    if (!c->inside)
+        conn_destroy(c, true);
 }
 
 void fdsock_conn_close(struct fdsock_conn *conn) {

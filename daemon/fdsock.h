@@ -23,6 +23,7 @@
 struct fdsock;
 
 struct fdsock_conn {        // the user may read it
+    uint64_t id;            // no other connection's, ever
     int fd;                 // for presence_pidfd and groups_of_peer
     uint32_t pid, uid, gid; // SO_PEERCRED
     void *user;             // the user's own, NULL at first
@@ -56,7 +57,7 @@ int fdsock_open(uv_loop_t *loop, const struct fdsock_config *config,
 void fdsock_admit(struct fdsock_conn *conn); // it said who it is
 
 // Sends one packet, with `fd` (-1: none; it stays the caller's). When the peer is gone or does not
-// read, the connection is closed after the current packet callback.
+// read, the connection is closed: after the current packet callback, or at once where there is none.
 void fdsock_send(struct fdsock_conn *conn, const void *bytes, size_t len, int fd);
 
 void fdsock_conn_close(struct fdsock_conn *conn); // no `gone`; at once or after the callback

@@ -1,19 +1,40 @@
 // SPDX-License-Identifier: Apache-2.0
 // ops_fd.c: the operations of the fd socket: FD_HELLO, FD_OPEN, regions, BYE, TRACE. All are answered
-// at once.
+// at once, but for REGION_FREE of a client's own memory: its owner may free that when it has the answer, so
+// the answer comes when the memory is not open here any more.
+//
+//   REGION_FREE -> struct freeing, in dispatch's list -- engine_close.done --> reply -> freed
+//                                                    the session has ended: no reply
+//                             the connection was replaced: the client asks anew, and gets the reply
 // Thread: loop thread.
 #include "daemon/dispatch_impl.h"
 #include "daemon/log.h"
 
 #include <inttypes.h>
+#include <stdlib.h>
 #include <unistd.h>
+
+struct freeing {
+    struct engine_close close; // first
+    struct dispatch *d;
+    struct freeing *next;
+    uint64_t session, region;
+    uint64_t conn;              // that the reply goes to, by its id
+    struct proto_header header; // of the request
+};
+
+static void reply_to(struct dispatch *d, struct fdsock_conn *conn,
+                     const struct proto_header *request, const void *body, size_t body_len,
+                     int fd) {
+    struct proto_header header = proto_reply_header(request, KVPOOL_OK, d->epoch);
+    size_t len = proto_write(d->reply, sizeof d->reply, &header, body, body_len, NULL, 0);
+    stats_answered(&d->stats, request->op, 0, uv_hrtime());
+    fdsock_send(conn, d->reply, len, fd);
+}
 
 static void reply_packet(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg,
                          const void *body, size_t body_len, int fd) {
-    struct proto_header header = proto_reply_header(&msg->header, KVPOOL_OK, d->epoch);
-    size_t len = proto_write(d->reply, sizeof d->reply, &header, body, body_len, NULL, 0);
-    stats_answered(&d->stats, msg->header.op, 0, uv_hrtime());
-    fdsock_send(conn, d->reply, len, fd);
+    reply_to(d, conn, &msg->header, body, body_len, fd);
 }
 
 static void reply_session(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg,
@@ -177,13 +198,57 @@ static int register_region(struct dispatch *d, struct fdsock_conn *conn,
     return 0;
 }
 
+static void on_region_closed(struct engine_close *close) {
+    struct freeing *f = (struct freeing *)close, **at = &f->d->freeing;
+    while (*at != f)
+        at = &(*at)->next;
+    *at = f->next;
+    const struct session *s = session_find(f->d, f->session);
+    if (s != NULL && s->conn != NULL && s->conn->id == f->conn)
+        reply_to(f->d, s->conn, &f->header, NULL, 0, -1);
+    free(f);
+}
+
+static int close_region(struct dispatch *d, const struct fdsock_conn *conn,
+                        const struct proto_msg *msg, struct region *region, struct err *err) {
+    struct freeing *f = malloc(sizeof *f);
+    if (f == NULL)
+        return err_set(err, KVPOOL_E_NOMEM, "no memory for a request");
+    *f = (struct freeing){.close.done = on_region_closed,
+                          .d = d,
+                          .next = d->freeing,
+                          .session = region->session,
+                          .region = region->handle,
+                          .conn = conn->id,
+                          .header = msg->header};
+    d->freeing = f;
+    region_close(d->regions, region, &f->close);
+    return 0;
+}
+
+// The request is one that came on an earlier connection of the session, and is not answered: it is now.
+static bool take_over(struct dispatch *d, const struct fdsock_conn *conn,
+                      const struct proto_msg *msg) {
+    const struct session *s = conn->user;
+    struct freeing *f = d->freeing;
+    while (f != NULL && (f->session != s->handle || f->region != msg->body.handle.handle))
+        f = f->next;
+    if (f == NULL || f->conn == conn->id)
+        return false;
+    f->conn = conn->id;
+    f->header = msg->header;
+    return true;
+}
+
 static int free_region(struct dispatch *d, struct fdsock_conn *conn, const struct proto_msg *msg,
                        struct err *err) {
     struct session *s = conn->user;
     struct region *region;
     int status = region_find(d->regions, s->handle, msg->body.handle.handle, &region, err);
     if (status != 0)
-        return status;
+        return take_over(d, conn, msg) ? 0 : status;
+    if (region->imported)
+        return close_region(d, conn, msg, region, err);
     region_free(d->regions, region);
     reply_packet(d, conn, msg, NULL, 0, -1);
     return 0;

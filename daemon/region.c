@@ -16,6 +16,7 @@ struct slot {
 };
 
 struct regions {
+    struct engine *engine;
     struct backend *backend;
     const struct backend_ops *ops;
     struct slot *slots;
@@ -27,13 +28,13 @@ static uint32_t next_generation(uint32_t generation) {
     return generation == UINT32_MAX ? 1 : generation + 1;
 }
 
-int regions_open(struct backend *backend, const struct backend_ops *ops, uint64_t epoch,
-                 struct regions **ret, struct err *err) {
+int regions_open(struct engine *engine, uint64_t epoch, struct regions **ret, struct err *err) {
     struct regions *rs = calloc(1, sizeof *rs);
     if (rs == NULL)
         return err_set(err, KVPOOL_E_NOMEM, "regions: no memory");
-    rs->backend = backend;
-    rs->ops = ops;
+    rs->engine = engine;
+    rs->backend = engine_backend(engine);
+    rs->ops = engine_ops(engine);
     rs->first_free = NO_SLOT;
     rs->first_generation = (uint32_t)(epoch >> 32) | 1;
     *ret = rs;
@@ -112,6 +113,7 @@ int region_create(struct regions *rs, uint64_t session, struct region_quota *quo
     r->session = session;
     // Of a client's own memory what it named, even if the backend had to open more.
     r->bytes = source->import != NULL ? bytes : rs->ops->mem_bytes(r->mem);
+    r->imported = source->import != NULL;
     r->quota = quota;
     quota->count++;
     quota->bytes += r->bytes;
@@ -133,7 +135,10 @@ int region_find(const struct regions *rs, uint64_t session, uint64_t handle, str
 }
 
 static void release_memory(struct regions *rs, struct region *r) {
-    rs->ops->mem_free(rs->backend, r->mem);
+    if (r->close != NULL)
+        engine_mem_close(rs->engine, r->mem, r->close);
+    else
+        rs->ops->mem_free(rs->backend, r->mem);
     r->quota->count--;
     r->quota->bytes -= r->bytes;
     free(r);
@@ -148,7 +153,7 @@ void region_put(struct regions *rs, struct region *r) {
         release_memory(rs, r);
 }
 
-void region_free(struct regions *rs, struct region *r) {
+void region_close(struct regions *rs, struct region *r, struct engine_close *close) {
     uint32_t i = (uint32_t)r->handle;
     struct slot *slot = &rs->slots[i];
     slot->region = NULL;
@@ -157,8 +162,13 @@ void region_free(struct regions *rs, struct region *r) {
     rs->first_free = i;
     rs->count--;
     r->freed = true;
+    r->close = close;
     if (r->holds == 0)
         release_memory(rs, r);
+}
+
+void region_free(struct regions *rs, struct region *r) {
+    region_close(rs, r, NULL);
 }
 
 void region_free_all(struct regions *rs, uint64_t session) {

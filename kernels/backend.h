@@ -24,6 +24,10 @@
 //  4. Equal inputs give equal bits (fixed order of every reduction), whatever the number of
 //  threads.
 //  5. Arrays a program points to are copied or used only until `done`.
+//  6. mem_free, pool_close and stream_close do not wait for the device: what has to, the backend leaves to
+//     a thread of its own. The caller has nothing of the object from then on; its memory may come back
+//     later, and meanwhile what would need it, or wait with it, is refused with AGAIN. mem_close says when
+//     it is back. close waits until all is.
 // Threads: open/close/mem_*/pool_*/stream_* and submit are called by one thread at a time (the
 // engine thread, or the loop thread while no program is running on the object); `done` comes from
 // anywhere.
@@ -79,6 +83,12 @@ struct backend_handle {
     unsigned char ipc[64]; // cudaIpcMemHandle_t
     uint64_t offset;       // of the memory in what the handle opens, bytes
     uint64_t bytes;        // of what the handle opens
+};
+
+// Told when memory is closed: in the caller's own, which stays until `done`.
+struct backend_close {
+    void (*done)(struct backend_close *close);
+    struct backend_close *next; // the backend's until `done`, then the caller's
 };
 
 // A tensor [tokens][heads][head_dim] in exportable memory; strides in elements.
@@ -192,22 +202,27 @@ struct backend_ops {
     // Blocks of rows that it works on side by side (optional: 1).
     uint32_t (*lanes)(const struct backend *b);
 
-    // Zeroed memory that another process can map. bytes > 0, rounded up. Errors: NOMEM,
-    // UNSUPPORTED (cpu: BACKEND_IPC; BACKEND_HOST with BACKEND_IPC).
+    // Zeroed memory that another process can map. bytes > 0, rounded up. Errors: NOMEM, AGAIN (see
+    // invariant 6; err->detail: nanoseconds after which to try again), UNSUPPORTED (cpu: BACKEND_IPC;
+    // BACKEND_HOST with BACKEND_IPC).
     int (*mem_alloc)(struct backend *b, uint64_t bytes, enum backend_place place,
                      enum backend_export how, struct backend_mem **ret, struct err *err);
     // Another process's device memory: bytes at `offset` of what the handle opens. Optional (cpu has
-    // none). Errors: INVAL (handle not of this device, range outside it), NOMEM.
+    // none). Errors: INVAL (handle not of this device, range outside it), NOMEM, AGAIN.
     int (*mem_import)(struct backend *b, const struct backend_handle *handle, uint64_t bytes,
                       struct backend_mem **ret, struct err *err);
     void (*mem_free)(struct backend *b, struct backend_mem *mem);
+    // The same, and close->done once, from any thread, possibly before it returns: when the memory is not
+    // open here any more (who it was imported from may free it), or another import of the same handle
+    // keeps it open. Optional: mem_free has taken it back when it returns.
+    void (*mem_close)(struct backend *b, struct backend_mem *mem, struct backend_close *close);
     uint64_t (*mem_bytes)(const struct backend_mem *mem);
     void (*mem_handle)(const struct backend_mem *mem, struct backend_handle *ret);
     // Address in this process, or NULL when the CPU cannot reach it (cuda: BACKEND_DEVICE).
     void *(*mem_host)(const struct backend_mem *mem);
 
     // Planes of num_pages pages, and a page table of rows x row_entries. Errors: NOMEM (names the
-    // bytes wanted and available), UNSUPPORTED (geometry or export that the backend has not; the text
+    // bytes wanted and available), AGAIN, UNSUPPORTED (geometry or export that the backend has not; the text
     // names what it has).
     int (*pool_open)(struct backend *b, const struct kv_geometry *geometry, enum backend_export how,
                      uint32_t num_pages, uint32_t rows, uint32_t row_entries,

@@ -128,10 +128,18 @@ close_fd:
     return status;
 }
 
-void cpu_block_close(struct cpu_block *block) {
+void cpu_block_unlink(struct cpu_block *block) {
     if (block->next != NULL)
         block->next->link = block->link;
     *block->link = block->next;
+}
+
+void cpu_block_unmap(struct cpu_block *block) {
     munmap(block->base, block->bytes);
     close(block->fd);
+}
+
+void cpu_block_close(struct cpu_block *block) {
+    cpu_block_unlink(block);
+    cpu_block_unmap(block);
 }

@@ -27,7 +27,11 @@ struct cpu_ledger { // all blocks of one backend
 // available.
 int cpu_block_open(struct cpu_ledger *ledger, const char *name, uint64_t bytes,
                    struct cpu_block *ret, struct err *err);
+// Both of the following: takes it out of its ledger, so that nothing is promised to it any more; ends it, in
+// any thread.
 void cpu_block_close(struct cpu_block *block);
+void cpu_block_unlink(struct cpu_block *block);
+void cpu_block_unmap(struct cpu_block *block);
 
 // Bytes that a new block may have: what the machine and this process's cgroups have available, less
 // what the ledger's blocks have not touched yet.

@@ -10,11 +10,12 @@
 // The job's fields are written only while state is 0, and read only between join and leave.
 #include "kernels/cpu_threads.h"
 
+#include "kernels/thread.h"
+
 #include <limits.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdlib.h>
@@ -167,21 +168,14 @@ struct cpu_threads *cpu_threads_new(uint32_t count) {
     atomic_init(&t->state, 0);
     atomic_init(&t->wakeups, 0);
     atomic_init(&t->quit, false);
-
-    // Signals are for the threads that asked for them.
-    sigset_t all, old;
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &old);
     uint32_t started = 0;
     for (; started < count - 1; started++) {
         struct worker *w = &t->workers[started];
         w->threads = t;
         w->id = started + 1;
-        if (pthread_create(&w->thread, NULL, worker_main, w) != 0)
+        if (thread_start(&w->thread, "kvpool-compute", worker_main, w) != 0)
             break;
-        pthread_setname_np(w->thread, "kvpool-compute");
     }
-    pthread_sigmask(SIG_SETMASK, &old, NULL);
     if (started < count - 1) {
         stop(t, started);
         return NULL;

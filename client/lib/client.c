@@ -9,6 +9,11 @@
 #include <errno.h>
 #include <unistd.h>
 
+#define AGAIN_NS 1000000u       // after an AGAIN that does not say when
+#define AGAIN_MIN_NS 100000u    // what a daemon says is
+#define AGAIN_MAX_NS 100000000u // taken to be between these
+#define ANSWER_NS 100000000     // what the answer to another try may take
+
 int client_enter(const kvpool_client *c, struct err *err) {
     if (c == NULL)
         return err_set(err, KVPOOL_E_INVAL, "client is NULL");
@@ -26,6 +31,19 @@ kvpool_status client_leave(const kvpool_client *c, int status, const struct err 
 
 int64_t client_deadline(const kvpool_client *c) {
     return clock_deadline(c->timeout_ms);
+}
+
+bool client_wait_again(int64_t deadline_ns, const struct err *err) {
+    uint64_t pause_ns = err->detail != 0 ? err->detail : AGAIN_NS;
+    if (pause_ns < AGAIN_MIN_NS)
+        pause_ns = AGAIN_MIN_NS;
+    if (pause_ns > AGAIN_MAX_NS)
+        pause_ns = AGAIN_MAX_NS;
+    int64_t until = clock_now_ns() + (int64_t)pause_ns;
+    if (until + ANSWER_NS > deadline_ns)
+        return false;
+    clock_sleep_until(until);
+    return true;
 }
 
 // That the daemon cannot be reached or does not answer is for the caller, and the next call tries

@@ -61,6 +61,7 @@ struct kvpool_client {
     struct pool_shape pools[CLIENT_POOLS];
     uint32_t num_pools; // ever put there; the table is a ring
     struct kvpool_region *regions;
+    struct kvpool_region *owed; // ended, but for the daemon: region_end.c
 };
 
 // The first thing of every public function: INVAL for NULL, FORKED in a child.
@@ -70,6 +71,9 @@ int client_enter(const kvpool_client *c, struct err *err);
 kvpool_status client_leave(const kvpool_client *c, int status, const struct err *err);
 
 int64_t client_deadline(const kvpool_client *c);
+// After a request that the daemon answered AGAIN: waits as long as it says, and true; false, at once:
+// another answer might then come after the deadline.
+bool client_wait_again(int64_t deadline_ns, const struct err *err);
 
 enum client_need {
     CLIENT_ANY,    // the request names no handle

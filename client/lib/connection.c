@@ -138,9 +138,12 @@ void kvpool_close(kvpool_client *client) {
         return;
     uint32_t ms = client->timeout_ms < BYE_MS ? client->timeout_ms : BYE_MS;
     int64_t deadline = clock_deadline(ms);
-    region_unmap_all(client);             // of the daemon's memory, before it goes
     client_resume_last(client, deadline); // the daemon would keep the session for its grace
-    if (fdsock_alive(client->fdsock)) {
+    const bool alive = fdsock_alive(client->fdsock);
+    if (alive)
+        region_close_own(client, deadline);
+    region_unmap_all(client); // of the daemon's memory, before it goes
+    if (alive) {
         // The daemon answers when the session has ended: its pages are free when this returns.
         struct proto_msg msg;
         bool sent;

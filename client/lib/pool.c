@@ -34,7 +34,10 @@ static int do_create(kvpool_client *c, const kvpool_pool_config *user_config, kv
         call = (struct call){.message = {.op = PROTO_POOL_CREATE,
                                          .body = &body.create,
                                          .body_len = sizeof body.create}};
-    rc = call_run(c, &call, 0, &msg, err);
+    int64_t deadline = client_deadline(c);
+    do // again while memory that was freed is on its way back
+        rc = call_run(c, &call, deadline, &msg, err);
+    while (rc == KVPOOL_E_AGAIN && client_wait_again(deadline, err));
     if (rc != 0)
         return rc;
     *ret = msg.body.handle.handle;

@@ -32,52 +32,6 @@ static void list_remove(kvpool_client *c, struct kvpool_region *r) {
     pthread_mutex_unlock(&c->lock);
 }
 
-// Ends this process's use of the memory, which comes before the daemon's end of it.
-static void unmap(struct kvpool_region *r) {
-    cuda_unmap(&r->map);
-    if (r->data != NULL)
-        munmap(r->data, r->size);
-    if (r->shared.fd >= 0)
-        close(r->shared.fd);
-    r->data = NULL;
-    r->shared.fd = -1;
-}
-
-static void destroy(struct kvpool_region *r) {
-    unmap(r);
-    pthread_mutex_destroy(&r->lock);
-    free(r);
-}
-
-void region_unmap_all(kvpool_client *c) {
-    while (c->regions != NULL) {
-        struct kvpool_region *r = c->regions;
-        c->regions = r->next;
-        destroy(r);
-    }
-}
-
-// Tells the daemon that a region is done with. The reply does not matter: there is nothing to do
-// about a failure, and the session's end frees it too. A session that outlives its connection is
-// told once more: what a lost request may have freed already is stale.
-static void free_remote(kvpool_client *c, uint64_t session, uint64_t handle) {
-    int64_t deadline = client_deadline(c);
-    struct proto_handle body = {.handle = handle};
-    for (bool again = true;; again = false) {
-        struct proto_msg msg;
-        bool sent;
-        int rc = fdsock_call(c->fdsock, PROTO_REGION_FREE, &body, sizeof body, deadline, &msg, NULL,
-                             &sent, NULL);
-        if (rc != KVPOOL_E_CONN)
-            return;
-        transport_break(c->transport, "the session's fd socket is gone");
-        uint64_t now;
-        if (!again || !client_can(c, PROTO_FEATURE_RESUME) ||
-            client_ensure(c, CLIENT_ANY, deadline, NULL, &now, NULL) != 0 || now != session)
-            return;
-    }
-}
-
 struct asked { // a request for a region
     uint16_t op;
     const void *body;
@@ -85,11 +39,13 @@ struct asked { // a request for a region
     uint64_t feature; // PROTO_FEATURE_* that the session must have, or 0
 };
 
-// Asks the daemon for a region. *ret_fd is the caller's, -1: none came.
+// Asks the daemon for a region, again while memory that was freed is on its way back. *ret_fd is the
+// caller's, -1: none came.
 static int request_region(kvpool_client *c, const struct asked *asked, struct proto_msg *ret,
                           int *ret_fd, uint64_t *ret_session, struct err *err) {
     int64_t deadline = client_deadline(c);
-    for (bool again = true;; again = false) {
+    bool again = true;
+    for (;;) {
         bool sent = false;
         int rc = client_ensure(c, CLIENT_ANY, deadline, NULL, ret_session, err);
         if (rc != 0)
@@ -104,12 +60,15 @@ static int request_region(kvpool_client *c, const struct asked *asked, struct pr
             rc = err_set(err, KVPOOL_E_CONN, "the fd socket is not connected");
         if (rc == 0)
             return 0;
+        if (rc == KVPOOL_E_AGAIN && client_wait_again(deadline, err))
+            continue;
         // The control connection may not have noticed: a session without its fd socket is over, or
         // must be resumed.
         if (rc == KVPOOL_E_CONN || rc == KVPOOL_E_PROTO)
             transport_break(c->transport, "the session's fd socket is gone");
         if (rc != KVPOOL_E_CONN || sent || !again)
             return rc;
+        again = false;
     }
 }
 
@@ -149,9 +108,7 @@ static int settle(kvpool_client *c, struct kvpool_region *r, int rc, kvpool_regi
     if (rc == 0 && client_session(c) != r->session) // another thread reconnected meanwhile
         rc = err_set(err, KVPOOL_E_CONN, "the connection was lost while the region was made");
     if (rc != 0) {
-        unmap(r);
-        free_remote(c, r->session, r->handle);
-        destroy(r);
+        region_end(c, r, NULL);
         return rc;
     }
     list_add(c, r);
@@ -173,7 +130,7 @@ static int do_create(kvpool_client *c, uint64_t bytes, kvpool_region **ret, stru
     int fd = -1;
     int rc = request_region(c, &asked, &msg, &fd, &r->session, err);
     if (rc != 0) {
-        destroy(r);
+        region_destroy(r);
         return rc;
     }
     r->handle = msg.body.region_reply.region;
@@ -239,7 +196,7 @@ static int do_alloc(kvpool_client *c, const kvpool_region_args *user_args, kvpoo
     int fd = -1;
     rc = request_region(c, &asked, &msg, &fd, &r->session, err);
     if (rc != 0) {
-        destroy(r);
+        region_destroy(r);
         return rc;
     }
     r->shared.fd = fd;
@@ -286,7 +243,7 @@ static int do_register(kvpool_client *c, const void *ptr, uint64_t bytes, kvpool
     struct proto_msg msg = {0};
     rc = request_region(c, &asked, &msg, NULL, &r->session, err);
     if (rc != 0) {
-        destroy(r);
+        region_destroy(r);
         return rc;
     }
     r->handle = msg.body.region_reply.region;
@@ -320,15 +277,17 @@ uint64_t kvpool_region_size(const kvpool_region *region) {
     return region != NULL && region->pid == getpid() ? region->size : 0;
 }
 
-void kvpool_region_free(kvpool_region *region) {
-    if (region == NULL || region->pid != getpid())
-        return;
+kvpool_status kvpool_region_free(kvpool_region *region) {
+    struct err err = {0};
+    if (region == NULL)
+        return KVPOOL_OK;
+    if (region->pid != getpid())
+        return KVPOOL_E_FORKED;
     kvpool_client *c = region->client;
+    const bool own = region->own != NULL;
     list_remove(c, region);
-    unmap(region);
-    if (client_session(c) == region->session)
-        free_remote(c, region->session, region->handle);
-    destroy(region);
+    int rc = region_end(c, region, &err);
+    return own ? client_leave(c, rc, &err) : KVPOOL_OK;
 }
 
 int region_handle(kvpool_client *c, const kvpool_region *region, const char *what, uint64_t *ret,

@@ -88,7 +88,7 @@ extern "C" {
     X(E_LOST, -14, "the daemon restarted, earlier handles are gone") \
     X(E_CONN, -15, "cannot reach the daemon")                        \
     X(E_TIMEOUT, -16, "no reply in time")                            \
-    X(E_AGAIN, -17, "queue full, try again")                         \
+    X(E_AGAIN, -17, "not possible now, try again")                   \
     X(E_TOOBIG, -18, "message or batch over the size limit")         \
     X(E_BACKEND, -19, "the compute backend is missing or failed")    \
     X(E_FORKED, -20, "object belongs to the parent process")         \
@@ -148,8 +148,9 @@ KVPOOL_API kvpool_status kvpool_connect(const kvpool_connect_args *args,
 
 // Ends the session and frees the client: open steps abort, sequences are freed, regions unmapped.
 // Ops not yet waited for are freed with it, their results lost. Waits a moment for the daemon, so
-// that the pages are free again when it returns. NULL is ignored. No other call on the client may
-// be running, and nothing that belongs to it may be used afterwards.
+// that the pages are free again when it returns; device memory that is still registered may be open in the
+// daemon if that moment (2 s, or timeout_ms) was too short: kvpool_region_free() tells. NULL is ignored. No
+// other call on the client may be running, and nothing that belongs to it may be used afterwards.
 KVPOOL_API void kvpool_close(kvpool_client *client);
 
 // Copies the message of the calling thread's last failed call on `client` into buf (always
@@ -225,7 +226,8 @@ typedef struct kvpool_pool_config {
 // Creates a pool, or opens it if one of that name and the same geometry, pages and limits exists
 // (so that several workers can all "create"). A pool outlives its creator's connection.
 // Errors: INVAL (the message names the field and the limit), EXISTS (same name, other properties),
-// NOMEM (larger than the memory available; says how many bytes), LIMIT, UNSUPPORTED (a kv_dtype,
+// NOMEM (larger than the memory available; says how many bytes), AGAIN (as kvpool_region_create(): memory
+// that was freed did not come back before the client's time-out), LIMIT, UNSUPPORTED (a kv_dtype,
 // export or geometry that the daemon's backend has not, or a daemon that knows neither of the two).
 KVPOOL_API kvpool_status kvpool_pool_create(kvpool_client *client, const kvpool_pool_config *config,
                                             kvpool_pool *ret_pool);
@@ -262,7 +264,10 @@ KVPOOL_API kvpool_status kvpool_pool_stat(kvpool_client *client, kvpool_pool poo
 
 // Allocates `bytes` (rounded up to the system's page size) of memory shared with the daemon,
 // zeroed, which CPU and the daemon's device both reach. Owned by the caller: kvpool_region_free().
-// Errors: INVAL (0), NOMEM, LIMIT (per-client limits).
+// Where memory that was freed, by anybody, would do, and a busy device has not taken it back yet, it waits
+// for that; for memory of the device also while the device is just taking some back.
+// Errors: INVAL (0), NOMEM (nor would that do), LIMIT (per-client limits), AGAIN (it was not over before the
+// client's time-out: nothing was made, and a later call may do).
 KVPOOL_API kvpool_status kvpool_region_create(kvpool_client *client, uint64_t bytes,
                                               kvpool_region **ret_region);
 
@@ -283,8 +288,8 @@ typedef struct kvpool_region_args {
 // The same with a choice of place and export, and with a handle: kvpool_region_export(). The memory
 // is zeroed. A region that is exported by IPC shares whole blocks of 2 MiB: its bytes are rounded up
 // to them.
-// Errors: INVAL, NOMEM, LIMIT, UNSUPPORTED (what the daemon's backend has not: IPC of host memory,
-// or of "cpu"; a daemon without regions of device memory).
+// Errors: INVAL, NOMEM, LIMIT, AGAIN (as kvpool_region_create()), UNSUPPORTED (what the daemon's backend
+// has not: IPC of host memory, or of "cpu"; a daemon without regions of device memory).
 KVPOOL_API kvpool_status kvpool_region_alloc(kvpool_client *client, const kvpool_region_args *args,
                                              kvpool_region **ret_region);
 
@@ -294,15 +299,17 @@ KVPOOL_API kvpool_status kvpool_region_alloc(kvpool_client *client, const kvpool
 //
 // CUDA shares whole blocks of 2 MiB by IPC: small allocations that happen to lie in the same block
 // become readable and writable for the daemon too. Allocate in multiples of 2 MiB to avoid it.
-// The memory must stay allocated until kvpool_region_free() has returned and no request that names
-// it is in flight. What the process's own streams write into it must be complete (synchronized)
+// The memory must stay allocated until kvpool_region_free() has returned KVPOOL_OK: then the daemon has
+// closed its handle. After TIMEOUT or CONN the daemon may have it open as after kvpool_region_free() that
+// returned one of these. What the process's own streams write into it must be complete (synchronized)
 // before a request that reads it is sent.
 //
 // The process needs a CUDA driver and `device_ptr` must be of the daemon's device and a multiple of 4
 // (of 16 for full speed): of a tensor that begins elsewhere register from before it, and give the rest
 // as kvpool_tensor.offset. Errors: INVAL (no device memory, no multiple of 4, 0 bytes, more bytes than
 // the allocation has from there; of another device),
-// LIMIT, NOMEM, UNSUPPORTED (no CUDA driver; the daemon's backend is not cuda; memory that CUDA IPC
+// LIMIT, NOMEM, AGAIN (as kvpool_region_create(); or the daemon was still closing this memory when the
+// time-out came), UNSUPPORTED (no CUDA driver; the daemon's backend is not cuda; memory that CUDA IPC
 // cannot share: managed, of a memory pool (cudaMallocAsync), or of cuMemCreate, which is what
 // PyTorch's "expandable segments" are: set PYTORCH_CUDA_ALLOC_CONF=expandable_segments:False, or
 // use kvpool_region_alloc() and kvpool_region_device_ptr()).
@@ -341,10 +348,20 @@ KVPOOL_API kvpool_status kvpool_region_device_ptr(kvpool_region *region, void **
 KVPOOL_API void *kvpool_region_data(const kvpool_region *region);
 KVPOOL_API uint64_t kvpool_region_size(const kvpool_region *region);
 
-// Unmaps and frees. Requests in flight that name it finish first in the daemon. NULL is ignored.
-// kvpool_close() frees the regions that are left: not to be called after it. No kernel of this
-// process may still use its device address, whose context must still exist.
-KVPOOL_API void kvpool_region_free(kvpool_region *region);
+// Unmaps and frees, whatever it returns: `region` is gone. Requests in flight that name it finish first in
+// the daemon. NULL is ignored. kvpool_close() frees the regions that are left: not to be called after it.
+// No kernel of this process may still use its device address, whose context must still exist.
+//
+// Memory of kvpool_region_register() is the caller's to free when this has returned KVPOOL_OK: the daemon
+// has closed its handle, or keeps it for another region of the same allocation only. That waits for requests
+// in flight that name it, and may wait for everybody's work on the device; other calls of this client that
+// make or free regions wait with it. After an error the daemon may still have the memory open, and what
+// freeing it then does CUDA leaves undefined.
+// Errors (for registered memory; for other memory KVPOOL_OK): TIMEOUT, CONN, NOMEM (of the daemon): it closes
+// the memory later, at the latest after the session's end. To know when, register the memory once more, with
+// no request in flight that names the old region, and free the new one: KVPOOL_OK then holds for both.
+// STALE: the region is of an earlier session; the daemon has closed it, or does so soon. FORKED, for any.
+KVPOOL_API kvpool_status kvpool_region_free(kvpool_region *region);
 
 // A tensor [tokens][heads][head_dim] inside a region. Element (t, h, d) is at
 //     offset + ((t * token_stride) + (h * head_stride) + d) * element size

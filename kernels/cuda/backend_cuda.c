@@ -3,6 +3,8 @@
 //
 //   driver.[ch]  the CUDA functions in use (its head lists all of them), errors as text
 //   memory.[ch]  device memory that processes share
+//   import.[ch]  that of other processes, by IPC handle
+//   reaper.[ch]  the thread that releases memory, pools and streams
 //   pool.[ch]    planes and page table
 //   stream.[ch]  a stream; batches, plans and workspaces that it keeps on the device
 //   upload.[ch]  small arrays to the device
@@ -10,14 +12,15 @@
 //   flight.[ch]  programs in flight, and the thread that calls `done`
 //
 // Invariants
-//  1. submit does not wait for the device.
+//  1. Neither submit nor mem_free, mem_close, pool_close and stream_close wait for the device: these give
+//     what is done with to the reaper. close waits until it has released everything.
 //  2. Any error of CUDA in a program is final: it is kept as text, and every later submit is refused
 //     with it. Only a new process can use the device again. No memory for an ATTEND is none: it is left
 //     out (KVPOOL_E_NOMEM).
 //  3. Programs of different streams are not ordered. Whoever submits a program that reads what another
 //     stream's program wrote does so after that one's `done`: the daemon seals pages for others when a
 //     step is committed, which waits until the step's work is done.
-// Threads: those of backend.h; the completion thread lives as long as the backend.
+// Threads: those of backend.h; the completion thread and the reaper live as long as the backend.
 #include "kernels/backend.h"
 
 #include "kernels/cpu_memory.h"
@@ -37,6 +40,8 @@ struct backend {
 };
 
 struct backend_mem {
+    struct cuda_garbage garbage; // first
+    struct backend_close *close; // of mem_close, or NULL
     enum backend_place place;
     char *address;            // the device's
     struct cpu_block host;    // BACKEND_HOST
@@ -60,17 +65,17 @@ static int cuda_open(const struct backend_config *config, struct backend **ret, 
         status = cuda_error(err, KVPOOL_E_BACKEND, "properties of the GPU", (cudaError_t)e);
         goto free_backend;
     }
-    status = cuda_memory_open(&b->memory, config->device, err);
-    if (status != 0)
-        goto free_backend;
     status = cuda_flights_open(config->device, &b->flights, err);
     if (status != 0)
-        goto close_memory;
+        goto free_backend;
+    status = cuda_memory_open(&b->memory, config->device, b->flights, err);
+    if (status != 0)
+        goto close_flights;
     *ret = b;
     return 0;
 
-close_memory:
-    cuda_memory_close(&b->memory);
+close_flights:
+    cuda_flights_close(b->flights);
 free_backend:
     free(b);
     return status;
@@ -78,8 +83,8 @@ free_backend:
 
 static void cuda_close(struct backend *b) {
     use(b);
+    cuda_memory_close(&b->memory); // what the reaper has may fail, which flights are told
     cuda_flights_close(b->flights);
-    cuda_memory_close(&b->memory);
     free(b);
 }
 
@@ -99,11 +104,20 @@ static uint32_t cuda_lanes(const struct backend *b) {
 
 static int open_host(struct backend *b, uint64_t bytes, struct backend_mem *mem, struct err *err) {
     void *address = NULL;
+    const uint64_t pending = cuda_reaper_bytes(b->memory.reaper, BACKEND_HOST);
     int status = cpu_block_open(&b->ledger, "kvpool-region", bytes, &mem->host, err);
+    if (status == KVPOOL_E_NOMEM && pending > 0 &&
+        bytes <= cpu_memory_available(&b->ledger) + pending)
+        return cuda_memory_pending(&b->memory, "a region", err);
     if (status != 0)
         return status;
     cudaError_t e = cudaHostRegister(mem->host.base, mem->host.bytes,
                                      cudaHostRegisterPortable | cudaHostRegisterMapped);
+    if (e == cudaErrorMemoryAllocation && pending > 0) {
+        cudaGetLastError();
+        status = cuda_memory_pending(&b->memory, "pinning a region for the GPU", err);
+        goto close_block;
+    }
     if (e != cudaSuccess) {
         status = cuda_error(err, KVPOOL_E_NOMEM, "pinning a region for the GPU", e);
         goto close_block;
@@ -169,15 +183,40 @@ static int cuda_mem_import(struct backend *b, const struct backend_handle *handl
     return 0;
 }
 
-static void cuda_mem_free(struct backend *b, struct backend_mem *mem) {
-    use(b);
+static void release_mem(void *arg, struct cuda_garbage *garbage) {
+    struct backend_mem *mem = (struct backend_mem *)garbage;
+    struct backend_close *close = mem->close;
     if (mem->place == BACKEND_HOST) {
         cudaHostUnregister(mem->host.base);
-        cpu_block_close(&mem->host);
+        cpu_block_unmap(&mem->host);
     } else {
-        cuda_block_close(&b->memory, &mem->device);
+        cuda_block_release(arg, &mem->device);
     }
     free(mem);
+    cuda_close_end(arg, close);
+}
+
+static void cuda_mem_close(struct backend *b, struct backend_mem *mem,
+                           struct backend_close *close) {
+    if (mem->place == BACKEND_DEVICE && cuda_block_put(&b->memory, &mem->device, close)) {
+        free(mem);
+        return;
+    }
+    cuda_close_begin(&b->memory, close);
+    mem->close = close;
+    if (close != NULL)
+        close->next = NULL;
+    if (mem->place == BACKEND_HOST)
+        cpu_block_unlink(&mem->host);
+    mem->garbage = (struct cuda_garbage){.release = release_mem,
+                                         .place = mem->place,
+                                         .bytes = mem->place == BACKEND_HOST ? mem->host.bytes
+                                                                             : mem->device.bytes};
+    cuda_reaper_give(b->memory.reaper, &mem->garbage);
+}
+
+static void cuda_mem_free(struct backend *b, struct backend_mem *mem) {
+    cuda_mem_close(b, mem, NULL);
 }
 
 static uint64_t cuda_mem_bytes(const struct backend_mem *mem) {
@@ -210,7 +249,6 @@ static int pool_open(struct backend *b, const struct kv_geometry *geometry, enum
 }
 
 static void pool_close(struct backend *b, struct backend_pool *pool) {
-    use(b);
     cuda_pool_close(&b->memory, pool);
 }
 
@@ -244,12 +282,11 @@ static int pool_write(struct backend *b, struct backend_pool *pool, uint32_t lay
 
 static int stream_open(struct backend *b, struct backend_stream **ret, struct err *err) {
     use(b);
-    return cuda_stream_open(ret, err);
+    return cuda_stream_open(b->memory.reaper, ret, err);
 }
 
 static void stream_close(struct backend *b, struct backend_stream *s) {
-    use(b);
-    cuda_stream_close(s);
+    cuda_stream_close(b->memory.reaper, s);
 }
 
 // The device is lost: nothing on the stream runs any more when this returns.
@@ -327,6 +364,7 @@ const struct backend_ops backend_cuda = {
     .mem_alloc = cuda_mem_alloc,
     .mem_import = cuda_mem_import,
     .mem_free = cuda_mem_free,
+    .mem_close = cuda_mem_close,
     .mem_bytes = cuda_mem_bytes,
     .mem_handle = cuda_mem_handle,
     .mem_host = cuda_mem_host,

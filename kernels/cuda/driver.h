@@ -10,7 +10,7 @@
 //            cudaHostGetDevicePointer cudaMemcpyAsync cudaMemsetAsync cudaPointerGetAttributes
 //            cudaIpcGetMemHandle cudaIpcOpenMemHandle cudaIpcCloseMemHandle
 //            cudaStreamCreateWithPriority cudaDeviceGetStreamPriorityRange
-//            cudaStreamDestroy cudaStreamSynchronize cudaStreamWaitEvent
+//            cudaStreamDestroy cudaStreamSynchronize cudaStreamQuery cudaStreamWaitEvent
 //            cudaEventCreateWithFlags cudaEventRecord cudaEventQuery cudaEventDestroy
 //   driver   CUDA_DRIVER_FUNCTIONS
 //

@@ -3,10 +3,10 @@
 #include "kernels/cuda/flight.h"
 
 #include "kernels/cuda/driver.h"
+#include "kernels/thread.h"
 
 #include <pthread.h>
 #include <sched.h>
-#include <signal.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -42,6 +42,7 @@ struct cuda_flights {
     // The completion thread's.
     struct cuda_queue *active;
     // Any thread's.
+    atomic_uint flying;
     pthread_mutex_t failing;
     atomic_bool failed; // `failure` is written
     char failure[ERR_TEXT_MAX];
@@ -93,6 +94,7 @@ static void take_back(struct cuda_flights *f, struct cuda_flight *flight) {
     flight->next = f->free_flights;
     f->free_flights = flight;
     pthread_mutex_unlock(&f->lock);
+    atomic_fetch_sub(&f->flying, 1);
 }
 
 static void enqueue(struct cuda_flights *f, struct cuda_flight *flight) {
@@ -172,7 +174,6 @@ static void *completion_main(void *arg) {
     struct cuda_flights *f = arg;
     uint64_t since = now_ns();
     bool fresh;
-    prctl(PR_SET_NAME, "kvpool-done");
     prctl(PR_SET_TIMERSLACK, 1000ul);
     cudaSetDevice(f->device);
     while (receive(f, &fresh)) {
@@ -261,8 +262,13 @@ int cuda_flight_get(struct cuda_flights *f, struct cuda_flight **ret, struct err
     }
     flight->chunks = NULL;
     flight->status = 0;
+    atomic_fetch_add(&f->flying, 1);
     *ret = flight;
     return 0;
+}
+
+bool cuda_flights_idle(const struct cuda_flights *f) {
+    return atomic_load(&f->flying) == 0;
 }
 
 void cuda_flight_put(struct cuda_flights *f, struct cuda_flight *flight) {
@@ -279,15 +285,6 @@ void cuda_flight_launch(struct cuda_flights *f, struct cuda_flight *flight) {
 }
 
 // --- open and close -----------------------------------------------------------------------------
-
-static int start_thread(struct cuda_flights *f) {
-    sigset_t all, before; // signals are other threads'
-    sigfillset(&all);
-    pthread_sigmask(SIG_SETMASK, &all, &before);
-    int rc = pthread_create(&f->thread, NULL, completion_main, f);
-    pthread_sigmask(SIG_SETMASK, &before, NULL);
-    return rc;
-}
 
 static void free_slabs(struct cuda_flights *f) {
     while (f->slabs != NULL) {
@@ -310,7 +307,7 @@ int cuda_flights_open(int device, struct cuda_flights **ret, struct err *err) {
     int status = add_slab(f, err);
     if (status != 0)
         goto free_all;
-    int rc = start_thread(f);
+    int rc = thread_start(&f->thread, "kvpool-done", completion_main, f);
     if (rc != 0) {
         status =
             err_set(err, KVPOOL_E_BACKEND, "cannot start the completion thread: %s", strerror(rc));

@@ -15,7 +15,8 @@
 //     writes no payload that the device may still read.
 //  3. After a flight's `done` nothing of it, and if it was the last one nothing of its queue, is touched.
 //  4. The first failure is kept as text; there is no way back from it.
-// Threads: get, chunk, put and launch: one at a time. cuda_flights_failure, cuda_flights_fail: any.
+// Threads: get, chunk, put and launch: one at a time. cuda_flights_idle, cuda_flights_failure and
+// cuda_flights_fail: any.
 #ifndef KVPOOL_KERNELS_CUDA_FLIGHT_H
 #define KVPOOL_KERNELS_CUDA_FLIGHT_H
 
@@ -57,6 +58,8 @@ int cuda_flight_chunk(struct cuda_flights *f, struct cuda_flight *flight, struct
                       struct err *err);
 void cuda_flight_put(struct cuda_flights *f, struct cuda_flight *flight); // not launched
 void cuda_flight_launch(struct cuda_flights *f, struct cuda_flight *flight);
+// No program is with the device, or on its way there: every flight that was got has ended or was put back.
+bool cuda_flights_idle(const struct cuda_flights *f);
 
 // Why the device is lost, or NULL.
 const char *cuda_flights_failure(const struct cuda_flights *f);

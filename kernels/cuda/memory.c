@@ -2,21 +2,19 @@
 // memory.c: see memory.h.
 #include "kernels/cuda/memory.h"
 
+#include "kernels/cuda/import.h"
+
 #include <fcntl.h>
 #include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define IPC_BLOCK ((uint64_t)2 << 20) // CUDA IPC shares memory in whole blocks of this
-
-struct cuda_import {
-    cudaIpcMemHandle_t handle;
-    char *base;     // of the allocation
-    uint64_t bytes; // from there to the end of what the driver has mapped
-    uint32_t users;
-    struct cuda_import *next;
-};
+#define RETRY_NS 2000000u             // after AGAIN
+#define PATIENCE_NS 1000000000u       // of the reaper, about
+#define LOOK_NS 200000u
 
 static CUmemAllocationProp properties(const struct cuda_memory *m) {
     return (CUmemAllocationProp){
@@ -26,8 +24,42 @@ static CUmemAllocationProp properties(const struct cuda_memory *m) {
     };
 }
 
-int cuda_memory_open(struct cuda_memory *m, int device, struct err *err) {
-    struct cuda_memory memory = {.device = device};
+// --- the reaper's calls -------------------------------------------------------------------------
+
+static void started(void *arg) {
+    const struct cuda_memory *m = arg;
+    cudaSetDevice(m->device);
+}
+
+// Until no program is with the device. One that comes between this and the release costs a wait.
+static void await_pause(void *arg) {
+    struct cuda_memory *m = arg;
+    const struct timespec pause = {.tv_nsec = LOOK_NS};
+    for (uint32_t looks = PATIENCE_NS / LOOK_NS; looks > 0; looks--) {
+        if (cuda_flights_idle(m->flights) || atomic_load(&m->wanted) || atomic_load(&m->closes) > 0)
+            break;
+        nanosleep(&pause, NULL);
+    }
+    atomic_store(&m->wanted, false);
+}
+
+// A lost device fails every call: it may show here first.
+static void released(void *arg) {
+    struct cuda_memory *m = arg;
+    cudaError_t e = cudaStreamQuery(m->stream);
+    if (e != cudaSuccess && e != cudaErrorNotReady) {
+        struct err err;
+        cuda_error(&err, KVPOOL_E_BACKEND, "releasing memory of the GPU", e);
+        cuda_flights_fail(m->flights, err.text);
+    }
+    cudaGetLastError();
+}
+
+// --- open and close -----------------------------------------------------------------------------
+
+int cuda_memory_open(struct cuda_memory *m, int device, struct cuda_flights *flights,
+                     struct err *err) {
+    struct cuda_memory memory = {.device = device, .flights = flights};
     int status = cuda_driver_load(&memory.driver, err);
     if (status != 0)
         return status;
@@ -47,32 +79,80 @@ int cuda_memory_open(struct cuda_memory *m, int device, struct err *err) {
     if (e != cudaSuccess)
         return cuda_error(err, KVPOOL_E_BACKEND, "a stream", e);
     *m = memory;
-    return 0;
+    pthread_mutex_init(&m->lock, NULL);
+    const struct cuda_reaper_calls calls = {
+        .started = started, .ready = await_pause, .released = released, .arg = m};
+    status = cuda_reaper_open(&calls, &m->reaper, err);
+    if (status != 0) {
+        pthread_mutex_destroy(&m->lock);
+        cudaStreamDestroy(m->stream);
+    }
+    return status;
 }
 
 void cuda_memory_close(struct cuda_memory *m) {
+    cuda_reaper_close(m->reaper);
+    pthread_mutex_destroy(&m->lock);
     cudaStreamDestroy(m->stream);
 }
 
-static int no_memory(const char *what, uint64_t bytes, uint64_t available, struct err *err) {
-    return err_set(err, KVPOOL_E_NOMEM,
-                   "%s wants %" PRIu64 " bytes, %" PRIu64 " are available on the GPU", what, bytes,
-                   available);
+void cuda_close_begin(struct cuda_memory *m, const struct backend_close *close) {
+    if (close != NULL)
+        atomic_fetch_add(&m->closes, 1);
 }
 
-// Rounds up to `unit` and checks against what is free.
-static int reserve(const char *what, uint64_t *bytes, uint64_t unit, uint64_t spare,
-                   uint64_t *ret_available, struct err *err) {
+void cuda_close_end(struct cuda_memory *m, struct backend_close *closes) {
+    while (closes != NULL) {
+        struct backend_close *next = closes->next;
+        atomic_fetch_sub(&m->closes, 1);
+        closes->done(closes);
+        closes = next;
+    }
+}
+
+// --- too little memory --------------------------------------------------------------------------
+
+struct room {
+    uint64_t available; // bytes, less what is spared
+    uint64_t pending;   // that the reaper still has
+};
+
+static int again(const char *what, struct err *err) {
+    return err_set_detail(err, KVPOOL_E_AGAIN, RETRY_NS,
+                          "%s: memory that was freed is still being taken back", what);
+}
+
+int cuda_memory_pending(struct cuda_memory *m, const char *what, struct err *err) {
+    atomic_store(&m->wanted, true);
+    return again(what, err);
+}
+
+static int no_memory(struct cuda_memory *m, const char *what, uint64_t bytes,
+                     const struct room *room, struct err *err) {
+    if (room->pending > 0 && bytes <= room->available + room->pending)
+        return cuda_memory_pending(m, what, err);
+    return err_set(err, KVPOOL_E_NOMEM,
+                   "%s wants %" PRIu64 " bytes, %" PRIu64 " are available on the GPU", what, bytes,
+                   room->available);
+}
+
+// Rounds up to `unit` and checks against what is free. Holds the reaper, until cuda_reaper_let.
+static int reserve(struct cuda_memory *m, const char *what, uint64_t *bytes, uint64_t unit,
+                   uint64_t spare, struct room *ret, struct err *err) {
     size_t available = 0;
     size_t total = 0;
+    // First: what comes back in between is then counted twice, and not missed.
+    const uint64_t pending = cuda_reaper_bytes(m->reaper, BACKEND_DEVICE);
     cudaError_t e = cudaMemGetInfo(&available, &total);
     if (e != cudaSuccess)
         return cuda_error(err, KVPOOL_E_BACKEND, "free memory of the GPU", e);
-    available = available > spare ? available - spare : 0;
-    if (*bytes > available)
-        return no_memory(what, *bytes, available, err);
+    *ret = (struct room){available > spare ? available - spare : 0, pending};
+    if (*bytes > ret->available)
+        return no_memory(m, what, *bytes, ret, err);
+    // Without programs what the reaper does takes no time.
+    if (!cuda_reaper_hold(m->reaper, cuda_flights_idle(m->flights)))
+        return again(what, err);
     *bytes = (*bytes + unit - 1) / unit * unit;
-    *ret_available = available;
     return 0;
 }
 
@@ -118,17 +198,14 @@ static void unmap(struct cuda_memory *m, struct cuda_block *block) {
     m->driver.p_cuMemAddressFree(block->mapping, block->mapped_bytes);
 }
 
-static int open_fd(struct cuda_memory *m, const char *what, uint64_t bytes, uint64_t spare,
-                   struct cuda_block *ret, struct err *err) {
+static int create(struct cuda_memory *m, const char *what, uint64_t bytes, const struct room *room,
+                  struct cuda_block *ret, struct err *err) {
     const CUmemAllocationProp prop = properties(m);
     struct cuda_block block = {.how = BACKEND_FD, .fd = -1};
-    uint64_t available = 0;
-    int status = reserve(what, &bytes, m->unit, spare, &available, err);
-    if (status != 0)
-        return status;
+    int status;
     CUresult e = m->driver.p_cuMemCreate(&block.allocation, bytes, &prop, 0);
     if (e == CUDA_ERROR_OUT_OF_MEMORY)
-        return no_memory(what, bytes, available, err);
+        return no_memory(m, what, bytes, room, err);
     if (e != CUDA_SUCCESS)
         return cuda_driver_error(&m->driver, err, KVPOOL_E_BACKEND, "cuMemCreate", e);
     e = map(m, &block, bytes);
@@ -160,6 +237,17 @@ release:
     return status;
 }
 
+static int open_fd(struct cuda_memory *m, const char *what, uint64_t bytes, uint64_t spare,
+                   struct cuda_block *ret, struct err *err) {
+    struct room room = {0};
+    int status = reserve(m, what, &bytes, m->unit, spare, &room, err);
+    if (status != 0)
+        return status;
+    status = create(m, what, bytes, &room, ret, err);
+    cuda_reaper_let(m->reaper);
+    return status;
+}
+
 static int import_fd(struct cuda_memory *m, const struct backend_handle *handle, uint64_t bytes,
                      struct cuda_block *ret, struct err *err) {
     struct cuda_block block = {.how = BACKEND_FD, .fd = -1, .bytes = bytes};
@@ -182,6 +270,8 @@ static int import_fd(struct cuda_memory *m, const struct backend_handle *handle,
     e = map(m, &block, handle->bytes);
     if (e != CUDA_SUCCESS) {
         m->driver.p_cuMemRelease(block.allocation);
+        if (e == CUDA_ERROR_OUT_OF_MEMORY && cuda_reaper_bytes(m->reaper, BACKEND_DEVICE) > 0)
+            return cuda_memory_pending(m, "imported memory", err);
         return cuda_driver_error(&m->driver, err,
                                  e == CUDA_ERROR_OUT_OF_MEMORY ? KVPOOL_E_NOMEM : KVPOOL_E_INVAL,
                                  "mapping imported memory (of the stated size)", e);
@@ -194,22 +284,17 @@ static int import_fd(struct cuda_memory *m, const struct backend_handle *handle,
 
 // --- BACKEND_IPC --------------------------------------------------------------------------------
 
-// cudaMalloc, zeroed; not less than a block of its own when `bytes` is a multiple of IPC_BLOCK.
-static int allocate(struct cuda_memory *m, const char *what, uint64_t *bytes, uint64_t unit,
-                    uint64_t spare, void **ret, struct err *err) {
-    uint64_t available = 0;
+static int zeroed(struct cuda_memory *m, const char *what, uint64_t bytes, const struct room *room,
+                  void **ret, struct err *err) {
     void *address = NULL;
-    int status = reserve(what, bytes, unit, spare, &available, err);
-    if (status != 0)
-        return status;
-    cudaError_t e = cudaMalloc(&address, *bytes);
+    cudaError_t e = cudaMalloc(&address, bytes);
     if (e == cudaErrorMemoryAllocation) {
         cudaGetLastError();
-        return no_memory(what, *bytes, available, err);
+        return no_memory(m, what, bytes, room, err);
     }
     if (e != cudaSuccess)
         return cuda_error(err, KVPOOL_E_BACKEND, what, e);
-    status = zero(m, address, *bytes, err);
+    int status = zero(m, address, bytes, err);
     if (status != 0) {
         cudaFree(address);
         return status;
@@ -218,14 +303,25 @@ static int allocate(struct cuda_memory *m, const char *what, uint64_t *bytes, ui
     return 0;
 }
 
+// cudaMalloc, zeroed; not less than a block of its own when `bytes` is a multiple of IPC_BLOCK.
+static int allocate(struct cuda_memory *m, const char *what, uint64_t *bytes, uint64_t unit,
+                    uint64_t spare, void **ret, struct err *err) {
+    struct room room = {0};
+    int status = reserve(m, what, bytes, unit, spare, &room, err);
+    if (status != 0)
+        return status;
+    status = zeroed(m, what, *bytes, &room, ret, err);
+    cuda_reaper_let(m->reaper);
+    return status;
+}
+
 int cuda_private_open(struct cuda_memory *m, const char *what, uint64_t bytes, void **ret,
                       struct err *err) {
     return allocate(m, what, &bytes, 1, 0, ret, err);
 }
 
-// Where the allocation that holds an address begins and ends.
-static CUresult range_of(struct cuda_memory *m, const void *address, char **ret_base,
-                         uint64_t *ret_bytes) {
+CUresult cuda_memory_range(const struct cuda_memory *m, const void *address, char **ret_base,
+                           uint64_t *ret_bytes) {
     CUdeviceptr base = 0;
     size_t bytes = 0;
     CUresult e = m->driver.p_cuMemGetAddressRange(&base, &bytes, (CUdeviceptr)(uintptr_t)address);
@@ -247,7 +343,7 @@ static int open_ipc(struct cuda_memory *m, const char *what, uint64_t bytes, uin
         return status;
     block.address = address;
     block.bytes = bytes;
-    CUresult found = range_of(m, address, &base, &size);
+    CUresult found = cuda_memory_range(m, address, &base, &size);
     if (found != CUDA_SUCCESS) {
         status = cuda_driver_error(&m->driver, err, KVPOOL_E_BACKEND, "range of memory", found);
         goto free_memory;
@@ -266,77 +362,10 @@ free_memory:
     return status;
 }
 
-static void put_import(struct cuda_memory *m, struct cuda_import *import) {
-    if (--import->users > 0)
-        return;
-    struct cuda_import **at = &m->imports;
-    while (*at != import)
-        at = &(*at)->next;
-    *at = import->next;
-    cudaIpcCloseMemHandle(import->base);
-    free(import);
-}
-
-// The handle, opened, with a user more; NULL: *ret_status says why.
-static struct cuda_import *get_import(struct cuda_memory *m, const unsigned char *bytes,
-                                      int *ret_status, struct err *err) {
-    for (struct cuda_import *i = m->imports; i != NULL; i = i->next)
-        if (memcmp(&i->handle, bytes, sizeof i->handle) == 0) {
-            i->users++;
-            return i;
-        }
-    int status;
-    void *address = NULL;
-    char *block = NULL;
-    struct cudaPointerAttributes attributes = {0};
-    struct cuda_import *import = calloc(1, sizeof *import);
-    if (import == NULL) {
-        *ret_status = err_set(err, KVPOOL_E_NOMEM, "no memory for an import");
-        return NULL;
-    }
-    memcpy(&import->handle, bytes, sizeof import->handle);
-    cudaError_t e = cudaIpcOpenMemHandle(&address, import->handle, cudaIpcMemLazyEnablePeerAccess);
-    if (e != cudaSuccess) {
-        status = cuda_error(err, e == cudaErrorMemoryAllocation ? KVPOOL_E_NOMEM : KVPOOL_E_INVAL,
-                            "the IPC handle opens no memory of another process on this GPU", e);
-        goto free_import;
-    }
-    e = cudaPointerGetAttributes(&attributes, address);
-    if (e != cudaSuccess) {
-        status = cuda_error(err, KVPOOL_E_INVAL, "imported memory", e);
-        goto close_handle;
-    }
-    if (attributes.device != m->device) {
-        status = err_set(err, KVPOOL_E_INVAL, "the memory is on GPU %d, this daemon serves GPU %d",
-                         attributes.device, m->device);
-        goto close_handle;
-    }
-    CUresult found = range_of(m, address, &block, &import->bytes);
-    if (found != CUDA_SUCCESS) {
-        status =
-            cuda_driver_error(&m->driver, err, KVPOOL_E_INVAL, "range of imported memory", found);
-        goto close_handle;
-    }
-    // What was opened is the whole block around a small allocation, which begins somewhere in it.
-    import->base = address;
-    import->bytes -= (uint64_t)(import->base - block);
-    import->users = 1;
-    import->next = m->imports;
-    m->imports = import;
-    return import;
-
-close_handle:
-    cudaIpcCloseMemHandle(address);
-free_import:
-    free(import);
-    *ret_status = status;
-    return NULL;
-}
-
 static int import_ipc(struct cuda_memory *m, const struct backend_handle *handle, uint64_t bytes,
                       struct cuda_block *ret, struct err *err) {
     int status = 0;
-    struct cuda_import *import = get_import(m, handle->ipc, &status, err);
+    struct cuda_import *import = cuda_import_get(m, handle->ipc, &status, err);
     if (import == NULL)
         return status;
     if (handle->offset > import->bytes || bytes > import->bytes - handle->offset) {
@@ -344,7 +373,7 @@ static int import_ipc(struct cuda_memory *m, const struct backend_handle *handle
             err_set(err, KVPOOL_E_INVAL,
                     "%" PRIu64 " bytes at %" PRIu64 " are outside of the allocation's %" PRIu64,
                     bytes, handle->offset, import->bytes);
-        put_import(m, import);
+        cuda_import_put(m, import, NULL);
         return status;
     }
     *ret = (struct cuda_block){.address = import->base + handle->offset,
@@ -373,14 +402,19 @@ int cuda_block_import(struct cuda_memory *m, const struct backend_handle *handle
                                      : import_ipc(m, handle, bytes, ret, err);
 }
 
-void cuda_block_close(struct cuda_memory *m, struct cuda_block *block) {
+bool cuda_block_put(struct cuda_memory *m, struct cuda_block *block, struct backend_close *close) {
+    if (block->import == NULL)
+        return false;
+    cuda_import_put(m, block->import, close);
+    return true;
+}
+
+void cuda_block_release(struct cuda_memory *m, struct cuda_block *block) {
     if (block->how == BACKEND_FD) {
         if (block->fd >= 0)
             close(block->fd);
         unmap(m, block);
         m->driver.p_cuMemRelease(block->allocation);
-    } else if (block->import != NULL) {
-        put_import(m, block->import);
     } else {
         cudaFree(block->address);
     }

@@ -49,22 +49,23 @@ int cuda_pool_open(struct cuda_memory *m, const struct kv_geometry *geometry,
     if (status != 0)
         goto free_marks;
     status = cuda_private_open(m, "the pool's page table", table_bytes, &table, err);
-    if (status != 0)
-        goto close_block;
+    if (status != 0) {
+        cuda_pool_close(m, pool);
+        return status;
+    }
     pool->geometry = *geometry;
     pool->planes = (struct cuda_planes){.base = pool->block.address,
                                         .plane_bytes = plane_bytes,
                                         .page_bytes = page_bytes,
                                         .layers = geometry->layers};
     pool->table = table;
+    pool->table_bytes = table_bytes;
     pool->id = atomic_fetch_add(&opened, 1) + 1;
     pool->row_entries = row_entries;
     pool->generation = 1;
     *ret = pool;
     return 0;
 
-close_block:
-    cuda_block_close(m, &pool->block);
 free_marks:
     free(pool->marks);
 free_pool:
@@ -72,11 +73,19 @@ free_pool:
     return status;
 }
 
-void cuda_pool_close(struct cuda_memory *m, struct backend_pool *pool) {
+static void release(void *arg, struct cuda_garbage *garbage) {
+    struct backend_pool *pool = (struct backend_pool *)garbage;
     cudaFree(pool->table);
-    cuda_block_close(m, &pool->block);
+    cuda_block_release(arg, &pool->block);
     free(pool->marks);
     free(pool);
+}
+
+void cuda_pool_close(struct cuda_memory *m, struct backend_pool *pool) {
+    pool->garbage = (struct cuda_garbage){.release = release,
+                                          .place = BACKEND_DEVICE,
+                                          .bytes = pool->block.bytes + pool->table_bytes};
+    cuda_reaper_give(m->reaper, &pool->garbage);
 }
 
 char *cuda_pool_at(const struct backend_pool *pool, uint32_t layer, uint64_t offset) {

@@ -12,10 +12,12 @@
 #include "kernels/cuda/memory.h"
 
 struct backend_pool {
+    struct cuda_garbage garbage; // first
     struct kv_geometry geometry;
     struct cuda_block block;
     struct cuda_planes planes;
     uint32_t *table; // the device's, [rows][row_entries]
+    uint64_t table_bytes;
     uint32_t row_entries;
     uint64_t id; // unique in the process
     // Updates of the table, in order: `generation` is that being gathered, marks[row] the last one that
@@ -24,10 +26,11 @@ struct backend_pool {
     uint64_t generation;
 };
 
-// Errors: NOMEM (the bytes wanted and available), UNSUPPORTED, BACKEND.
+// Errors: NOMEM (the bytes wanted and available), AGAIN, UNSUPPORTED, BACKEND.
 int cuda_pool_open(struct cuda_memory *m, const struct kv_geometry *geometry,
                    enum backend_export how, uint32_t num_pages, uint32_t rows, uint32_t row_entries,
                    struct backend_pool **ret, struct err *err);
+// Gives it to the reaper.
 void cuda_pool_close(struct cuda_memory *m, struct backend_pool *pool);
 
 // Address of `offset` in the plane of a layer.

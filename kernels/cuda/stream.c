@@ -46,7 +46,7 @@ static void destroy(struct backend_stream *s) {
         cudaStreamDestroy(s->usual);
 }
 
-int cuda_stream_open(struct backend_stream **ret, struct err *err) {
+int cuda_stream_open(struct cuda_reaper *r, struct backend_stream **ret, struct err *err) {
     int status;
     struct backend_stream *s = calloc(1, sizeof *s);
     if (s == NULL)
@@ -62,7 +62,7 @@ int cuda_stream_open(struct backend_stream **ret, struct err *err) {
     if (e != cudaSuccess) {
         status = cuda_error(err, e == cudaErrorMemoryAllocation ? KVPOOL_E_NOMEM : KVPOOL_E_BACKEND,
                             "a stream", e);
-        goto destroy;
+        goto close;
     }
     s->stream = s->usual;
     bool enough = cuda_stream_grow(s, &s->pairs, (size_t)2 * CUDA_STREAM_PAIRS * sizeof(uint32_t));
@@ -71,14 +71,13 @@ int cuda_stream_open(struct backend_stream **ret, struct err *err) {
                                   words_for(CUDA_STREAM_SEQUENCES) * sizeof(uint32_t));
     if (!enough) {
         status = err_set(err, KVPOOL_E_NOMEM, "a stream: no memory on the GPU");
-        goto destroy;
+        goto close;
     }
     *ret = s;
     return 0;
 
-destroy:
-    destroy(s);
-    free(s);
+close:
+    cuda_stream_close(r, s); // here its buffers would wait for the device
     return status;
 }
 
@@ -95,11 +94,21 @@ int cuda_stream_turn(struct backend_stream *s, bool urgent, struct err *err) {
     return 0;
 }
 
-void cuda_stream_close(struct backend_stream *s) {
-    cudaStreamSynchronize(s->usual);
-    cudaStreamSynchronize(s->urgent);
+static void release(void *arg, struct cuda_garbage *garbage) {
+    (void)arg;
+    struct backend_stream *s = (struct backend_stream *)garbage;
+    if (s->usual != NULL)
+        cudaStreamSynchronize(s->usual);
+    if (s->urgent != NULL)
+        cudaStreamSynchronize(s->urgent);
     destroy(s);
     free(s);
+}
+
+void cuda_stream_close(struct cuda_reaper *r, struct backend_stream *s) {
+    s->garbage =
+        (struct cuda_garbage){.release = release, .place = BACKEND_DEVICE, .bytes = s->bytes};
+    cuda_reaper_give(r, &s->garbage);
 }
 
 static bool retire(struct backend_stream *s, void *address) {
@@ -130,6 +139,7 @@ bool cuda_stream_grow(struct backend_stream *s, struct cuda_buffer *buffer, size
         cudaFree(address);
         return false;
     }
+    s->bytes += bytes;
     buffer->address = address;
     buffer->bytes = bytes;
     return true;

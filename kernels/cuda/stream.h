@@ -16,6 +16,7 @@
 
 #include "kernels/cuda/flight.h"
 #include "kernels/cuda/launch.h"
+#include "kernels/cuda/reaper.h"
 
 enum {
     CUDA_STREAM_BATCHES = 8,
@@ -73,6 +74,7 @@ struct cuda_plan {
 };
 
 struct backend_stream {
+    struct cuda_garbage garbage; // first
     // Programs of few query tokens run on a stream of high priority: their blocks are next when one of a
     // long prompt's ends. What one of the two begins waits for what the other has begun.
     cudaStream_t stream; // the one that the last program ran on
@@ -85,13 +87,15 @@ struct backend_stream {
     struct cuda_buffer pairs;
     uint64_t clock, next_id;
     uint64_t planned, uploaded; // how many plans and batches were made
+    uint64_t bytes;             // of all buffers
     void **retired;             // too small buffers
     uint32_t num_retired, max_retired;
 };
 
 // Errors: NOMEM, BACKEND.
-int cuda_stream_open(struct backend_stream **ret, struct err *err);
-void cuda_stream_close(struct backend_stream *s); // idle
+int cuda_stream_open(struct cuda_reaper *r, struct backend_stream **ret, struct err *err);
+void cuda_stream_close(struct cuda_reaper *r,
+                       struct backend_stream *s); // idle; gives it to the reaper
 // What is enqueued from now on is urgent, or not. Errors: BACKEND.
 int cuda_stream_turn(struct backend_stream *s, bool urgent, struct err *err);
 

@@ -178,6 +178,8 @@ static void test_memory_is_described_by_its_handle(void **state) {
     assert_int_equal(h.how, BACKEND_FD);
     assert_int_equal(fcntl(h.fd, F_GETFD) & FD_CLOEXEC, FD_CLOEXEC);
     backend_cuda.mem_free(b, mem);
+    for (int ms = 0; ms < 10000 && fcntl(h.fd, F_GETFD) != -1; ms++) // soon
+        usleep(1000);
     assert_int_equal(fcntl(h.fd, F_GETFD), -1);
 
     struct err err = {0};
@@ -240,8 +242,11 @@ static int import_role(struct backend_handle h) {
     fetch(cuda_mem_address(piece) + 9, "\x2a", 1);
     free(copy);
     backend_cuda.mem_free(b, piece);
-    // It can be opened again once nobody has it.
-    if (backend_cuda.mem_import(b, &second, 4096, &piece, &err) != 0)
+    // It can be opened again once nobody has it, though not while it is being closed.
+    int status;
+    while ((status = backend_cuda.mem_import(b, &second, 4096, &piece, &err)) == KVPOOL_E_AGAIN)
+        usleep(1000);
+    if (status != 0)
         return 6;
     backend_cuda.mem_free(b, piece);
     backend_cuda.close(b);

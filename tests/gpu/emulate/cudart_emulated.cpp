@@ -211,6 +211,7 @@ cudaError_t cudaMemcpyAsync(void *dst, const void *src, size_t bytes, enum cudaM
     return check(s) == cudaSuccess ? copy(dst, src, bytes, kind) : last;
 }
 cudaError_t cudaMemsetAsync(void *p, int value, size_t bytes, cudaStream_t s) {
+    emu_memory_wait_others();
     return check(s) == cudaSuccess ? cudaMemset(p, value, bytes) : last;
 }
 cudaError_t cudaStreamCreateWithPriority(cudaStream_t *ret, unsigned int, int) {
@@ -280,7 +281,7 @@ cudaError_t cudaEventSynchronize(cudaEvent_t e) {
     return result(event_known(e) ? cudaSuccess : cudaErrorInvalidResourceHandle);
 }
 cudaError_t cudaEventQuery(cudaEvent_t e) {
-    return cudaEventSynchronize(e);
+    return emu_programs_last() ? cudaErrorNotReady : cudaEventSynchronize(e);
 }
 cudaError_t cudaEventElapsedTime(float *ms, cudaEvent_t start, cudaEvent_t end) {
     if (!event_known(start) || !event_known(end) || !start->recorded || !end->recorded)

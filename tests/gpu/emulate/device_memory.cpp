@@ -7,10 +7,14 @@
 //  2. An allocation of a multiple of 2 MiB is a memfd, which an IPC handle names by process and
 //     descriptor. Others have no IPC handle here (a GPU shares the whole block around them, and so does
 //     libcuda_emulated.cpp). The file is opened whole; the handle says where in it the allocation is.
+//  3. While the file $KVPOOL_EMULATE_BUSY exists the device counts as busy: calls that take memory back,
+//     which may wait for all work on a GPU, wait until it is gone, and cudaMemsetAsync with them. The first
+//     to wait makes $..._BUSY.waiting. While $..._BUSY.programs exists no event is over.
 // Threads: any.
 #include "tests/gpu/emulate/device_memory.h"
 #include "tests/gpu/emulate/cudart_emulated.h"
 
+#include <atomic>
 #include <fcntl.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -49,6 +53,33 @@ bool emu_memory_is_file(int fd, size_t *ret_bytes) {
         return false;
     *ret_bytes = (size_t)st.st_size;
     return true;
+}
+bool emu_programs_last() {
+    const char *busy = getenv("KVPOOL_EMULATE_BUSY");
+    char path[512];
+    if (busy == nullptr)
+        return false;
+    snprintf(path, sizeof path, "%s.programs", busy);
+    return access(path, F_OK) == 0;
+}
+static std::atomic<int> waiting; // threads in emu_memory_wait_idle
+void emu_memory_wait_idle() {
+    const char *busy = getenv("KVPOOL_EMULATE_BUSY");
+    char path[512];
+    if (busy == nullptr || access(busy, F_OK) != 0)
+        return;
+    snprintf(path, sizeof path, "%s.waiting", busy);
+    int fd = open(path, O_CREAT | O_WRONLY | O_CLOEXEC, 0600);
+    if (fd >= 0)
+        close(fd);
+    waiting++;
+    while (access(busy, F_OK) == 0)
+        usleep(1000);
+    waiting--;
+}
+void emu_memory_wait_others() {
+    while (waiting > 0)
+        usleep(1000);
 }
 const std::pair<unsigned char *const, emu_allocation> *emu_memory_find(const void *p) {
     unsigned char *at = static_cast<unsigned char *>(const_cast<void *>(p));
@@ -121,6 +152,8 @@ static cudaError_t allocate(void **ret, size_t bytes, bool host) {
     return cudaSuccess;
 }
 static cudaError_t release(void *p, bool host) {
+    if (p != nullptr)
+        emu_memory_wait_idle();
     std::lock_guard<std::mutex> hold(emu_memory_lock);
     if (p == nullptr)
         return cudaSuccess;
@@ -167,6 +200,7 @@ cudaError_t cudaHostRegister(void *p, size_t bytes, unsigned int) {
     return cudaSuccess;
 }
 cudaError_t cudaHostUnregister(void *p) {
+    emu_memory_wait_idle();
     std::lock_guard<std::mutex> hold(emu_memory_lock);
     return emu_result(registered.erase(static_cast<unsigned char *>(p)) == 1
                           ? cudaSuccess
@@ -258,6 +292,7 @@ cudaError_t cudaIpcOpenMemHandle(void **ret, cudaIpcMemHandle_t handle, unsigned
     return cudaSuccess;
 }
 cudaError_t cudaIpcCloseMemHandle(void *p) {
+    emu_memory_wait_idle();
     std::lock_guard<std::mutex> hold(emu_memory_lock);
     const auto *a = emu_memory_find(p);
     if (a == nullptr || a->second.counted || a->second.host || a->second.fd < 0 ||

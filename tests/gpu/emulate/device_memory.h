@@ -27,6 +27,9 @@ size_t emu_memory_limit();         // of the device, bytes: KVPOOL_EMULATE_MEMOR
 int emu_device_count();            // KVPOOL_EMULATE_DEVICES
 int emu_memory_file(size_t bytes); // a new one, or -1
 bool emu_memory_is_file(int fd, size_t *ret_bytes);
+bool emu_programs_last();    // what was launched counts as running: see device_memory.cpp
+void emu_memory_wait_idle(); // before memory is taken back, without the lock: see device_memory.cpp
+void emu_memory_wait_others();             // before a launch: while other threads are in the former
 bool emu_memory_registered(const void *p); // host memory that the device reaches
 // The allocation that holds p, or NULL.
 const std::pair<unsigned char *const, emu_allocation> *emu_memory_find(const void *p);

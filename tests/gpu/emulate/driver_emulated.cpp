@@ -129,6 +129,7 @@ static CUresult mem_map(CUdeviceptr address, size_t size, size_t offset,
     return CUDA_SUCCESS;
 }
 static CUresult mem_unmap(CUdeviceptr address, size_t size) {
+    emu_memory_wait_idle();
     std::lock_guard<std::mutex> hold(emu_memory_lock);
     auto range = ranges.find(at(address));
     if (range == ranges.end() || range->second.mapped == nullptr ||

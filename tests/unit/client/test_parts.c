@@ -111,7 +111,7 @@ static void messages_of_several_clients_are_kept_apart(void **state) {
     assert_string_equal(last_error_text(0), "of 0");
     err.text[0] = '\0';
     last_error_keep(5, KVPOOL_E_AGAIN, &err);
-    assert_string_equal(last_error_text(5), "queue full, try again");
+    assert_string_equal(last_error_text(5), "not possible now, try again");
     assert_int_equal(last_error_retry_ns(5), LAST_ERROR_RETRY_NS);
     assert_int_equal(last_error_retry_ns(0), 0);
     assert_int_equal(last_error_retry_ns(1), 0); // forgotten

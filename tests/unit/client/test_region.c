@@ -11,6 +11,7 @@
 
 #include <dlfcn.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 static void a_region_is_memory_shared_and_given_back(void **state) {
@@ -224,6 +225,64 @@ static void a_region_that_comes_too_late_is_freed(void **state) {
     kvpool_close(c);
 }
 
+#define PAUSE_NS ((uint64_t)30000000)
+
+// The first `hook_state` requests for memory come too early.
+static bool try_again(struct fake *f, struct fake_conn *c, const struct proto_msg *m) {
+    if ((m->header.op != PROTO_REGION_CREATE && m->header.op != PROTO_POOL_CREATE) ||
+        f->hook_state == 0)
+        return false;
+    f->hook_state--;
+    fake_error(f, c, &m->header, KVPOOL_E_AGAIN, PAUSE_NS, "on its way back");
+    return true;
+}
+
+static uint64_t now_ns(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void memory_on_its_way_back_is_waited_for(void **state) {
+    (void)state;
+    kvpool_client *c = fake_connect(&kvd, 0);
+    kvpool_region *region = NULL;
+    fake_set_hook(&kvd, try_again);
+    fake_set(&kvd, hook_state, 3);
+    const uint64_t begin = now_ns();
+    expect(c, KVPOOL_OK, kvpool_region_create(c, 5000, &region));
+    assert_true(now_ns() - begin >= 3 * PAUSE_NS);
+    assert_int_equal(fake_count(&kvd, PROTO_REGION_CREATE), 4);
+    kvpool_region_free(region);
+    fake_set(&kvd, hook_state, 2);
+    fake_pool(c);
+    assert_true(now_ns() - begin >= 5 * PAUSE_NS);
+    assert_int_equal(fake_count(&kvd, PROTO_POOL_CREATE), 3);
+    kvpool_close(c);
+}
+
+static void but_not_past_the_time_out(void **state) {
+    (void)state;
+    kvpool_client *c = fake_connect(&kvd, 300);
+    kvpool_region *region = NULL;
+    kvpool_pool_config config = KVPOOL_POOL_CONFIG_INIT;
+    kvpool_pool pool = 0;
+    config.name = "p";
+    fake_set_hook(&kvd, try_again);
+    fake_set(&kvd, hook_state, 1000);
+    uint64_t begin = now_ns();
+    expect(c, KVPOOL_E_AGAIN, kvpool_region_create(c, 5000, &region));
+    assert_int_equal(kvpool_retry_after_ns(c), PAUSE_NS);
+    expect_message(c, "on its way back");
+    expect(c, KVPOOL_E_AGAIN, kvpool_pool_create(c, &config, &pool));
+    assert_true(now_ns() - begin < 600000000u);
+    assert_true(fake_count(&kvd, PROTO_REGION_CREATE) > 3); // it did try
+    assert_true(fake_count(&kvd, PROTO_POOL_CREATE) > 3);
+    assert_null(region);
+    assert_int_equal(pool, 0);
+    kvpool_close(c);
+}
+
 static void without_a_cuda_driver_regions_stay_host_memory(void **state) {
     (void)state;
     void *driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
@@ -254,6 +313,8 @@ int main(void) {
         T(a_bad_region_is_refused_and_leaves_nothing_open),
         T(without_resuming_it_may_cost_the_session),
         T(a_region_that_comes_too_late_is_freed),
+        T(memory_on_its_way_back_is_waited_for),
+        T(but_not_past_the_time_out),
         T(without_a_cuda_driver_regions_stay_host_memory),
     };
     return cmocka_run_group_tests_name("client regions", tests, NULL, NULL);

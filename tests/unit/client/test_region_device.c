@@ -12,6 +12,7 @@
 #include <cmocka.h>
 
 #include <fcntl.h>
+#include <stdatomic.h>
 #include <sys/mman.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -22,11 +23,26 @@ static struct proto_region_handle answer; // to REGION_ALLOC
 static bool with_fd;
 static struct proto_region_alloc last_alloc;
 static struct proto_region_register last_own;
-static uint64_t own_bytes; // that the reply says, 0: those asked for
+static uint64_t own_bytes;     // that the reply says, 0: those asked for
+static atomic_bool free_mute;  // no answer to REGION_FREE
+static atomic_int free_status; // of it
+static atomic_int free_drops;  // the next so many lose their connection
+static unsigned freed_before_bye;
 
 static bool device(struct fake *f, struct fake_conn *c, const struct proto_msg *m) {
     uint8_t bytes[256];
     struct proto_header h = proto_reply_header(&m->header, 0, f->epoch);
+    if (m->header.op == PROTO_REGION_FREE && free_drops > 0) {
+        free_drops--;
+        fake_close(c);
+        return true;
+    }
+    if (m->header.op == PROTO_REGION_FREE && free_status != 0)
+        fake_error(f, c, &m->header, free_status, 0, "not freed");
+    if (m->header.op == PROTO_REGION_FREE)
+        return free_mute || free_status != 0;
+    if (m->header.op == PROTO_BYE)
+        freed_before_bye = f->requests[PROTO_REGION_FREE];
     if (m->header.op == PROTO_REGION_REGISTER) {
         last_own = m->body.region_register;
         struct proto_region_reply reply = {66, own_bytes != 0 ? own_bytes : last_own.bytes};
@@ -59,6 +75,10 @@ static int setup(void **state) {
                                           .handle_bytes = 2 << 20};
     with_fd = true;
     own_bytes = 0;
+    free_mute = false;
+    free_status = 0;
+    free_drops = 0;
+    freed_before_bye = 0;
     return 0;
 }
 
@@ -414,6 +434,151 @@ static void own_memory_goes_by_its_bases_handle(void **state) {
     expect(c, KVPOOL_OK, kvpool_region_register(c, at, 100, &region)); // to the very end
 }
 
+static kvpool_region *register_own(kvpool_client *client) {
+    kvpool_region *region = NULL;
+    expect(client, KVPOOL_OK,
+           kvpool_region_register(client, (void *)(FAKE_BASE + 512), 5000, &region));
+    return region;
+}
+
+static void own_memory_is_the_callers_again_when_it_is_closed(void **state) {
+    (void)state;
+    kvpool_client *hasty = fake_connect(&kvd, 60);
+    fake_set_hook(&kvd, device);
+    kvpool_region *region = register_own(hasty);
+    expect(hasty, KVPOOL_OK, kvpool_region_free(region));
+    region = register_own(hasty);
+    free_mute = true;
+    expect(hasty, KVPOOL_E_TIMEOUT, kvpool_region_free(region));
+    expect_message(hasty, "does not answer");
+    free_mute = false;
+    expect(hasty, KVPOOL_OK, kvpool_region_free(register_own(hasty))); // so it is for both
+    region = register_own(hasty);
+    free_status = KVPOOL_E_STALE; // as in another session
+    expect(hasty, KVPOOL_E_STALE, kvpool_region_free(region));
+    expect_message(hasty, "not freed");
+    region = register_own(hasty);
+    free_drops = 1; // the lost request did it
+    expect(hasty, KVPOOL_OK, kvpool_region_free(region));
+    // Of the daemon's memory nobody needs to know.
+    expect(c, KVPOOL_OK, kvpool_region_free(make(0, 0)));
+    expect(c, KVPOOL_OK, kvpool_region_free(NULL));
+    free_status = 0;
+    // Of an earlier session.
+    region = register_own(hasty);
+    kvpool_region *other = NULL;
+    kvpool_region_args args = want(0, 0);
+    expect(hasty, KVPOOL_OK, kvpool_region_alloc(hasty, &args, &other));
+    fake_stop(&kvd);
+    fake_start(&kvd);
+    while (kvpool_ping(hasty, NULL) != KVPOOL_OK)
+        continue;
+    expect(hasty, KVPOOL_E_STALE, kvpool_region_free(region));
+    expect_message(hasty, "earlier session");
+    expect(hasty, KVPOOL_OK, kvpool_region_free(other));
+    kvpool_close(hasty);
+}
+
+// So that what is freed next is closed after it, as kvpool.h says.
+static void what_the_daemon_may_not_have_done_is_asked_once_more(void **state) {
+    (void)state;
+    kvpool_client *client = fake_connect(&kvd, 3000);
+    fake_set_hook(&kvd, device);
+    unsigned told = fake_count(&kvd, PROTO_REGION_FREE);
+    kvpool_region *region = register_own(client);
+    free_status = KVPOOL_E_NOMEM;
+    expect(client, KVPOOL_E_NOMEM, kvpool_region_free(region));
+    expect_message(client, "not freed");
+    region = register_own(client);
+    expect(client, KVPOOL_E_NOMEM, kvpool_region_free(region)); // the first one's answer
+    assert_int_equal(fake_count(&kvd, PROTO_REGION_FREE), told + 2);
+    free_status = 0;
+    expect(client, KVPOOL_OK, kvpool_region_free(register_own(client)));
+    assert_int_equal(fake_count(&kvd, PROTO_REGION_FREE), told + 5);
+    told += 5;
+    const unsigned resumes = kvd.resumes;
+    region = register_own(client);
+    free_drops = 2;
+    expect(client, KVPOOL_E_CONN, kvpool_region_free(region));
+    assert_int_equal(fake_count(&kvd, PROTO_REGION_FREE), told + 2);
+    assert_int_equal(kvd.resumes, resumes + 1);
+    free_drops = 1; // once more, for that
+    expect(client, KVPOOL_OK, kvpool_region_free(register_own(client)));
+    assert_int_equal(fake_count(&kvd, PROTO_REGION_FREE), told + 5);
+    // The end of the client does so, too.
+    told += 5;
+    region = register_own(client);
+    free_drops = 2;
+    expect(client, KVPOOL_E_CONN, kvpool_region_free(region));
+    kvpool_close(client);
+    fake_lock(&kvd);
+    assert_int_equal(freed_before_bye, told + 3);
+    fake_unlock(&kvd);
+}
+
+static kvpool_client *crowded;
+static pthread_barrier_t crowd;
+
+static void *free_in_a_crowd(void *arg) {
+    pthread_barrier_wait(&crowd);
+    kvpool_region_free(arg);
+    return NULL;
+}
+
+// Each waits for the fd socket until its time is over; some have no time left to send their request.
+static void what_could_not_be_sent_is_sent_with_the_next(void **state) {
+    (void)state;
+    enum { CROWD = 12 };
+    crowded = fake_connect(&kvd, 60);
+    fake_set_hook(&kvd, device);
+    pthread_t threads[CROWD];
+    pthread_barrier_init(&crowd, NULL, CROWD);
+    const unsigned before = fake_count(&kvd, PROTO_REGION_FREE);
+    free_mute = true;
+    for (int i = 0; i < CROWD; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, free_in_a_crowd, register_own(crowded)),
+                         0);
+    for (int i = 0; i < CROWD; i++)
+        pthread_join(threads[i], NULL);
+    free_mute = false;
+    while (kvpool_region_free(register_own(crowded)) != KVPOOL_OK)
+        continue;
+    assert_true(fake_count(&kvd, PROTO_REGION_FREE) >= before + CROWD + 1);
+    free_mute = true;
+    for (int i = 0; i < CROWD; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, free_in_a_crowd, register_own(crowded)),
+                         0);
+    for (int i = 0; i < CROWD; i++)
+        pthread_join(threads[i], NULL);
+    free_mute = false;
+    kvpool_close(crowded);
+    fake_await(&kvd, PROTO_REGION_FREE, before + 2 * CROWD + 1);
+    pthread_barrier_destroy(&crowd);
+}
+
+static void the_end_of_the_client_closes_it_first(void **state) {
+    (void)state;
+    kvpool_client *another = fake_connect(&kvd, 0);
+    fake_set_hook(&kvd, device);
+    kvpool_region_args args = want(0, 0);
+    kvpool_region *region;
+    expect(another, KVPOOL_OK, kvpool_region_alloc(another, &args, &region));
+    register_own(another);
+    register_own(another);
+    const unsigned before = fake_count(&kvd, PROTO_REGION_FREE);
+    kvpool_close(another);
+    fake_lock(&kvd);
+    assert_int_equal(freed_before_bye, before + 2);
+    assert_int_equal(kvd.requests[PROTO_REGION_FREE], before + 2);
+    fake_unlock(&kvd);
+    // A daemon that does not answer does not hold it for ever.
+    another = fake_connect(&kvd, 100);
+    register_own(another);
+    free_mute = true;
+    kvpool_close(another);
+    fake_await(&kvd, PROTO_BYE, 2);
+}
+
 static void memory_that_cannot_be_shared_is_refused_with_advice(void **state) {
     (void)state;
     void *at = (void *)(FAKE_BASE + 512);
@@ -463,6 +628,10 @@ int main(void) {
         T(a_failing_call_is_named_and_leaves_nothing),
         T(a_child_touches_nothing),
         T(own_memory_goes_by_its_bases_handle),
+        T(own_memory_is_the_callers_again_when_it_is_closed),
+        T(what_the_daemon_may_not_have_done_is_asked_once_more),
+        T(what_could_not_be_sent_is_sent_with_the_next),
+        T(the_end_of_the_client_closes_it_first),
         T(memory_that_cannot_be_shared_is_refused_with_advice),
     };
     fake_cuda_reset();

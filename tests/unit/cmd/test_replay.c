@@ -88,9 +88,10 @@ void *kvpool_region_data(const kvpool_region *region) {
     return (void *)(uintptr_t)region->bytes;
 }
 
-void kvpool_region_free(kvpool_region *region) {
+kvpool_status kvpool_region_free(kvpool_region *region) {
     fake.regions -= region != NULL;
     free(region);
+    return KVPOOL_OK;
 }
 
 static void wait_for_the_others(void) {

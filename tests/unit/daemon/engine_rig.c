@@ -67,7 +67,38 @@ static int fake_open(const struct backend_config *config, struct backend **ret, 
     return 0;
 }
 
+static struct backend_close *closing;
+
+static void fake_mem_free(struct backend *b, struct backend_mem *mem) {
+    (void)b;
+    (void)mem;
+}
+
+static void fake_mem_close(struct backend *b, struct backend_mem *mem,
+                           struct backend_close *close) {
+    (void)b;
+    (void)mem;
+    close->next = closing;
+    closing = close;
+}
+
+static void *close_all(void *arg) {
+    while (closing != NULL) {
+        struct backend_close *close = closing;
+        closing = close->next;
+        close->done(close);
+    }
+    return arg;
+}
+
+void rig_closed(void) {
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, close_all, NULL), 0);
+    pthread_join(thread, NULL);
+}
+
 static void fake_close(struct backend *b) {
+    rig_closed();
     pthread_mutex_lock(&b->lock);
     b->stop = true;
     pthread_cond_signal(&b->wake);
@@ -127,10 +158,17 @@ static int fake_submit(struct backend *b, struct backend_stream *s,
     return 0;
 }
 
+static const char *fake_failure(const struct backend *b) {
+    (void)b;
+    return rig.failure;
+}
+
 const struct backend_ops rig_ops = {.name = "fake",
                                     .api_version = BACKEND_API_VERSION,
                                     .open = fake_open,
                                     .close = fake_close,
+                                    .failure = fake_failure,
+                                    .mem_free = fake_mem_free,
                                     .submit = fake_submit};
 static struct backend_ops used_ops;
 
@@ -167,6 +205,7 @@ void rig_open(void) {
     used_ops = rig_ops;
     used_ops.window = rig.window;
     used_ops.fatal = rig.fatal;
+    used_ops.mem_close = rig.late_close ? fake_mem_close : NULL;
     assert_int_equal(uv_loop_init(&rig_loop), 0);
     assert_int_equal(engine_open(&rig_loop, &used_ops, &config, &engine, &err), 0);
     for (int i = 0; i < RIG_CLIENTS; i++)

@@ -27,8 +27,10 @@ struct rig_backend {
     size_t nomem_at;     // this one with KVPOOL_E_NOMEM, 0: none
     int complete_status; // of every other program
     uint64_t spin_ns;    // in submit
+    const char *failure;
     uint32_t window;
-    bool fatal; // only a new process could use the device again
+    bool fatal;      // only a new process could use the device again
+    bool late_close; // memory is closed by rig_closed or at the backend's end; else within the call
 };
 extern struct rig_backend rig;
 extern atomic_bool rig_gate; // closed: submit waits; its time is the program's
@@ -68,6 +70,7 @@ void rig_job(int number, int client, uint32_t slices, enum sched_class class, ui
 void rig_submit(int from, int to);
 void rig_done(struct engine_job *job, int status); // every job's `done`
 void rig_run_until(int n);                         // so many jobs are done
+void rig_closed(void);                             // all memory is closed, in another thread
 void rig_release(size_t programs); // of those that are held; SIZE_MAX: all, for good
 
 #endif

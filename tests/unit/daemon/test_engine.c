@@ -10,6 +10,8 @@
 
 #include "engine_rig.h"
 
+#include <string.h>
+
 #define JOBS 500
 
 static void in_order(int n, int status) {
@@ -163,6 +165,21 @@ static void a_failure_is_final_only_where_the_backend_says_so(void **state) {
     }
 }
 
+static void a_failure_beside_the_jobs_is_seen_too(void **state) {
+    (void)state;
+    for (int fatal = 0; fatal < 2; fatal++) {
+        rig = (struct rig_backend){.window = 1, .fatal = fatal != 0};
+        rig_open();
+        assert_false(engine_lost(engine));
+        rig.failure = "the device is lost";
+        assert_int_equal(engine_lost(engine), fatal != 0);
+        rig_submit(0, 1);
+        rig_run_until(1);
+        assert_int_equal(jobs[0].status, fatal != 0 ? KVPOOL_E_BACKEND : 0);
+        rig_close();
+    }
+}
+
 static void a_job_without_memory_fails_alone(void **state) {
     (void)state;
     for (int late = 0; late < 2; late++) {
@@ -235,6 +252,42 @@ static void a_program_without_memory_teaches_no_cost(void **state) {
     rig_close();
 }
 
+static struct engine_close closes[3];
+static int num_closed;
+
+static void on_closed(struct engine_close *c) {
+    assert_true(c >= closes && c < closes + 3);
+    num_closed++;
+    memset(c, 0xDD, sizeof *c); // it is ours again
+}
+
+static void mem_close(int i) {
+    closes[i].done = on_closed;
+    engine_mem_close(engine, NULL, &closes[i]);
+}
+
+static void memory_is_told_closed_on_the_loop(void **state) {
+    (void)state;
+    for (int late = 0; late < 2; late++) {
+        num_closed = 0;
+        rig.late_close = late != 0;
+        rig_open();
+        mem_close(0);
+        mem_close(1);
+        assert_int_equal(num_closed, 0); // never within the call
+        if (late != 0) {
+            uv_run(&rig_loop, UV_RUN_NOWAIT);
+            assert_int_equal(num_closed, 0);
+            rig_closed();
+        }
+        while (num_closed < 2)
+            uv_run(&rig_loop, UV_RUN_ONCE);
+        mem_close(2); // by the backend's end, at the latest
+        rig_close();
+        assert_int_equal(num_closed, 3);
+    }
+}
+
 static void stop_waits_for_what_is_in_flight(void **state) {
     (void)state;
     rig.late = true;
@@ -297,9 +350,11 @@ int main(void) {
         cmocka_unit_test_setup(a_refused_program_fails_it_and_all_later_ones, rig_setup),
         cmocka_unit_test_setup(a_failed_program_fails_all_later_ones, rig_setup),
         cmocka_unit_test_setup(a_failure_is_final_only_where_the_backend_says_so, rig_setup),
+        cmocka_unit_test_setup(a_failure_beside_the_jobs_is_seen_too, rig_setup),
         cmocka_unit_test_setup(a_job_without_memory_fails_alone, rig_setup),
         cmocka_unit_test_setup(a_failure_says_more_than_no_memory, rig_setup),
         cmocka_unit_test_setup(a_program_without_memory_teaches_no_cost, rig_setup),
+        cmocka_unit_test_setup(memory_is_told_closed_on_the_loop, rig_setup),
         cmocka_unit_test_setup(stop_waits_for_what_is_in_flight, rig_setup),
         cmocka_unit_test_setup(close_without_stop_calls_every_done, rig_setup),
         cmocka_unit_test_setup(a_job_submitted_while_stopping_is_refused, rig_setup),

@@ -96,12 +96,13 @@ kvpool_status kvpool_region_create(kvpool_client *client, uint64_t bytes,
 void *kvpool_region_data(const kvpool_region *region) {
     return region->data;
 }
-void kvpool_region_free(kvpool_region *region) {
+kvpool_status kvpool_region_free(kvpool_region *region) {
     if (region) {
         fake.regions--;
         free(region->data);
         free(region);
     }
+    return KVPOOL_OK;
 }
 
 kvpool_status kvpool_seq_create(kvpool_client *client, kvpool_pool pool, uint32_t n,
