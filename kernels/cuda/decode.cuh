@@ -618,7 +618,7 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1)
     const struct decode_merge *merges = count > 0 ? shared.merge(warp) : work->run.merge;
     if constexpr (C::LINES)
         if (line_shift > 0) {
-            merge_line<C>(a, shared, merges, state);
+            merge_line<C>(a, shared, merges);
             return;
         }
     merge_cut<C>(a, shared, merges);

@@ -637,11 +637,12 @@ static __device__ __forceinline__ void add_whole(struct decode_state<C> &state,
 
 // Of eight lines, an item that ends in this warp's run: what the run has of it (its first segment, kept in shared
 // memory), then what the runs before have posted, in their order. The warp sums all of it, and looks for a part
-// while it adds the one before; it waits for earlier CTAs alone.
+// while it adds the one before; it waits for earlier CTAs alone. Not inlined: instructions that are run once are
+// fetched as they come, and these would lie among those of other merges.
 template <class C>
-static __device__ __forceinline__ void
-merge_line(const struct decode_args &a, const struct decode_shared<C> &shared,
-           const struct decode_merge *merges, struct decode_state<C> &state) {
+static __device__ __noinline__ void merge_line(const struct decode_args &a,
+                                               const struct decode_shared<C> &shared,
+                                               const struct decode_merge *merges) {
     uint32_t warp = threadIdx.x / 32;
     __syncwarp();
     struct decode_merge merge = merges[MERGE_BACK];
@@ -650,6 +651,7 @@ merge_line(const struct decode_args &a, const struct decode_shared<C> &shared,
         return;
     unsigned char *part = part_of_cta<C>(a, merge.from, true);
     constexpr bool AHEAD = C::NT * C::DT <= 8; // two parts of more are too many registers
+    struct decode_state<C> state;
     struct decode_whole<C> now, next;
     if constexpr (AHEAD)
         look(a, merge.what, part, next);
