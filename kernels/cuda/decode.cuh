@@ -616,12 +616,11 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1)
         stage = stage + 1 == C::STAGES ? 0 : stage + 1;
     }
     const struct decode_merge *merges = count > 0 ? shared.merge(warp) : work->run.merge;
+    const bool lines = C::LINES && line_shift > 0;
+    merge_cut<C>(a, shared, merges, lines);
     if constexpr (C::LINES)
-        if (line_shift > 0) {
+        if (lines)
             merge_line<C>(a, shared, merges);
-            return;
-        }
-    merge_cut<C>(a, shared, merges);
 }
 
 // Instances are explicit: one file a few of them.

@@ -516,14 +516,19 @@ static __device__ __forceinline__ unsigned char *part_of_cta(const struct decode
 }
 
 // Combines what the warps of the CTA left of items that are not one warp's: writes those that end here, posts the
-// others. A CTA waits for earlier ones alone: they have started before it.
+// others. A CTA waits for earlier ones alone: they have started before it. Of eight lines: nothing; and what is done
+// there (merge_line) comes after this, here and so in the machine code: instructions that run once are fetched as
+// they come.
 template <class C>
 static __device__ __forceinline__ void merge_cut(const struct decode_args &a,
                                                  const struct decode_shared<C> &shared,
-                                                 const struct decode_merge *merges) {
-    __syncthreads();
+                                                 const struct decode_merge *merges, bool lines) {
+    if (lines)
+        __syncwarp();
+    else
+        __syncthreads();
 #pragma unroll 1
-    for (int i = 0; i < DECODE_MERGES; i++) {
+    for (int i = lines ? DECODE_MERGES : 0; i < DECODE_MERGES; i++) {
         struct decode_merge merge = merges[i];
         merge.how = warp_uniform(merge.how);
         merge.posted = warp_uniform(merge.posted);
@@ -637,14 +642,12 @@ static __device__ __forceinline__ void add_whole(struct decode_state<C> &state,
 
 // Of eight lines, an item that ends in this warp's run: what the run has of it (its first segment, kept in shared
 // memory), then what the runs before have posted, in their order. The warp sums all of it, and looks for a part
-// while it adds the one before; it waits for earlier CTAs alone. Not inlined: instructions that are run once are
-// fetched as they come, and these would lie among those of other merges.
+// while it adds the one before; it waits for earlier CTAs alone.
 template <class C>
-static __device__ __noinline__ void merge_line(const struct decode_args &a,
-                                               const struct decode_shared<C> &shared,
-                                               const struct decode_merge *merges) {
+static __device__ __forceinline__ void merge_line(const struct decode_args &a,
+                                                  const struct decode_shared<C> &shared,
+                                                  const struct decode_merge *merges) {
     uint32_t warp = threadIdx.x / 32;
-    __syncwarp();
     struct decode_merge merge = merges[MERGE_BACK];
     uint32_t n = warp_uniform(merge.how == 0 ? 0 : merge.posted);
     if (n == 0)
