@@ -292,6 +292,17 @@ static const char *job_error(const struct job *job, int status) {
                                        : "the daemon ends";
 }
 
+// A client can make this happen as fast as it can ask.
+static void log_nomem(const struct job *job, const char *why) {
+    struct session *s = job->session;
+    uint64_t suppressed;
+    if (log_limit_passes(&s->nomem, uv_hrtime(), &suppressed))
+        log_warn("attention.nomem",
+                 "session=0x%" PRIx64 " pid=%u pool=0x%" PRIx64 " layer=%u suppressed=%" PRIu64
+                 " error=\"%s\"",
+                 s->handle, s->pid, job->pool->handle, job->layer, suppressed, why);
+}
+
 static void on_job_done(struct engine_job *engine_job, int status) {
     struct job *job = (struct job *)engine_job;
     struct dispatch *d = job->d;
@@ -299,9 +310,7 @@ static void on_job_done(struct engine_job *engine_job, int status) {
     struct request *r = job->request;
     const char *why = status != 0 ? job_error(job, status) : NULL;
     if (status == KVPOOL_E_NOMEM)
-        log_warn("attention.nomem",
-                 "session=0x%" PRIx64 " pid=%u pool=0x%" PRIx64 " layer=%u error=\"%s\"", s->handle,
-                 s->pid, job->pool->handle, job->layer, why);
+        log_nomem(job, why);
     if (job->step != 0) {
         struct err err = {0};
         bool appended = status == 0 || status == KVPOOL_E_NOMEM; // backend_done_fn

@@ -234,3 +234,13 @@ void log_event(enum log_level level, const char *event, const char *fmt, ...) {
     pthread_mutex_unlock(&sink.lock);
     errno = saved_errno;
 }
+
+bool log_limit_passes(struct log_limit *limit, uint64_t now_ns, uint64_t *ret_suppressed) {
+    if (limit->since_ns != 0 && now_ns - limit->since_ns < LOG_LIMIT_NS) {
+        limit->suppressed++;
+        return false;
+    }
+    *ret_suppressed = limit->suppressed;
+    *limit = (struct log_limit){.since_ns = now_ns};
+    return true;
+}

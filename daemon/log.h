@@ -32,6 +32,15 @@ uint64_t log_dropped(void);
 __attribute__((format(printf, 3, 4))) void log_event(enum log_level level, const char *event,
                                                      const char *fmt, ...);
 
+// An event that somebody else can make happen at will: one line in LOG_LIMIT_NS, which has the number of
+// those before it that had none.
+#define LOG_LIMIT_NS 60000000000ull
+struct log_limit { // zero at first; its owner's thread
+    uint64_t since_ns, suppressed;
+};
+// True: this one is a line. `now_ns` > 0; *ret_suppressed is written only then.
+bool log_limit_passes(struct log_limit *limit, uint64_t now_ns, uint64_t *ret_suppressed);
+
 #define log_error(event, ...) log_event(LOG_ERROR, event, __VA_ARGS__)
 #define log_warn(event, ...) log_event(LOG_WARN, event, __VA_ARGS__)
 #define log_notice(event, ...) log_event(LOG_NOTICE, event, __VA_ARGS__)

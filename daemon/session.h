@@ -33,6 +33,7 @@
 #include "daemon/core/core.h"
 #include "daemon/engine.h"
 #include "daemon/fdsock.h"
+#include "daemon/log.h"
 #include "daemon/pipes.h"
 #include "daemon/presence.h"
 #include "daemon/region.h"
@@ -71,6 +72,7 @@ struct session {
     struct backend_stream *stream;
     struct engine_client *engine; // its queue
     struct region_quota quota;
+    struct log_limit nomem;                    // of attention.nomem
     uint32_t inflight;                         // requests received and not answered
     uint32_t jobs;                             // in the engine
     uint32_t row_writes;                       // of those, see invariant 3

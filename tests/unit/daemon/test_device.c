@@ -9,6 +9,8 @@
 
 #include <cmocka.h>
 
+#include "daemon/log.h"
+#include "tmpdir.h"
 #include "worker.h"
 
 #include <math.h>
@@ -470,6 +472,53 @@ static void without_memory_a_request_fails_alone(void **state) {
     assert_int_equal(free_seqs(4, seqs), 0);
 }
 
+static unsigned lines_with(const char *text, const char *what) {
+    unsigned n = 0;
+    for (; (text = strstr(text, what)) != NULL; text++)
+        n++;
+    return n;
+}
+
+static void without_memory_again_and_again_is_a_line_a_minute(void **state) {
+    (void)state;
+    struct tmpdir dir;
+    char path[128], text[4096];
+    assert_true(tmpdir_make(&dir));
+    tmpdir_file(&dir, "log", path, sizeof path);
+    assert_int_equal(log_open(path, LOG_INFO), 0);
+    assert_int_equal(begin_one(1, seqs[0], 1), 0);
+    struct proto_attend e = attend(PROTO_DECODE, step_attn(1));
+    e.attn.flags |= KVPOOL_ATTN_BATCH_INVARIANT;
+    for (int i = 0; i < 7; i++) { // what is done in between does not count
+        struct err err;
+        device.no_memory = i % 2 == 0;
+        assert_int_equal(run(&e, &err), device.no_memory ? KVPOOL_E_NOMEM : 0);
+    }
+    tmpdir_read(path, text, sizeof text);
+    assert_int_equal(lines_with(text, "attention.nomem"), 1);
+    assert_non_null(strstr(text, " suppressed=0 "));
+    session_find(fx.d, me.session)->nomem.since_ns -= LOG_LIMIT_NS;
+    device.no_memory = true;
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(run(&e, NULL), KVPOOL_E_NOMEM);
+    tmpdir_read(path, text, sizeof text);
+    assert_int_equal(lines_with(text, "attention.nomem"), 2);
+    assert_int_equal(lines_with(text, " suppressed=3 "), 1);
+    // Another client's is a line of its own.
+    client_bye(&fx, &me);
+    munmap(data, REGION_BYTES);
+    client_open(&fx, &me, 2);
+    region = client_region(&fx, &me, REGION_BYTES, (void **)&data);
+    make_seqs(&fx, &me, pool, 1, seqs);
+    assert_int_equal(begin_one(1, seqs[0], 1), 0);
+    e.attn = step_attn(1);
+    assert_int_equal(run(&e, NULL), KVPOOL_E_NOMEM);
+    tmpdir_read(path, text, sizeof text);
+    assert_int_equal(lines_with(text, "attention.nomem"), 3);
+    log_open(NULL, LOG_INFO);
+    tmpdir_remove(&dir);
+}
+
 static void options_that_cannot_be_are_refused_before_any_work(void **state) {
     (void)state;
     struct err err;
@@ -602,6 +651,7 @@ int main(void) {
         CPU_TEST(the_cpu_backend_has_device_memory_in_the_host_only),
         TEST(options_reach_the_backend),
         TEST(without_memory_a_request_fails_alone),
+        TEST(without_memory_again_and_again_is_a_line_a_minute),
         TEST(options_that_cannot_be_are_refused_before_any_work),
         CPU_TEST(fp8_pages_round_saturate_and_are_scaled),
         CPU_TEST(a_sink_takes_its_share_and_is_in_lse),

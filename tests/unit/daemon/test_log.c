@@ -302,6 +302,24 @@ static void errno_survives_a_log_line(void **state) {
     assert_int_equal(EXDEV, errno);
 }
 
+static void a_limited_event_is_a_line_at_first_and_then_a_minute_after_the_last(void **state) {
+    struct log_limit limit = {0};
+    uint64_t suppressed = 7;
+    const uint64_t first = 5; // sooner after 0 than the limit
+    (void)state;
+    assert_true(log_limit_passes(&limit, first, &suppressed));
+    assert_int_equal(0, suppressed);
+    suppressed = 7;
+    assert_false(log_limit_passes(&limit, first, &suppressed));
+    assert_false(log_limit_passes(&limit, first + LOG_LIMIT_NS - 1, &suppressed));
+    assert_int_equal(7, suppressed);
+    assert_true(log_limit_passes(&limit, first + LOG_LIMIT_NS, &suppressed));
+    assert_int_equal(2, suppressed);
+    assert_false(log_limit_passes(&limit, first + LOG_LIMIT_NS + 1, &suppressed));
+    assert_true(log_limit_passes(&limit, first + 9 * LOG_LIMIT_NS, &suppressed));
+    assert_int_equal(1, suppressed);
+}
+
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
 
 int main(void) {
@@ -323,6 +341,7 @@ int main(void) {
         TEST(a_failed_reopen_keeps_the_old_file),
         TEST(lines_of_several_threads_do_not_mix),
         TEST(errno_survives_a_log_line),
+        TEST(a_limited_event_is_a_line_at_first_and_then_a_minute_after_the_last),
     };
     return cmocka_run_group_tests_name("log", tests, NULL, NULL);
 }
