@@ -18,7 +18,7 @@ import sys
 import time
 
 SECTIONS = {
-    "decode": ("even", "ragged", "short", "heads", "groups", "pages", "fp8"),
+    "decode": ("even", "ragged", "short", "batches", "heads", "groups", "pages", "fp8"),
     "prefill": ("prefill",),
     "append": ("append",),
     "step": ("step",),

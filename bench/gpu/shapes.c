@@ -47,6 +47,16 @@ static const struct gpu_shape shapes[] = {
     DECODE("short", "2x500", 2, 500, 0, 0, 10.8f),
     DECODE("short", "32x4096", 32, 4096, 0, 0, 184.7f),
 
+    // Of no bar: what a server's batches are, any number of sequences, of one length or of many.
+    DECODE("batches", "3x8192", 3, 8192, 0, 0, 0),
+    DECODE("batches", "20x4096", 20, 4096, 0, 0, 0),
+    DECODE("batches", "47x4096", 47, 4096, 0, 0, 0),
+    DECODE("batches", "135x1024", 135, 1024, 0, 0, 0),
+    DECODE("batches", "200x1024", 200, 1024, 0, 0, 0),
+    DECODE("batches", "48xlog100..8192", 48, 0, 0, 8192, 0),
+    DECODE("batches", "128xlog100..8192", 128, 0, 0, 8192, 0),
+    DECODE("batches", "256xlog100..4096", 256, 0, 0, 4096, 0),
+
     HEADS("heads", "40/8", 32, 40, 8),
     HEADS("heads", "28/4", 32, 28, 4),
     HEADS("heads", "48/4", 32, 48, 4),

@@ -18,8 +18,8 @@ extern "C" {
 #endif
 
 struct gpu_shape {
-    const char
-        *table; // "even", "ragged", "heads", "groups", "pages", "fp8", "prefill", "append", "step"
+    // "even", "ragged", "short", "batches", "heads", "groups", "pages", "fp8", "prefill", "append", "step"
+    const char *table;
     const char *name;
     uint32_t n, kv_len, n2, kv_len2;
     uint32_t q_len;
