@@ -9,7 +9,9 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
-#define RELISTEN_MS 1000u // how long a missing control socket is waited for
+// How long a control socket is tried that is missing or closes on us. What a try waited does not count: the
+// daemon may have found its listener dead, with us in its queue, and made another.
+#define RELISTEN_MS 1000u
 
 // HELLO on a greeted control connection.
 static int hello(int fd, int64_t deadline_ns, struct connection *ret, struct err *err) {
@@ -67,9 +69,8 @@ static int hello(int fd, int64_t deadline_ns, struct connection *ret, struct err
 int connect_control(struct fdsock *f, const char *dir, int64_t deadline_ns, struct connection *ret,
                     struct err *err) {
     int64_t give_up = clock_deadline(RELISTEN_MS);
-    if (give_up > deadline_ns)
-        give_up = deadline_ns;
     for (int64_t pause_ns = 2000000;; pause_ns *= 2) {
+        const int64_t began = clock_now_ns();
         int fd;
         int rc = sock_connect(dir, PROTO_CONTROL_SOCKET, SOCK_STREAM, deadline_ns, &fd, err);
         if (rc == 0) {
@@ -82,8 +83,9 @@ int connect_control(struct fdsock *f, const char *dir, int64_t deadline_ns, stru
             }
             close(fd);
         }
-        int64_t next = clock_now_ns() + pause_ns;
-        if (rc != KVPOOL_E_CONN || next > give_up || !fdsock_alive(f))
+        const int64_t now = clock_now_ns(), next = now + pause_ns;
+        give_up += now - began;
+        if (rc != KVPOOL_E_CONN || next > give_up || next > deadline_ns || !fdsock_alive(f))
             return rc;
         clock_sleep_until(next);
     }

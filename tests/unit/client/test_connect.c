@@ -443,6 +443,24 @@ static void a_control_socket_that_comes_a_moment_later_is_waited_for(void **stat
     pthread_join(thread, NULL);
 }
 
+// A listener that accepts no more is found and made anew after some seconds: those who wait in it are closed.
+static void *close_later(void *arg) {
+    usleep(1300000);
+    fake_set((struct fake *)arg, mute_greeting, false);
+    fake_drop(arg, true);
+    return NULL;
+}
+
+static void a_listener_that_is_made_anew_is_tried_again(void **state) {
+    (void)state;
+    fake_start(&kvd);
+    fake_set(&kvd, mute_greeting, true);
+    pthread_t thread;
+    assert_int_equal(pthread_create(&thread, NULL, close_later, &kvd), 0);
+    expect(NULL, KVPOOL_OK, connect_to(kvd.dir, 5000));
+    pthread_join(thread, NULL);
+}
+
 int main(void) {
     const struct CMUnitTest tests[] = {
 #define T(f) cmocka_unit_test_setup_teardown(f, setup, teardown)
@@ -463,6 +481,7 @@ int main(void) {
         T(a_control_socket_of_something_else_is_told),
         T(a_silent_daemon_is_a_timeout),
         T(a_control_socket_that_comes_a_moment_later_is_waited_for),
+        T(a_listener_that_is_made_anew_is_tried_again),
     };
     return cmocka_run_group_tests_name("client connect", tests, NULL, NULL);
 }
