@@ -5,6 +5,7 @@
 #include "daemon/bounded.h"
 #include "daemon/leakcheck.h"
 #include "daemon/log.h"
+#include "daemon/sp.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -133,30 +134,29 @@ static void on_beat(void *arg) { // any NNG thread
 // while NNG's threads do PROBE_BEATS other things, one after another: where they get no time to run,
 // those take as much longer as the pipe does.
 static bool listener_answers(struct feed *f, int i, bool *ret_gone) {
-    static const uint8_t handshakes[2][8] = {{0, 'S', 'P', 0, 0, 0x21, 0, 0},
-                                             {0, 'S', 'P', 0, 0, 0x30, 0, 0}};
+    static const enum sp_protocol protocols[2] = {SP_SUB, SP_REQ};
     const unsigned before = atomic_load(&f->own_pipes[i]);
     struct sockaddr_un addr = {.sun_family = AF_UNIX};
-    const int fd = socket(AF_UNIX, SOCK_STREAM | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
-    bool answers = fd < 0; // nothing can be said
-    bool sent = false;
+    enum sp_answer answer = SP_BUSY;
+    bool answers = false;
+    int fd = -1;
     memcpy(addr.sun_path, f->paths[i], sizeof addr.sun_path);
     for (int beats = 0; beats < PROBE_BEATS && !answers && !atomic_load(&f->closing); beats++) {
-        if (!sent) { // the backlog may be full
-            sent = connect(fd, (struct sockaddr *)&addr, sizeof addr) == 0;
-            *ret_gone = !sent && (errno == ECONNREFUSED || errno == ENOENT);
-            if (*ret_gone || (sent && send(fd, handshakes[i], 8, MSG_NOSIGNAL) != 8)) {
-                break;
-            }
+        if (answer == SP_BUSY) {
+            answer = sp_connect(&addr, protocols[i], NULL, 0, &fd);
+        }
+        if (answer != SP_BUSY && answer != SP_CONNECTED) {
+            break;
         }
         nng_sleep_aio(BEAT_MS, f->beat);
         nng_aio_wait(f->beat);
         answers = atomic_load(&f->own_pipes[i]) != before;
     }
-    if (fd >= 0) {
+    if (answer == SP_CONNECTED) {
         close(fd);
     }
-    return answers;
+    *ret_gone = answer == SP_GONE;
+    return answers || answer == SP_UNTRIED; // of which nothing can be said
 }
 
 static bool listener_lives(struct feed *f, int i) {

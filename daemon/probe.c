@@ -2,6 +2,7 @@
 // probe.c: see probe.h.
 #include "daemon/probe.h"
 
+#include "daemon/sp.h"
 #include "proto/proto.h"
 
 #include <errno.h>
@@ -13,7 +14,6 @@
 enum {
     GIVE_UP_MS = 30000, // without beats
     RETRY_MS = 50,      // after a connect that found the backlog full
-    HANDSHAKE = 8,      // "\0SP\0", protocol, 0
     FRAME_HEAD = 13,    // type 1, length (8, big-endian), request id (4, big-endian)
 };
 
@@ -37,11 +37,8 @@ struct probe {
     uint64_t give_up; // uv_now
     uint32_t id;      // of the request; the top bit is set as REQ demands
     size_t got;
-    uint8_t buf[HANDSHAKE + FRAME_HEAD + 512];
+    uint8_t buf[SP_HANDSHAKE + FRAME_HEAD + 512];
 };
-
-static const uint8_t handshake_req[HANDSHAKE] = {0, 'S', 'P', 0, 0, 0x30, 0, 0};
-static const uint8_t handshake_rep[HANDSHAKE] = {0, 'S', 'P', 0, 0, 0x31, 0, 0};
 
 static void put_be32(uint8_t *at, uint32_t value) {
     for (int i = 0; i < 4; i++) {
@@ -72,17 +69,18 @@ static void finish(struct probe *p, enum probe_result result) {
 
 // What the bytes so far say. False: not enough yet.
 static bool verdict(const struct probe *p, enum probe_result *ret) {
-    uint8_t id[4];
-    if (p->got >= HANDSHAKE && memcmp(p->buf, handshake_rep, HANDSHAKE) != 0) {
+    uint8_t handshake[SP_HANDSHAKE], id[4];
+    sp_handshake(SP_REP, handshake);
+    if (p->got >= SP_HANDSHAKE && memcmp(p->buf, handshake, SP_HANDSHAKE) != 0) {
         *ret = PROBE_DEAD; // something else listens there
         return true;
     }
-    if (p->got < HANDSHAKE + FRAME_HEAD) {
+    if (p->got < SP_HANDSHAKE + FRAME_HEAD) {
         return false;
     }
     put_be32(id, p->id);
-    *ret = p->buf[HANDSHAKE] == 1 && memcmp(p->buf + HANDSHAKE + 9, id, 4) == 0 ? PROBE_OK
-                                                                                : PROBE_DEAD;
+    *ret = p->buf[SP_HANDSHAKE] == 1 && memcmp(p->buf + SP_HANDSHAKE + 9, id, 4) == 0 ? PROBE_OK
+                                                                                      : PROBE_DEAD;
     return true;
 }
 
@@ -110,58 +108,44 @@ static void on_readable(uv_poll_t *poll, int status, int events) {
     }
 }
 
-// The handshake and the request in one write: 61 bytes always fit into a fresh socket's buffer.
-static bool send_request(struct probe *p, int fd) {
+// Handshake and request: 61 bytes always fit into a fresh socket's buffer.
+static enum sp_answer send_request(const struct probe *p, int *ret_fd) {
     uint8_t message[64];
-    uint8_t out[HANDSHAKE + FRAME_HEAD + sizeof message];
+    uint8_t frame[FRAME_HEAD + sizeof message] = {1};
     const struct proto_header header = {.version = PROTO_VERSION_MIN, .op = PROTO_PING};
     const struct proto_ping ping = {.payload = p->id};
     const size_t len = proto_write(message, sizeof message, &header, &ping, sizeof ping, NULL, 0);
-    const size_t total = HANDSHAKE + FRAME_HEAD + len;
-    memcpy(out, handshake_req, HANDSHAKE);
-    memset(out + HANDSHAKE, 0, FRAME_HEAD);
-    out[HANDSHAKE] = 1;
-    put_be32(out + HANDSHAKE + 5, (uint32_t)len + 4);
-    put_be32(out + HANDSHAKE + 9, p->id);
-    memcpy(out + HANDSHAKE + FRAME_HEAD, message, len);
-    return send(fd, out, total, MSG_NOSIGNAL | MSG_DONTWAIT) == (ssize_t)total;
+    put_be32(frame + 5, (uint32_t)len + 4);
+    put_be32(frame + 9, p->id);
+    memcpy(frame + FRAME_HEAD, message, len);
+    return sp_connect(&p->addr, SP_REQ, frame, FRAME_HEAD + len, ret_fd);
 }
 
-// 0: connected; -EAGAIN: the backlog is full; else another negative errno.
-static int connect_once(struct probe *p) {
+static enum sp_answer connect_once(struct probe *p) {
     struct attempt *a = calloc(1, sizeof *a);
-    int rc;
+    enum sp_answer answer;
     if (a == NULL) {
-        return -ENOMEM;
+        return SP_UNTRIED;
     }
     a->probe = p;
-    a->fd = socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, 0);
-    if (a->fd < 0) {
-        rc = -errno;
+    answer = send_request(p, &a->fd);
+    if (answer != SP_CONNECTED) {
         goto free_attempt;
     }
-    if (connect(a->fd, (struct sockaddr *)&p->addr, sizeof p->addr) != 0) {
-        rc = -errno;
-        goto close_fd;
-    }
-    if (!send_request(p, a->fd)) {
-        rc = -EPIPE;
-        goto close_fd;
-    }
-    rc = uv_poll_init(p->loop, &a->poll, a->fd);
-    if (rc != 0) {
+    if (uv_poll_init(p->loop, &a->poll, a->fd) != 0) {
+        answer = SP_UNTRIED;
         goto close_fd;
     }
     a->poll.data = a;
     uv_poll_start(&a->poll, UV_READABLE | UV_DISCONNECT, on_readable);
     p->attempt = a;
-    return 0;
+    return SP_CONNECTED;
 
 close_fd:
     close(a->fd);
 free_attempt:
     free(a);
-    return rc;
+    return answer;
 }
 
 static void on_timer(uv_timer_t *timer);
@@ -169,14 +153,14 @@ static void on_timer(uv_timer_t *timer);
 // Connects, or arranges the next try.
 static void try_connect(struct probe *p) {
     const uint64_t now = uv_now(p->loop);
-    const int rc = connect_once(p);
-    p->not_tried = rc == -ENOMEM || rc == -EMFILE || rc == -ENFILE;
-    if (rc == 0) {
+    const enum sp_answer answer = connect_once(p);
+    p->not_tried = answer == SP_UNTRIED;
+    if (answer == SP_CONNECTED) {
         uv_timer_start(&p->timer, on_timer, p->give_up > now ? p->give_up - now : 0, 0);
-    } else if (rc == -EAGAIN || p->not_tried) {
+    } else if (answer == SP_BUSY || answer == SP_UNTRIED) {
         uv_timer_start(&p->timer, on_timer, RETRY_MS, 0);
     } else {
-        finish(p, rc == -ECONNREFUSED || rc == -ENOENT ? PROBE_GONE : PROBE_DEAD);
+        finish(p, answer == SP_GONE ? PROBE_GONE : PROBE_DEAD);
     }
 }
 
@@ -198,7 +182,9 @@ void probe_beat(struct probe *p) {
     if (p->attempt != NULL && take(p, &result)) {
         finish(p, result);
     } else if (p->beats >= PROBE_BEATS) {
-        finish(p, p->not_tried ? PROBE_UNKNOWN : p->got >= HANDSHAKE ? PROBE_NO_REPLY : PROBE_DEAD);
+        finish(p, p->not_tried             ? PROBE_UNKNOWN
+                  : p->got >= SP_HANDSHAKE ? PROBE_NO_REPLY
+                                           : PROBE_DEAD);
     }
 }
 

@@ -12,6 +12,7 @@
 #include "tests/unit/daemon/tmpdir.h"
 
 #include <errno.h>
+#include <fcntl.h>
 #include <inttypes.h>
 #include <nng/nng.h>
 #include <nng/protocol/pubsub0/sub.h>
@@ -498,6 +499,39 @@ static void peers_that_come_and_go_do_not_silence_it(void **state) {
     nng_close(asker);
 }
 
+static bool same_file(const char *path, int fd) {
+    struct stat there, open;
+    assert_int_equal(0, fstat(fd, &open)); // which keeps its number from being another's
+    return lstat(path, &there) == 0 && there.st_ino == open.st_ino;
+}
+
+static void a_listener_that_lives_is_left_alone_and_a_lost_one_made_again(void **state) {
+    static const char *const names[] = {FEED_EVENTS_SOCKET, FEED_REPLAY_SOCKET};
+    int fds[2];
+    (void)state;
+    open_feed(RING);
+    for (int i = 0; i < 2; i++) {
+        fds[i] = open(path_of(names[i]), O_PATH | O_NOFOLLOW | O_CLOEXEC);
+        assert_true(fds[i] >= 0);
+    }
+    usleep(7000000); // three probes
+    for (int i = 0; i < 2; i++) {
+        assert_true(same_file(path_of(names[i]), fds[i]));
+        assert_int_equal(0, unlink(path_of(names[i])));
+    }
+    for (int i = 0; i < 2; i++) {
+        for (int n = 0; n < 2000 && access(path_of(names[i]), F_OK) != 0; n++) {
+            usleep(10000);
+        }
+        assert_int_equal(0, access(path_of(names[i]), F_OK));
+        assert_false(same_file(path_of(names[i]), fds[i]));
+        close(fds[i]);
+    }
+    nng_socket asker = dial(FEED_REPLAY_SOCKET, nng_req0_open);
+    assert_non_null(strstr(ask(asker, "1"), "\"type\":\"Replay\""));
+    nng_close(asker);
+}
+
 static double now_s(void) {
     struct timespec now;
     clock_gettime(CLOCK_MONOTONIC, &now);
@@ -554,6 +588,7 @@ int main(void) {
         TEST(replay_is_cut_at_its_limit),
         TEST(bad_requests_are_told_so),
         TEST(peers_that_come_and_go_do_not_silence_it),
+        TEST(a_listener_that_lives_is_left_alone_and_a_lost_one_made_again),
         TEST(readers_that_do_not_read_cost_the_loop_nothing),
     };
     return cmocka_run_group_tests_name("events", tests, NULL, NULL);
