@@ -186,9 +186,15 @@ static void survivors_are_right_and_the_dead_leave_nothing(void **state) {
     // descriptor each: those are counted as leaked.
     printf("soak: the daemon's own longest reclaim %.1f ms; relistens %llu\n",
            (double)stats.reclaim_max_ns / 1e6, (unsigned long long)stats.relistens);
-    printf("soak: daemon has %u descriptors, had %u; leaked pipes %llu\n", count_fds(kvd.pid), fds,
+    // The daemon's probes of its own sockets have one for a moment.
+    unsigned now = count_fds(kvd.pid);
+    for (unsigned i = 0; i < 100 && now > fds + stats.leaked_pipes; i++) {
+        sleep_ms(100);
+        now = count_fds(kvd.pid);
+    }
+    printf("soak: daemon has %u descriptors, had %u; leaked pipes %llu\n", now, fds,
            (unsigned long long)stats.leaked_pipes);
-    assert_true(count_fds(kvd.pid) <= fds + stats.leaked_pipes);
+    assert_true(now <= fds + stats.leaked_pipes);
     assert_true(kills >= 5 && measured > 0);
     assert_true(tokens > 0 && reused > 0);
     assert_true(p99 < (env != NULL ? 100.0 : 1000.0) * SLOWNESS);
