@@ -516,7 +516,7 @@ static void what_the_daemon_may_not_have_done_is_asked_once_more(void **state) {
     fake_unlock(&kvd);
 }
 
-static kvpool_client *crowded;
+enum { CROWD = 12 };
 static pthread_barrier_t crowd;
 
 static void *free_in_a_crowd(void *arg) {
@@ -525,32 +525,30 @@ static void *free_in_a_crowd(void *arg) {
     return NULL;
 }
 
+// At once, while no request is answered.
+static void free_a_crowd(kvpool_client *crowded) {
+    pthread_t threads[CROWD];
+    free_mute = true;
+    for (int i = 0; i < CROWD; i++)
+        assert_int_equal(pthread_create(&threads[i], NULL, free_in_a_crowd, register_own(crowded)),
+                         0);
+    for (int i = 0; i < CROWD; i++)
+        pthread_join(threads[i], NULL);
+    free_mute = false;
+}
+
 // Each waits for the fd socket until its time is over; some have no time left to send their request.
 static void what_could_not_be_sent_is_sent_with_the_next(void **state) {
     (void)state;
-    enum { CROWD = 12 };
-    crowded = fake_connect(&kvd, 60);
+    kvpool_client *crowded = fake_connect(&kvd, 60);
     fake_set_hook(&kvd, device);
-    pthread_t threads[CROWD];
     pthread_barrier_init(&crowd, NULL, CROWD);
     const unsigned before = fake_count(&kvd, PROTO_REGION_FREE);
-    free_mute = true;
-    for (int i = 0; i < CROWD; i++)
-        assert_int_equal(pthread_create(&threads[i], NULL, free_in_a_crowd, register_own(crowded)),
-                         0);
-    for (int i = 0; i < CROWD; i++)
-        pthread_join(threads[i], NULL);
-    free_mute = false;
+    free_a_crowd(crowded);
     while (kvpool_region_free(register_own(crowded)) != KVPOOL_OK)
         continue;
     assert_true(fake_count(&kvd, PROTO_REGION_FREE) >= before + CROWD + 1);
-    free_mute = true;
-    for (int i = 0; i < CROWD; i++)
-        assert_int_equal(pthread_create(&threads[i], NULL, free_in_a_crowd, register_own(crowded)),
-                         0);
-    for (int i = 0; i < CROWD; i++)
-        pthread_join(threads[i], NULL);
-    free_mute = false;
+    free_a_crowd(crowded);
     kvpool_close(crowded);
     fake_await(&kvd, PROTO_REGION_FREE, before + 2 * CROWD + 1);
     pthread_barrier_destroy(&crowd);
