@@ -592,11 +592,6 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1)
         add_values<C>(bytes, lanes, s, state);
         __syncwarp();
 
-        if (place.what & 2 || turn + 1 == count) {
-            end_segment<C>(a, shared, place, state, begun, first_segment, alone, line_shift > 0);
-            first_segment = false;
-            is_new = true;
-        }
         // Warps that work on the heads of the same pages stay side by side: pages are then read whole.
         if (in_step && turn % DECODE_STEP == DECODE_STEP - 1)
             __syncthreads();
@@ -612,6 +607,11 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1)
                 prefetch_queries<C>(a, __shfl_sync(ALL_LANES, tiles.place.q0, (int)from), what);
         }
         cp_async_commit();
+        if (place.what & 2 || turn + 1 == count) {
+            end_segment<C>(a, shared, place, state, begun, first_segment, alone, line_shift > 0);
+            first_segment = false;
+            is_new = true;
+        }
         __syncwarp();
         stage = stage + 1 == C::STAGES ? 0 : stage + 1;
     }

@@ -649,7 +649,7 @@ static __device__ __forceinline__ void merge_line(const struct decode_args &a,
                                                   const struct decode_merge *merges) {
     uint32_t warp = threadIdx.x / 32;
     struct decode_merge merge = merges[MERGE_BACK];
-    uint32_t n = warp_uniform(merge.how == 0 ? 0 : merge.posted);
+    uint32_t n = warp_uniform(merge.posted);
     if (n == 0)
         return;
     unsigned char *part = part_of_cta<C>(a, merge.from, true);

@@ -14,8 +14,9 @@
 enum { BLOCKS = 20, THREADS = 512, WARPS = THREADS / 32, KEPT = 512 };
 // Threads of a warp's work: one for each of its first tiles, one for where its run goes on, one for each sum.
 enum { ROLE_RUN = DECODE_FIRST, ROLE_MERGES, ROLES = ROLE_MERGES + DECODE_MERGES };
-// Warps get at least RUN_MIN tiles before there is one more; of RUN_LONG the bandwidth matters, not the ends.
-enum { RUN_MIN = 1, RUN_LONG = 8 };
+// Of runs of RUN_LONG tiles the bandwidth matters, not the ends. An item that several CTAs share is cut in runs of
+// RUN_SHARED tiles at least, or in FEW_RUNS where its parts are of FEW_BLOCKS at most: they cost less to sum.
+enum { RUN_LONG = 8, RUN_SHARED = 4, FEW_RUNS = 64, FEW_BLOCKS = 8 };
 
 static constexpr uint32_t ALL = 0xffffffffu;
 
@@ -143,17 +144,24 @@ static __device__ __forceinline__ uint32_t snap(struct decode_run *run) {
     return by;
 }
 
+// The runs that an item of so many tiles is cut in, at most.
+static __device__ __forceinline__ uint64_t most_runs(const struct decode_plan_args &a,
+                                                     uint64_t tiles) {
+    uint64_t few = a.blocks <= FEW_BLOCKS ? FEW_RUNS : a.cta_warps;
+    return min(tiles, max(few, tiles / RUN_SHARED));
+}
+
 // Items of one length each: their number of warps, a power of two or whole CTAs, or the number of whole
 // items of a warp: so that few items are shared, and few of them by CTAs. 0: there is no such number that keeps
 // the memory busy, which it is with 15 of 16 warps; where runs are short, few parts are worth more.
-static __device__ __forceinline__ uint32_t even_runs(uint64_t all, uint32_t tiles, uint32_t warps,
-                                                     uint32_t cta_warps) {
+static __device__ __forceinline__ uint32_t even_runs(const struct decode_plan_args &a, uint64_t all,
+                                                     uint32_t tiles, uint32_t warps) {
     uint64_t items = all / tiles;
     uint32_t enough = warps - warps / 16;
     if (items <= warps) {
-        uint32_t share = min((uint32_t)(warps / items), tiles / RUN_MIN);
-        if (share >= cta_warps)
-            share -= share % cta_warps;
+        uint32_t share = (uint32_t)min(warps / items, most_runs(a, tiles));
+        if (share >= a.cta_warps)
+            share -= share % a.cta_warps;
         else
             while (share & (share - 1))
                 share &= share - 1;
@@ -174,10 +182,12 @@ static __device__ __forceinline__ struct cut choose_cut(const struct decode_plan
                                                         const struct decode_sequence *sequences,
                                                         uint32_t live, uint64_t all) {
     uint32_t warps = a.ctas * a.cta_warps;
-    struct cut cut = {(uint32_t)min((uint64_t)warps, (all + RUN_MIN - 1) / RUN_MIN), a.cta_warps,
-                      0};
+    struct cut cut = {(uint32_t)min((uint64_t)warps, all), a.cta_warps, 0};
     if (a.batch_invariant || live == 0)
         return cut;
+    uint64_t items =
+        (uint64_t)live * a.kv_heads * (sequences[0].parts >> 8 & 0xff); // as if of one q_len
+    cut.used = (uint32_t)min((uint64_t)cut.used, items * most_runs(a, (all + items - 1) / items));
     if (threadIdx.x == 0)
         shared->uneven = shared->long_item = 0;
     __syncthreads();
@@ -191,7 +201,7 @@ static __device__ __forceinline__ struct cut choose_cut(const struct decode_plan
             shared->long_item = 1;
     }
     __syncthreads();
-    uint32_t even = shared->uneven ? 0 : even_runs(all, tiles, warps, a.cta_warps);
+    uint32_t even = shared->uneven ? 0 : even_runs(a, all, tiles, warps);
     if (even) {
         cut.used = even;
     } else if (!shared->long_item && a.cta_warps == 1u << DECODE_LINE_SHIFT &&
@@ -359,8 +369,6 @@ static __device__ __forceinline__ void divide(const struct decode_plan_args &a,
                 merge = merge_of_warp(a, line, cta, warp, which);
             for (uint32_t w = 0; w < copies; w++) {
                 to[w].run.merge[which] = merge;
-                if (merge.how != 0)
-                    merge.how += merge_how(0, 2, 0, 0, false); // the next warp's slots
                 merge.what += heads << DECODE_HEAD_SHIFT;
             }
             continue;

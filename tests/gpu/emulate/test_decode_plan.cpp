@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // test_decode_plan.cpp: how the decode plan divides batches among the warps of a GPU of 132 multiprocessors: every
-// tile is somebody's, runs are of one length, and the memory is kept busy whatever the batch is.
+// tile is somebody's, runs are of one length, warps that go in step meet as often, and the memory is kept busy
+// whatever the batch is.
 #include "kernels/cuda/decode_plan.cuh"
 
 #include <setjmp.h>
@@ -13,7 +14,7 @@ extern "C" {
 
 #include <vector>
 
-enum { SMS = 132, HEADS = 8, PAGE_SHIFT = 7, TILE = 16 };
+enum { SMS = 132, PAGE_SHIFT = 7, TILE = 16 };
 
 struct division {
     uint64_t tiles, all; // of all runs; that there are
@@ -21,13 +22,13 @@ struct division {
     uint32_t warps; // that there are
 };
 
-// The plan of a batch of one query token a sequence, 32 query heads of 128 on 8.
-static division divide(const std::vector<uint32_t> &kv_len) {
+// The plan of a batch of q_len query tokens a sequence, 4 query heads of 128 on each of `heads`.
+static division divide(const std::vector<uint32_t> &kv_len, uint32_t heads, uint32_t q_len = 1) {
     uint32_t n = (uint32_t)kv_len.size(), most = 0;
     std::vector<uint32_t> rows(n), indptr(n + 1);
     for (uint32_t i = 0; i < n; i++) {
         rows[i] = i;
-        indptr[i + 1] = i + 1;
+        indptr[i + 1] = (i + 1) * q_len;
         most = kv_len[i] > most ? kv_len[i] : most;
     }
     cuda_attention a = {};
@@ -36,14 +37,15 @@ static division divide(const std::vector<uint32_t> &kv_len) {
     cuda_device d = {};
     d.sms = SMS;
     d.smem_optin = 227 * 1024;
-    a.kv.kv_heads = HEADS;
+    a.kv.kv_heads = heads;
     a.kv.head_dim = 128;
     a.kv.page_shift = PAGE_SHIFT;
     a.kv.dtype = a.dtype = CUDA_BF16;
-    a.qo_heads = 4 * HEADS;
+    a.qo_heads = 4 * heads;
     a.window_left = -1;
-    a.batch.n = a.batch.nnz = n;
-    a.batch.max_q_len = 1;
+    a.batch.n = n;
+    a.batch.nnz = n * q_len;
+    a.batch.max_q_len = q_len;
     a.batch.table = table.data();
     a.batch.rows = rows.data();
     a.batch.kv_len = kv_len.data();
@@ -54,9 +56,14 @@ static division divide(const std::vector<uint32_t> &kv_len) {
 
     division ret = {0, 0, 0, UINT32_MAX, 0, SMS * DECODE_MAX_WARPS};
     for (uint32_t i = 0; i < n; i++)
-        ret.all += (uint64_t)HEADS * ((kv_len[i] + TILE - 1) / TILE);
+        ret.all += (uint64_t)heads * ((kv_len[i] + TILE - 1) / TILE);
     for (uint32_t w = 0; w < ret.warps; w++) {
-        uint32_t count = plan[w].run.count;
+        const decode_run &run = plan[w].run, &first = plan[w - w % DECODE_MAX_WARPS].run;
+        uint32_t count = run.count;
+        if (run.in_step != first.in_step ||
+            (run.in_step && count / DECODE_STEP != first.count / DECODE_STEP))
+            fail_msg("warp %u: in step %u and %u, tiles %u and %u", w, run.in_step, first.in_step,
+                     count, first.count);
         if (count == 0)
             continue;
         ret.tiles += count;
@@ -67,15 +74,20 @@ static division divide(const std::vector<uint32_t> &kv_len) {
     return ret;
 }
 
-static void check(const std::vector<uint32_t> &kv_len, const char *what) {
-    division x = divide(kv_len);
+static void check_heads(const std::vector<uint32_t> &kv_len, uint32_t heads, const char *what) {
+    division x = divide(kv_len, heads);
     if (x.tiles != x.all || x.longest > x.shortest + 1)
-        fail_msg("%s: runs of %u to %u tiles, %lu of %lu tiles", what, x.shortest, x.longest,
-                 (unsigned long)x.tiles, (unsigned long)x.all);
+        fail_msg("%s, %u heads: runs of %u to %u tiles, %lu of %lu tiles", what, heads, x.shortest,
+                 x.longest, (unsigned long)x.tiles, (unsigned long)x.all);
     // Runs of 8 tiles and more: nearly all warps have one.
     if (x.longest > 8 && x.runs < x.warps - x.warps / 16)
-        fail_msg("%s: %u of %u warps have runs of %u tiles, the others none", what, x.runs, x.warps,
-                 x.longest);
+        fail_msg("%s, %u heads: %u of %u warps have runs of %u tiles, the others none", what, heads,
+                 x.runs, x.warps, x.longest);
+}
+
+static void check(const std::vector<uint32_t> &kv_len, const char *what) {
+    static const uint32_t HEADS[] = {8, 4, 8, 2};
+    check_heads(kv_len, HEADS[kv_len.size() % 4], what);
 }
 
 static void test_equal_lengths(void **state) {
@@ -102,8 +114,29 @@ static void test_all_lengths(void **state) {
     }
 }
 
+// Items of few tiles are not cut finer than the sum of their parts is worth.
+static void test_few_tiles(void **state) {
+    (void)state;
+    static const struct {
+        std::vector<uint32_t> kv_len;
+        uint32_t q_len, runs;
+    } cases[] = {
+        {{100}, 1, 32},       {{1024}, 1, 512},     {{2048}, 1, 512},  {{4096}, 1, 512},
+        {{8192}, 1, 1024},    {{100}, 4, 32},       {{500}, 4, 64},    {{1024}, 4, 128},
+        {{2048}, 4, 256},     {{4096}, 4, 512},     {{8192}, 4, 1024}, {{1024}, 8, 128},
+        {{300, 500}, 4, 128}, {{300, 500}, 1, 408},
+    };
+    for (const auto &c : cases) {
+        division x = divide(c.kv_len, 8, c.q_len);
+        if (x.runs != c.runs)
+            fail_msg("%u tokens, %u query tokens: %u runs, not %u", c.kv_len.back(), c.q_len,
+                     x.runs, c.runs);
+    }
+}
+
 int main() {
     const CMUnitTest tests[] = {cmocka_unit_test(test_equal_lengths),
-                                cmocka_unit_test(test_all_lengths)};
+                                cmocka_unit_test(test_all_lengths),
+                                cmocka_unit_test(test_few_tiles)};
     return cmocka_run_group_tests_name("decode plan", tests, nullptr, nullptr);
 }
