@@ -18,7 +18,7 @@ import sys
 import time
 
 SECTIONS = {
-    "decode": ("even", "ragged", "short", "batches", "heads", "groups", "pages", "fp8"),
+    "decode": ("even", "ragged", "short", "batches", "draft", "heads", "groups", "pages", "fp8"),
     "prefill": ("prefill",),
     "append": ("append",),
     "step": ("step",),
@@ -159,7 +159,8 @@ class Bench:
             c.plan()
             bodies, outputs = {"ours": c.attend}, {}
             for name in self.fi.decode_names(s) if self.fi else []:
-                body, out = self.attempt(name, lambda n=name: self.fi.decode(c, n))
+                call = self.fi.decode if s.q_len == 1 else self.fi.prefill
+                body, out = self.attempt(name, lambda n=name: call(c, n))
                 if body:
                     bodies[name], outputs[name] = body, out
             bodies["plan"] = c.plan

@@ -31,6 +31,8 @@ class FlashInfer:
         return self.workspaces[name]
 
     def decode_names(self, shape):
+        if shape.q_len > 1:  # its decode takes one query token a sequence
+            return ["FI fa2", "FI fa3"]
         names = ["FI tc"]
         if shape.qo_heads // shape.kv_heads in FI_GROUPS:
             names.append("FI cc")

@@ -9,6 +9,10 @@
 // 32 query heads on 8 K/V heads of 128, pages of 16, bf16.
 #define DECODE(table, name, n, len, n2, len2, seed) \
     { table, name, n, len, n2, len2, 1, 32, 8, 128, 16, CUDA_BF16, CUDA_BF16, seed }
+#define BATCH(name, n, longest, qo, kv) \
+    { "batches", name, n, 0, 0, longest, 1, qo, kv, 128, 16, CUDA_BF16, CUDA_BF16, 0 }
+#define DRAFT(name, n, len, longest, q, qo) \
+    { "draft", name, n, len, 0, longest, q, qo, 8, 128, 16, CUDA_BF16, CUDA_BF16, 0 }
 #define HEADS(table, name, n, qo, kv) \
     { table, name, n, 4096, 0, 0, 1, qo, kv, 128, 16, CUDA_BF16, CUDA_BF16, 0 }
 #define PAGE(name, size) \
@@ -56,6 +60,18 @@ static const struct gpu_shape shapes[] = {
     DECODE("batches", "48xlog100..8192", 48, 0, 0, 8192, 0),
     DECODE("batches", "128xlog100..8192", 128, 0, 0, 8192, 0),
     DECODE("batches", "256xlog100..4096", 256, 0, 0, 4096, 0),
+
+    BATCH("128xlog..8192-28/4", 128, 8192, 28, 4),
+    BATCH("128xlog..8192-48/4", 128, 8192, 48, 4),
+    BATCH("256xlog..4096-16/2", 256, 4096, 16, 2),
+
+    // Of no bar: speculative decoding, several query tokens a sequence.
+    DRAFT("1x4096-q4", 1, 4096, 0, 4, 32),
+    DRAFT("32x4096-q4", 32, 4096, 0, 4, 32),
+    DRAFT("32x4096-q8", 32, 4096, 0, 8, 32),
+    DRAFT("32x4096-q4-64/8", 32, 4096, 0, 4, 64),
+    DRAFT("128x1024-q4", 128, 1024, 0, 4, 32),
+    DRAFT("64xlog..8192-q4", 64, 0, 8192, 4, 32),
 
     HEADS("heads", "40/8", 32, 40, 8),
     HEADS("heads", "28/4", 32, 28, 4),

@@ -18,7 +18,7 @@ extern "C" {
 #endif
 
 struct gpu_shape {
-    // "even", "ragged", "short", "batches", "heads", "groups", "pages", "fp8", "prefill", "append", "step"
+    // "even", "ragged", "short", "batches", "draft", "heads", "groups", "pages", "fp8", "prefill", "append", "step"
     const char *table;
     const char *name;
     uint32_t n, kv_len, n2, kv_len2;
