@@ -668,7 +668,7 @@ typedef struct kvpool_stats {
     uint64_t tokens;          // committed since the start
     uint64_t sessions_died;   // clients that ended without saying so
     uint64_t relistens;       // listener re-created by the self-probe
-    uint64_t leaked_pipes;    // deaths whose connection NNG never reported as removed
+    uint64_t leaked_pipes;    // connections that are over and NNG keeps
     double requests_per_s;    // over the last second
     uint64_t reclaim_last_ns; // death of the last died client to its pages being free
     uint64_t reclaim_max_ns;
