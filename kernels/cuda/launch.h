@@ -108,7 +108,7 @@ int cuda_decode_plan(const struct cuda_device *d, const struct cuda_attention *a
 int cuda_decode(const struct cuda_device *d, const struct cuda_attention *a, void *stream);
 
 // --- prefill: any number of query tokens (prefill.cuh) -----------------------------------------
-// head_dim 64, 128, 256; any group; fp16, bf16; kv the same or e4m3.
+// head_dim 64, 128, 256; any group; fp16, bf16; kv the same or e4m3; soft_cap up to 256.
 bool cuda_prefill_takes(const struct cuda_attention *a);
 size_t cuda_prefill_plan_bytes(const struct cuda_device *d, const struct cuda_attention *a);
 size_t cuda_prefill_workspace_bytes(const struct cuda_device *d, const struct cuda_attention *a);

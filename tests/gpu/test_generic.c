@@ -144,6 +144,20 @@ static void test_e4m3_scales(void **state) {
         }
 }
 
+// Caps that other kernels leave to this one.
+static void test_wide_caps(void **state) {
+    (void)state;
+    static const float caps[] = {257, 1e4f, 1e6f, 1e10f, 3e38f};
+    for (size_t i = 0; i < sizeof caps / sizeof *caps; i++)
+        for (int t = 0; t < DTYPES; t++) {
+            struct attention_case c = attention_case("wide caps", dtypes[t]);
+            c.soft_cap = caps[i];
+            c.q_times = i == 0 ? 0 : 8;
+            add_mixed(&c);
+            attention_check(&generic, &c);
+        }
+}
+
 static void test_sharp_softmax(void **state) {
     (void)state;
     struct attention_case c = attention_case("sharp", CUDA_FP32);
@@ -219,6 +233,7 @@ int main(void) {
         cmocka_unit_test(test_layouts_and_batches),
         cmocka_unit_test(test_many_sequences),
         cmocka_unit_test(test_e4m3_scales),
+        cmocka_unit_test(test_wide_caps),
         cmocka_unit_test(test_sharp_softmax),
         cmocka_unit_test(test_bits_do_not_depend_on_the_batch),
         cmocka_unit_test(test_refuses_what_it_has_not),

@@ -194,6 +194,23 @@ static void test_cap_and_sinks(void **state) {
     }
 }
 
+// The wider the cap, the more of a capped logit its tanh loses: a cap is not taken, or the logits are right.
+static void test_wide_caps(void **state) {
+    (void)state;
+    static const float caps[] = {100, 256, 1e4f, 1e6f, 1e10f, 3e38f};
+    for (uint32_t i = 0; i < sizeof caps / sizeof *caps; i++) {
+        struct attention_case c = attention_case("wide caps", CUDA_FP16);
+        c.soft_cap = caps[i];
+        case_add(&c, 9, 200);
+        struct attention_setup *s = attention_setup(&c);
+        bool taken = cuda_prefill_takes(&s->attention);
+        attention_free(s);
+        assert_true(taken || caps[i] > 256);
+        if (taken)
+            attention_check(&prefill, &c);
+    }
+}
+
 // Logits far apart: O is rescaled again and again, and weights vanish.
 static void test_steep(void **state) {
     (void)state;
@@ -383,13 +400,21 @@ static void test_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_edges),         cmocka_unit_test(test_types_and_dims),
-        cmocka_unit_test(test_groups),        cmocka_unit_test(test_page_sizes),
-        cmocka_unit_test(test_layouts),       cmocka_unit_test(test_masks),
-        cmocka_unit_test(test_cap_and_sinks), cmocka_unit_test(test_steep),
-        cmocka_unit_test(test_splits),        cmocka_unit_test(test_max_ctas),
-        cmocka_unit_test(test_many),          cmocka_unit_test(test_batch_invariant),
-        cmocka_unit_test(test_refused),       cmocka_unit_test_teardown(test_variants, usual_shape),
+        cmocka_unit_test(test_edges),
+        cmocka_unit_test(test_types_and_dims),
+        cmocka_unit_test(test_groups),
+        cmocka_unit_test(test_page_sizes),
+        cmocka_unit_test(test_layouts),
+        cmocka_unit_test(test_masks),
+        cmocka_unit_test(test_cap_and_sinks),
+        cmocka_unit_test(test_wide_caps),
+        cmocka_unit_test(test_steep),
+        cmocka_unit_test(test_splits),
+        cmocka_unit_test(test_max_ctas),
+        cmocka_unit_test(test_many),
+        cmocka_unit_test(test_batch_invariant),
+        cmocka_unit_test(test_refused),
+        cmocka_unit_test_teardown(test_variants, usual_shape),
     };
     return harness_main("prefill", tests, sizeof tests / sizeof *tests);
 }
