@@ -224,6 +224,20 @@ static void test_steep(void **state) {
     }
 }
 
+// Scales whose product is no number of fp32: all keys that are seen weigh the same.
+static void test_flat(void **state) {
+    (void)state;
+    for (int cap = 0; cap < 2; cap++) {
+        struct attention_case c = attention_case("flat", CUDA_FP16);
+        c.kv_dtype = CUDA_E4M3;
+        c.scales = CASE_SCALES_SCALAR;
+        c.sm_scale = 1e-44f;
+        c.soft_cap = cap != 0 ? 30 : 0;
+        case_add(&c, 33, 100);
+        attention_check(&prefill, &c);
+    }
+}
+
 // Few tiles over long ranges of keys: several CTAs work on one tile.
 static void test_splits(void **state) {
     (void)state;
@@ -400,21 +414,14 @@ static void test_refused(void **state) {
 
 int main(void) {
     const struct CMUnitTest tests[] = {
-        cmocka_unit_test(test_edges),
-        cmocka_unit_test(test_types_and_dims),
-        cmocka_unit_test(test_groups),
-        cmocka_unit_test(test_page_sizes),
-        cmocka_unit_test(test_layouts),
-        cmocka_unit_test(test_masks),
-        cmocka_unit_test(test_cap_and_sinks),
-        cmocka_unit_test(test_wide_caps),
-        cmocka_unit_test(test_steep),
-        cmocka_unit_test(test_splits),
-        cmocka_unit_test(test_max_ctas),
-        cmocka_unit_test(test_many),
-        cmocka_unit_test(test_batch_invariant),
-        cmocka_unit_test(test_refused),
-        cmocka_unit_test_teardown(test_variants, usual_shape),
+        cmocka_unit_test(test_edges),         cmocka_unit_test(test_types_and_dims),
+        cmocka_unit_test(test_groups),        cmocka_unit_test(test_page_sizes),
+        cmocka_unit_test(test_layouts),       cmocka_unit_test(test_masks),
+        cmocka_unit_test(test_cap_and_sinks), cmocka_unit_test(test_wide_caps),
+        cmocka_unit_test(test_steep),         cmocka_unit_test(test_flat),
+        cmocka_unit_test(test_splits),        cmocka_unit_test(test_max_ctas),
+        cmocka_unit_test(test_many),          cmocka_unit_test(test_batch_invariant),
+        cmocka_unit_test(test_refused),       cmocka_unit_test_teardown(test_variants, usual_shape),
     };
     return harness_main("prefill", tests, sizeof tests / sizeof *tests);
 }
