@@ -80,6 +80,7 @@ struct row {
 // Query token number t of the launch. Whole warps call it with the same t.
 static __device__ __forceinline__ row find_row(const cuda_batch &b, uint32_t t) {
     if (b.index == NULL) {
+        t += b.qo_indptr[0];
         uint32_t low = 0, high = b.n; // qo_indptr[low] <= t
         while (high - low > 1) {
             uint32_t middle = low + (high - low) / 2;

@@ -120,7 +120,7 @@ int cuda_generic(const struct cuda_device *d, const struct cuda_attention *a, vo
 
 // --- append (append.cu) --------------------------------------------------------------------------
 // Token j of sequence i goes to position kv_len[i] - q_len[i] + j; its sequence is found on the device
-// from qo_indptr (batch.index must be NULL; batch.nnz exact). Any strides, any head_dim, any dtype.
+// from qo_indptr (which begins with 0; batch.index must be NULL; batch.nnz exact). Any strides, any head_dim, any dtype.
 struct cuda_append {
     struct cuda_kv kv;
     struct cuda_batch batch;

@@ -129,6 +129,27 @@ static void test_many_sequences(void **state) {
     }
 }
 
+// The arrays of a batch from their second sequence on: its tokens do not begin at 0.
+static void test_later_sequences(void **state) {
+    (void)state;
+    struct attention_case c = attention_case("later sequences", CUDA_FP32);
+    c.qo_heads = 2;
+    add_mixed(&c);
+    struct attention_setup *s = attention_setup(&c);
+    struct cuda_batch *b = &s->attention.batch;
+    b->rows++;
+    b->kv_len++;
+    b->qo_indptr++;
+    b->n--;
+    b->nnz -= c.q_len[0];
+    for (uint32_t i = 0; i < b->n; i++)
+        s->launched[i] = i + 1;
+    s->launched_n = b->n;
+    attention_run(s, &generic);
+    attention_compare(s, &generic);
+    attention_free(s);
+}
+
 static void test_e4m3_scales(void **state) {
     (void)state;
     for (int scales = CASE_SCALES_NONE; scales <= CASE_SCALES_HEADS; scales++)
@@ -232,6 +253,7 @@ int main(void) {
         cmocka_unit_test(test_masks_and_options),
         cmocka_unit_test(test_layouts_and_batches),
         cmocka_unit_test(test_many_sequences),
+        cmocka_unit_test(test_later_sequences),
         cmocka_unit_test(test_e4m3_scales),
         cmocka_unit_test(test_wide_caps),
         cmocka_unit_test(test_sharp_softmax),
