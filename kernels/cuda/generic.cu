@@ -310,7 +310,7 @@ int launch_dims(const struct cuda_device *d, const struct cuda_attention *a, voi
 int cuda_generic(const struct cuda_device *d, const struct cuda_attention *a, void *stream) {
     if (a->batch.nnz == 0 || a->batch.n == 0)
         return 0;
-    if (a->kv.head_dim > 640)
+    if (a->kv.head_dim > 640 || a->kv.head_dim % 8 != 0)
         return (int)cudaErrorInvalidValue;
     switch (a->kv.dtype) {
     case CUDA_FP32:

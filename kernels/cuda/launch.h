@@ -115,7 +115,8 @@ size_t cuda_prefill_workspace_bytes(const struct cuda_device *d, const struct cu
 int cuda_prefill_plan(const struct cuda_device *d, const struct cuda_attention *a, void *stream);
 int cuda_prefill(const struct cuda_device *d, const struct cuda_attention *a, void *stream);
 
-// --- generic: everything else (generic.cu): any head_dim, any dtype, any group; no plan, slow ----
+// --- generic: everything else (generic.cu): any dtype, any group; no plan, slow ------------
+// head_dim a multiple of 8, at most 640.
 int cuda_generic(const struct cuda_device *d, const struct cuda_attention *a, void *stream);
 
 // --- append (append.cu) --------------------------------------------------------------------------

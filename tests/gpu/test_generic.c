@@ -240,6 +240,8 @@ static void test_refuses_what_it_has_not(void **state) {
     a.kv.dtype = CUDA_FP32;
     a.kv.head_dim = 648;
     assert_int_not_equal(cuda_generic(harness_device(), &a, NULL), 0);
+    a.kv.head_dim = 6; // no vectors of four
+    assert_int_not_equal(cuda_generic(harness_device(), &a, NULL), 0);
     a.kv.head_dim = 640;
     a.batch.nnz = 0; // nothing to do
     assert_int_equal(cuda_generic(harness_device(), &a, NULL), 0);
