@@ -526,7 +526,7 @@ const char *dispatch_backend(const struct dispatch *d) {
 }
 
 uint64_t dispatch_leaked_pipes(const struct dispatch *d) {
-    return pipes_leaked(d->pipes);
+    return pipes_leaked(d->pipes) + (d->server != NULL ? server_kept(d->server) : 0);
 }
 
 uint64_t dispatch_epoch(const struct dispatch *d) {

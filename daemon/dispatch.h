@@ -29,7 +29,7 @@ void dispatch_server(struct dispatch *d, struct server *s); // where replies go;
 void dispatch_request(void *arg_dispatch, struct server_req *req); // a server_request_fn
 void dispatch_pipe(void *arg_dispatch, uint32_t pipe, uint32_t pid, bool gone); // a server_pipe_fn
 const char *dispatch_backend(const struct dispatch *d);   // one line for the start-up log
-uint64_t dispatch_leaked_pipes(const struct dispatch *d); // deaths minus REM events
+uint64_t dispatch_leaked_pipes(const struct dispatch *d); // that are over and NNG keeps
 uint64_t dispatch_epoch(const struct dispatch *d);
 // False when the device thread has work and has not advanced for 30 s: main then stops feeding
 // systemd's watchdog, and the service is restarted.

@@ -76,6 +76,7 @@ struct dispatch {
     struct freeing *freeing; // REGION_FREE requests that are not answered yet: ops_fd.c
     struct session_table sessions;
     struct credentials *credentials; // NULL: none configured
+    struct log_limit refused;        // of session.refused
     struct stats stats;
     struct step_clock *step_clock;
     struct histogram step_time; // begin to commit

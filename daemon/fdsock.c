@@ -6,6 +6,7 @@
 #include "proto/proto.h"
 
 #include <errno.h>
+#include <inttypes.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -44,7 +45,8 @@ struct fdsock {
     uint32_t num_conns, unadmitted;
     uint64_t last_id;
     bool accept_failed; // logged; not polling the listener until the timer
-    int handles;        // of this struct not closed yet
+    struct log_limit refused, silent, dropped;
+    int handles; // of this struct not closed yet
     uint8_t buf[PROTO_MAX_MESSAGE];
 };
 
@@ -127,18 +129,25 @@ static void on_conn(uv_poll_t *handle, int status, int events) {
         conn_destroy(c, !c->closed);
 }
 
+static void log_refused(struct fdsock *f, const char *why) {
+    uint64_t suppressed;
+    if (log_limit_passes(&f->refused, uv_hrtime(), &suppressed))
+        log_warn("fdsock.refused", "connections=%u suppressed=%" PRIu64 " error=\"%s\"",
+                 f->num_conns, suppressed, why);
+}
+
 static void conn_create(struct fdsock *f, int fd) {
     struct ucred cred;
     socklen_t size = sizeof cred;
     if (f->num_conns >= f->config.max_conns ||
         getsockopt(fd, SOL_SOCKET, SO_PEERCRED, &cred, &size) != 0) {
-        log_warn("fdsock.refused", "connections=%u", f->num_conns);
+        log_refused(f, "too many connections");
         close(fd);
         return;
     }
     struct conn *c = calloc(1, sizeof *c);
     if (c == NULL || uv_poll_init(f->poll.loop, &c->poll, fd) != 0) {
-        log_error("fdsock.refused", "error=\"no memory or poll handle\"");
+        log_refused(f, "no memory or poll handle");
         free(c);
         close(fd);
         return;
@@ -195,7 +204,9 @@ static void on_timer(uv_timer_t *timer) {
     for (struct conn *c = f->conns; c != NULL; c = next) {
         next = c->next;
         if (!c->admitted && now - c->opened_ns >= f->config.hello_ns) {
-            log_info("fdsock.silent", "pid=%u", c->pub.pid);
+            uint64_t suppressed;
+            if (log_limit_passes(&f->silent, now, &suppressed))
+                log_info("fdsock.silent", "pid=%u suppressed=%" PRIu64, c->pub.pid, suppressed);
             conn_destroy(c, true);
         }
     }
@@ -296,7 +307,11 @@ void fdsock_send(struct fdsock_conn *conn, const void *bytes, size_t len, int fd
     }
     if (sendmsg(conn->fd, &msg, MSG_DONTWAIT | MSG_NOSIGNAL) == (ssize_t)len)
         return;
-    log_info("fdsock.dropped", "pid=%u error=\"%s\"", conn->pid, strerror(errno));
+    const char *why = strerror(errno);
+    uint64_t suppressed;
+    if (log_limit_passes(&c->f->dropped, uv_hrtime(), &suppressed))
+        log_info("fdsock.dropped", "pid=%u suppressed=%" PRIu64 " error=\"%s\"", conn->pid,
+                 suppressed, why);
     c->broken = true;
     if (!c->inside)
         conn_destroy(c, true);

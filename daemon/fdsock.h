@@ -12,6 +12,7 @@
 //  3. Nothing here waits: a peer that does not read its replies is closed.
 //  4. `gone` is called once for every connection that `packet` was called for, unless the user
 //     closed it (fdsock_conn_close).
+//  5. What a peer can make happen again and again is a line a minute in the log.
 // Thread: loop thread.
 #ifndef KVPOOL_DAEMON_FDSOCK_H
 #define KVPOOL_DAEMON_FDSOCK_H

@@ -118,8 +118,7 @@ static void add_daemon(const struct metrics *m, struct text *t) {
                 "Time from the last client's death to its pages being free.", s->reclaim_last_ns);
     one_seconds(t, "reclaim_max_seconds", "gauge", "The longest of these times.",
                 s->reclaim_max_ns);
-    one(t, "leaked_pipes", "gauge", "Connections that NNG never reported as gone.",
-        m->leaked_pipes);
+    one(t, "leaked_pipes", "gauge", "Connections that are over and NNG keeps.", m->leaked_pipes);
     one(t, "relistens_total", "counter", "Listeners that had to be made again.", m->relistens);
     one(t, "dropped_log_lines_total", "counter", "Log lines that could not be written.",
         m->dropped_log_lines);

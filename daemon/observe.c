@@ -40,7 +40,7 @@ void dispatch_metrics(struct dispatch *d, uint64_t events, struct text *t) {
         .regions = regions_count(d->regions),
         .queue_depth = d->server != NULL ? server_busy(d->server) : 0,
         .relistens = d->server != NULL ? server_relistens(d->server) : 0,
-        .leaked_pipes = pipes_leaked(d->pipes),
+        .leaked_pipes = dispatch_leaked_pipes(d),
         .dropped_log_lines = log_dropped(),
         .events = events,
         .stats = &d->stats,

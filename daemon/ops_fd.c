@@ -114,7 +114,10 @@ static int open_session(struct dispatch *d, struct fdsock_conn *conn, const stru
             status = session_open(d, conn, open->name, identity, &s, err);
     }
     if (status != 0) {
-        log_info("session.refused", "pid=%u uid=%u error=\"%s\"", conn->pid, conn->uid, err->text);
+        uint64_t suppressed; // a client can ask as fast as it likes
+        if (log_limit_passes(&d->refused, uv_hrtime(), &suppressed))
+            log_info("session.refused", "pid=%u uid=%u suppressed=%" PRIu64 " error=\"%s\"",
+                     conn->pid, conn->uid, suppressed, err->text);
         return status;
     }
     assert(s != NULL);

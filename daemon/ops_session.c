@@ -85,7 +85,7 @@ int op_stats(struct dispatch *d, struct request *r, struct err *err) {
         .tokens = s->tokens,
         .sessions_died = s->sessions_died,
         .relistens = d->server != NULL ? server_relistens(d->server) : 0,
-        .leaked_pipes = pipes_leaked(d->pipes),
+        .leaked_pipes = dispatch_leaked_pipes(d),
         .requests_per_s = stats_rate(s, now),
         .reclaim_last_ns = s->reclaim_last_ns,
         .reclaim_max_ns = s->reclaim_max_ns,

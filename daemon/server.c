@@ -21,6 +21,7 @@
 
 #include "daemon/bounded.h"
 #include "daemon/inbox.h"
+#include "daemon/kept.h"
 #include "daemon/leakcheck.h"
 #include "daemon/peers.h"
 #include "daemon/probe.h"
@@ -98,6 +99,8 @@ struct server {
     uint64_t beats; // so far; begins with 1
     bool suspects;  // a slot has one
     uint64_t relistens;
+    uint32_t kept; // descriptors of the listeners before,
+    bool recount;  // which may become fewer
     struct peers peers;
     atomic_uint live;   // pipes accepted and not known to be gone
     atomic_uint events; // pipe events in the inbox
@@ -379,6 +382,8 @@ static void relisten(struct server *s) {
                  (unsigned long long)s->relistens);
         nng_listener_close(s->listener);
         s->listening = false;
+        kept_mark(s->path);
+        s->recount = true;
         forget_all_peers(s);
     }
     s->silent = 0;
@@ -396,6 +401,15 @@ static void probe(struct server *s) {
     }
 }
 
+// NNG closes what it does not keep in its own time: that is over when two counts agree.
+static void count_kept(struct server *s) {
+    if (s->recount) {
+        const uint32_t kept = kept_count(s->path);
+        s->recount = kept != s->kept;
+        s->kept = kept;
+    }
+}
+
 // A listener of NNG 1.5 that is lost may still accept and shake hands, but makes no pipe. One that
 // made a pipe for the probe lives: with every slot busy the request just waits its turn.
 static void on_probe(void *arg, enum probe_result result) {
@@ -403,6 +417,7 @@ static void on_probe(void *arg, enum probe_result result) {
     if (s->draining || s->closing || result == PROBE_OK) {
         s->silent = 0;
         s->deaf = 0;
+        count_kept(s);
         return;
     }
     if (result == PROBE_UNKNOWN) {
@@ -592,6 +607,10 @@ uint32_t server_busy(const struct server *s) {
 
 uint64_t server_relistens(const struct server *s) {
     return s->relistens;
+}
+
+uint32_t server_kept(const struct server *s) {
+    return s->kept;
 }
 
 void server_drain(struct server *s) {

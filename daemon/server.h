@@ -48,6 +48,7 @@ void server_reply(struct server *s, struct server_req *req, const void *bytes, s
 
 uint32_t server_busy(const struct server *s);      // slots not RECEIVING: the queue depth
 uint64_t server_relistens(const struct server *s); // listener re-created by the self-probe
+uint32_t server_kept(const struct server *s);      // descriptors that NNG kept of those before
 
 // Stops taking requests; server_drained() turns true when every reply has left.
 void server_drain(struct server *s);

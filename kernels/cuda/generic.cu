@@ -80,6 +80,7 @@ struct row {
 // Query token number t of the launch. Whole warps call it with the same t.
 static __device__ __forceinline__ row find_row(const cuda_batch &b, uint32_t t) {
     if (b.index == NULL) {
+        t += b.qo_indptr[0];
         uint32_t low = 0, high = b.n; // qo_indptr[low] <= t
         while (high - low > 1) {
             uint32_t middle = low + (high - low) / 2;
@@ -309,7 +310,7 @@ int launch_dims(const struct cuda_device *d, const struct cuda_attention *a, voi
 int cuda_generic(const struct cuda_device *d, const struct cuda_attention *a, void *stream) {
     if (a->batch.nnz == 0 || a->batch.n == 0)
         return 0;
-    if (a->kv.head_dim > 640)
+    if (a->kv.head_dim > 640 || a->kv.head_dim % 8 != 0)
         return (int)cudaErrorInvalidValue;
     switch (a->kv.dtype) {
     case CUDA_FP32:

@@ -108,19 +108,20 @@ int cuda_decode_plan(const struct cuda_device *d, const struct cuda_attention *a
 int cuda_decode(const struct cuda_device *d, const struct cuda_attention *a, void *stream);
 
 // --- prefill: any number of query tokens (prefill.cuh) -----------------------------------------
-// head_dim 64, 128, 256; any group; fp16, bf16; kv the same or e4m3.
+// head_dim 64, 128, 256; any group; fp16, bf16; kv the same or e4m3; soft_cap up to 256.
 bool cuda_prefill_takes(const struct cuda_attention *a);
 size_t cuda_prefill_plan_bytes(const struct cuda_device *d, const struct cuda_attention *a);
 size_t cuda_prefill_workspace_bytes(const struct cuda_device *d, const struct cuda_attention *a);
 int cuda_prefill_plan(const struct cuda_device *d, const struct cuda_attention *a, void *stream);
 int cuda_prefill(const struct cuda_device *d, const struct cuda_attention *a, void *stream);
 
-// --- generic: everything else (generic.cu): any head_dim, any dtype, any group; no plan, slow ----
+// --- generic: everything else (generic.cu): any dtype, any group; no plan, slow ------------
+// head_dim a multiple of 8, at most 640.
 int cuda_generic(const struct cuda_device *d, const struct cuda_attention *a, void *stream);
 
 // --- append (append.cu) --------------------------------------------------------------------------
 // Token j of sequence i goes to position kv_len[i] - q_len[i] + j; its sequence is found on the device
-// from qo_indptr (batch.index must be NULL; batch.nnz exact). Any strides, any head_dim, any dtype.
+// from qo_indptr (which begins with 0; batch.index must be NULL; batch.nnz exact). Any strides, any head_dim, any dtype.
 struct cuda_append {
     struct cuda_kv kv;
     struct cuda_batch batch;

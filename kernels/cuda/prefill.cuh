@@ -59,7 +59,8 @@ static __device__ __forceinline__ void prefill_find(const prefill_args &p, uint3
     *(prefill_record *)ret = p.records[at];
     ret->head = head;
     float scale = p.k_scales != nullptr ? p.k_scales[head] : p.k_scale;
-    ret->factor = p.sm_scale * scale * 1.44269504088896341f;
+    float factor = p.sm_scale * scale * 1.44269504088896341f;
+    ret->factor = factor == 0 ? 0x1p-126f : factor; // 0 times a masked logit would be NaN
 }
 
 // The item in shared memory. What the loop needs of it is read there: registers are O's and S's.

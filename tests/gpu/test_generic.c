@@ -129,6 +129,27 @@ static void test_many_sequences(void **state) {
     }
 }
 
+// The arrays of a batch from their second sequence on: its tokens do not begin at 0.
+static void test_later_sequences(void **state) {
+    (void)state;
+    struct attention_case c = attention_case("later sequences", CUDA_FP32);
+    c.qo_heads = 2;
+    add_mixed(&c);
+    struct attention_setup *s = attention_setup(&c);
+    struct cuda_batch *b = &s->attention.batch;
+    b->rows++;
+    b->kv_len++;
+    b->qo_indptr++;
+    b->n--;
+    b->nnz -= c.q_len[0];
+    for (uint32_t i = 0; i < b->n; i++)
+        s->launched[i] = i + 1;
+    s->launched_n = b->n;
+    attention_run(s, &generic);
+    attention_compare(s, &generic);
+    attention_free(s);
+}
+
 static void test_e4m3_scales(void **state) {
     (void)state;
     for (int scales = CASE_SCALES_NONE; scales <= CASE_SCALES_HEADS; scales++)
@@ -139,6 +160,20 @@ static void test_e4m3_scales(void **state) {
             c.qo_heads = 4;
             c.soft_cap = 30;
             c.sinks = true;
+            add_mixed(&c);
+            attention_check(&generic, &c);
+        }
+}
+
+// Caps that other kernels leave to this one.
+static void test_wide_caps(void **state) {
+    (void)state;
+    static const float caps[] = {257, 1e4f, 1e6f, 1e10f, 3e38f};
+    for (size_t i = 0; i < sizeof caps / sizeof *caps; i++)
+        for (int t = 0; t < DTYPES; t++) {
+            struct attention_case c = attention_case("wide caps", dtypes[t]);
+            c.soft_cap = caps[i];
+            c.q_times = i == 0 ? 0 : 8;
             add_mixed(&c);
             attention_check(&generic, &c);
         }
@@ -205,6 +240,8 @@ static void test_refuses_what_it_has_not(void **state) {
     a.kv.dtype = CUDA_FP32;
     a.kv.head_dim = 648;
     assert_int_not_equal(cuda_generic(harness_device(), &a, NULL), 0);
+    a.kv.head_dim = 6; // no vectors of four
+    assert_int_not_equal(cuda_generic(harness_device(), &a, NULL), 0);
     a.kv.head_dim = 640;
     a.batch.nnz = 0; // nothing to do
     assert_int_equal(cuda_generic(harness_device(), &a, NULL), 0);
@@ -218,7 +255,9 @@ int main(void) {
         cmocka_unit_test(test_masks_and_options),
         cmocka_unit_test(test_layouts_and_batches),
         cmocka_unit_test(test_many_sequences),
+        cmocka_unit_test(test_later_sequences),
         cmocka_unit_test(test_e4m3_scales),
+        cmocka_unit_test(test_wide_caps),
         cmocka_unit_test(test_sharp_softmax),
         cmocka_unit_test(test_bits_do_not_depend_on_the_batch),
         cmocka_unit_test(test_refuses_what_it_has_not),

@@ -194,6 +194,23 @@ static void test_cap_and_sinks(void **state) {
     }
 }
 
+// The wider the cap, the more of a capped logit its tanh loses: a cap is not taken, or the logits are right.
+static void test_wide_caps(void **state) {
+    (void)state;
+    static const float caps[] = {100, 256, 1e4f, 1e6f, 1e10f, 3e38f};
+    for (uint32_t i = 0; i < sizeof caps / sizeof *caps; i++) {
+        struct attention_case c = attention_case("wide caps", CUDA_FP16);
+        c.soft_cap = caps[i];
+        case_add(&c, 9, 200);
+        struct attention_setup *s = attention_setup(&c);
+        bool taken = cuda_prefill_takes(&s->attention);
+        attention_free(s);
+        assert_true(taken || caps[i] > 256);
+        if (taken)
+            attention_check(&prefill, &c);
+    }
+}
+
 // Logits far apart: O is rescaled again and again, and weights vanish.
 static void test_steep(void **state) {
     (void)state;
@@ -203,6 +220,20 @@ static void test_steep(void **state) {
         c.q_times = 40;
         c.seed = 7 + i;
         case_add(&c, 33, 500);
+        attention_check(&prefill, &c);
+    }
+}
+
+// Scales whose product is no number of fp32: all keys that are seen weigh the same.
+static void test_flat(void **state) {
+    (void)state;
+    for (int cap = 0; cap < 2; cap++) {
+        struct attention_case c = attention_case("flat", CUDA_FP16);
+        c.kv_dtype = CUDA_E4M3;
+        c.scales = CASE_SCALES_SCALAR;
+        c.sm_scale = 1e-44f;
+        c.soft_cap = cap != 0 ? 30 : 0;
+        case_add(&c, 33, 100);
         attention_check(&prefill, &c);
     }
 }
@@ -386,7 +417,8 @@ int main(void) {
         cmocka_unit_test(test_edges),         cmocka_unit_test(test_types_and_dims),
         cmocka_unit_test(test_groups),        cmocka_unit_test(test_page_sizes),
         cmocka_unit_test(test_layouts),       cmocka_unit_test(test_masks),
-        cmocka_unit_test(test_cap_and_sinks), cmocka_unit_test(test_steep),
+        cmocka_unit_test(test_cap_and_sinks), cmocka_unit_test(test_wide_caps),
+        cmocka_unit_test(test_steep),         cmocka_unit_test(test_flat),
         cmocka_unit_test(test_splits),        cmocka_unit_test(test_max_ctas),
         cmocka_unit_test(test_many),          cmocka_unit_test(test_batch_invariant),
         cmocka_unit_test(test_refused),       cmocka_unit_test_teardown(test_variants, usual_shape),

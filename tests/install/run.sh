@@ -30,7 +30,15 @@ check_tree() {
     [ "$(realpath "$found")" = "$(realpath "$tree")" ] || fail "kvpool.pc has prefix $found"
     [ "$(PKG_CONFIG_LIBDIR=$pc pkg-config --modversion kvpool)" = "$version" ] ||
         fail "kvpool.pc has another version"
-    # The header is for C99 and later.
+    # The headers are for C99 and C++11 and later, each alone.
+    for header in "$tree"/include/kvpool/*.h; do
+        printf '#include <kvpool/%s>\n' "$(basename "$header")" >"$work/alone.c"
+        for language in "c -std=c99" "c++ -std=c++11"; do
+            # shellcheck disable=SC2086  # flags are words
+            $cc -x $language -pedantic -Wall -Wextra -Werror $flags -fsyntax-only -I"$tree/include" \
+                "$work/alone.c" || fail "$header does not stand alone ($language)"
+        done
+    done
     # shellcheck disable=SC2046,SC2086  # flags are words
     $cc -std=c99 -pedantic -Wall -Wextra -Werror $flags "$source/tests/install/consumer/consumer.c" \
         $(PKG_CONFIG_LIBDIR=$pc pkg-config --cflags --libs kvpool) -o "$work/consumer"
@@ -58,12 +66,12 @@ if cmake -S "$source/tests/install/consumer" -B "$tmp/other" -DCMAKE_C_COMPILER=
     fail "a consumer that wants version 0.99 was satisfied"
 fi
 
-# Exported is what the header declares, no less and no more.
+# Exported is what the headers declare, no less and no more.
 awk '/^KVPOOL_API/ { take = 1 } take { text = text $0 } /;/ { take = 0 } END { print text }' \
-    "$tree/include/kvpool/kvpool.h" | grep -o 'kvpool_[a-z_]*(' | tr -d '(' | sort >"$tmp/declared"
+    "$tree"/include/kvpool/*.h | grep -o 'kvpool_[a-z_]*(' | tr -d '(' | sort >"$tmp/declared"
 nm -D --defined-only "$tree/$libdir/libkvpool.so" | awk '$2 == "T" { print $3 }' |
     sed 's/@.*//' | sort >"$tmp/exported"
-diff "$tmp/declared" "$tmp/exported" || fail "header and library differ (< declared, > exported)"
+diff "$tmp/declared" "$tmp/exported" || fail "headers and library differ (< declared, > exported)"
 
 # The tree works wherever it lies.
 mkdir "$tmp/two"

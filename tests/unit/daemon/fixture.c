@@ -73,7 +73,7 @@ uint32_t allocations(void) {
 // --- the server double --------------------------------------------------------------------------
 
 struct server {
-    uint32_t busy;
+    uint32_t busy, kept;
 };
 static struct server server;
 
@@ -101,6 +101,14 @@ uint32_t server_busy(const struct server *s) {
 uint64_t server_relistens(const struct server *s) {
     (void)s;
     return 0;
+}
+
+uint32_t server_kept(const struct server *s) {
+    return s->kept;
+}
+
+void server_keeps(uint32_t n) {
+    server.kept = n;
 }
 
 // --- the backend --------------------------------------------------------------------------------

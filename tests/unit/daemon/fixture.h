@@ -75,6 +75,8 @@ uint64_t client_region(struct fixture *f, struct client *c, uint64_t bytes, void
 int client_region_free(struct fixture *f, struct client *c, uint64_t region);
 void client_bye(struct fixture *f, struct client *c);
 
+void server_keeps(uint32_t n); // server_kept() from now on
+
 // --- the control socket -------------------------------------------------------------------------
 // Hands a request in, without waiting. seq UINT64_MAX: the client's next.
 struct call *call_start(struct fixture *f, struct client *c, uint64_t seq, uint16_t op,

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // test_fdsock.c: the fd socket's listener against peers that say nothing, come in masses or find
-// the daemon out of file descriptors. Its user here answers every packet with a copy.
+// the daemon out of file descriptors. Its user here answers every packet with a copy. Linked with
+// --wrap of uv_hrtime.
 #include <setjmp.h>
 #include <stdarg.h>
 #include <stddef.h>
@@ -9,6 +10,8 @@
 #include <cmocka.h>
 
 #include "daemon/fdsock.h"
+#include "daemon/log.h"
+#include "tests/unit/daemon/tmpdir.h"
 
 #include <fcntl.h>
 #include <poll.h>
@@ -26,6 +29,14 @@ static struct fdsock *sock;
 static char dir[64];
 static int packets, gone;
 static bool admit, close_conn;
+static uint64_t later_ns; // that the daemon's clock is ahead
+
+uint64_t __real_uv_hrtime(void); // NOLINT(bugprone-reserved-identifier)
+uint64_t __wrap_uv_hrtime(void); // NOLINT(bugprone-reserved-identifier)
+
+uint64_t __wrap_uv_hrtime(void) { // NOLINT(bugprone-reserved-identifier)
+    return __real_uv_hrtime() + later_ns;
+}
 
 static void on_packet(void *arg, struct fdsock_conn *conn, const struct fdsock_packet *packet) {
     (void)arg;
@@ -56,6 +67,7 @@ static int setup(void **state) {
     (void)state;
     struct err err;
     packets = gone = 0;
+    later_ns = 0;
     admit = true;
     close_conn = false;
     snprintf(dir, sizeof dir, "/tmp/kvpool-test-XXXXXX");
@@ -214,6 +226,76 @@ static void running_out_of_descriptors_delays_a_connection_only(void **state) {
     close(other);
 }
 
+// --- what a peer can repeat -----------------------------------------------------------------------
+
+static struct tmpdir logs;
+static char log_path[128];
+
+static int setup_log(void **state) {
+    if (!tmpdir_make(&logs))
+        return -1;
+    tmpdir_file(&logs, "log", log_path, sizeof log_path);
+    return log_open(log_path, LOG_INFO) == 0 ? setup(state) : -1;
+}
+
+static int teardown_log(void **state) {
+    log_open(NULL, LOG_INFO);
+    tmpdir_remove(&logs);
+    return teardown(state);
+}
+
+// What happens again and again is one line, and after a minute one that has the number of the others.
+static void logs_a_line_a_minute(const char *event, void (*happens)(void)) {
+    for (int i = 0; i < 5; i++)
+        happens();
+    assert_int_equal(tmpdir_count(log_path, event), 1);
+    assert_int_equal(tmpdir_count(log_path, " suppressed=0"), 1);
+    later_ns += LOG_LIMIT_NS;
+    for (int i = 0; i < 2; i++)
+        happens();
+    assert_int_equal(tmpdir_count(log_path, event), 2);
+    assert_int_equal(tmpdir_count(log_path, " suppressed=4"), 1);
+}
+
+static void is_closed(void) {
+    int fd = make_socket();
+    connect_socket(fd);
+    assert_true(at_end(fd));
+    close(fd);
+}
+
+static void connections_over_the_limit_are_a_line_a_minute(void **state) {
+    (void)state;
+    int fds[8];
+    for (int i = 0; i < 8; i++) {
+        fds[i] = make_socket();
+        connect_socket(fds[i]);
+        assert_true(echoes(fds[i]));
+    }
+    logs_a_line_a_minute("fdsock.refused", is_closed);
+    for (int i = 0; i < 8; i++)
+        close(fds[i]);
+}
+
+static void peers_that_say_nothing_are_a_line_a_minute(void **state) {
+    (void)state;
+    logs_a_line_a_minute("fdsock.silent", is_closed);
+}
+
+static void goes_without_its_reply(void) {
+    int fd = make_socket(), before = packets;
+    connect_socket(fd);
+    assert_int_equal(send(fd, "a", 1, MSG_NOSIGNAL), 1);
+    close(fd);
+    run(-1, 20);
+    assert_int_equal(packets, before + 1);
+}
+
+static void peers_that_read_nothing_are_a_line_a_minute(void **state) {
+    (void)state;
+    logs_a_line_a_minute("fdsock.dropped", goes_without_its_reply);
+}
+
 static void a_socket_file_left_over_is_replaced(void **state) {
     (void)state;
     fdsock_close(sock);
@@ -231,7 +313,7 @@ static void a_socket_file_left_over_is_replaced(void **state) {
     close(fd);
 }
 
-static void a_bad_directory_is_refused(void **state) {
+static void a_bad_directory_is_closed(void **state) {
     (void)state;
     char path[200];
     struct err err;
@@ -245,6 +327,7 @@ static void a_bad_directory_is_refused(void **state) {
 }
 
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
+#define LOGS(name) cmocka_unit_test_setup_teardown(name, setup_log, teardown_log)
 
 int main(void) {
     const struct CMUnitTest tests[] = {
@@ -254,8 +337,11 @@ int main(void) {
         TEST(the_user_may_close_from_within_packet),
         TEST(connections_over_the_limit_are_closed_at_once),
         TEST(running_out_of_descriptors_delays_a_connection_only),
+        LOGS(connections_over_the_limit_are_a_line_a_minute),
+        LOGS(peers_that_say_nothing_are_a_line_a_minute),
+        LOGS(peers_that_read_nothing_are_a_line_a_minute),
         TEST(a_socket_file_left_over_is_replaced),
-        TEST(a_bad_directory_is_refused),
+        TEST(a_bad_directory_is_closed),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }

@@ -8,7 +8,9 @@
 
 #include <cmocka.h>
 
+#include "daemon/log.h"
 #include "resume.h"
+#include "tmpdir.h"
 
 #include <signal.h>
 #include <stdlib.h>
@@ -224,6 +226,32 @@ static void another_user_does_not_take_a_session_up(void **state) {
     close(fd);
     assert_int_equal(client_resume(&fx, &c, NULL), 0);
     client_bye(&fx, &c);
+}
+
+static void refused_again_and_again_is_a_line_a_minute(void **state) {
+    (void)state;
+    struct tmpdir dir;
+    struct client c;
+    char path[128];
+    assert_true(tmpdir_make(&dir));
+    tmpdir_file(&dir, "log", path, sizeof path);
+    client_open(&fx, &c, 1);
+    int fd = fd_connect(&fx);
+    const uint8_t wrong[PROTO_TOKEN_SIZE] = {0};
+    assert_int_equal(log_open(path, LOG_INFO), 0);
+    for (int i = 0; i < 5; i++)
+        assert_int_equal(fd_open(&fx, fd, c.session, wrong, "", NULL), KVPOOL_E_PERM);
+    assert_int_equal(tmpdir_count(path, "session.refused"), 1);
+    assert_int_equal(tmpdir_count(path, " suppressed=0 error=\"wrong token"), 1);
+    fx.d->refused.since_ns -= LOG_LIMIT_NS;
+    for (int i = 0; i < 2; i++)
+        assert_int_equal(fd_open(&fx, fd, UINT64_MAX, wrong, "", NULL), KVPOOL_E_STALE);
+    assert_int_equal(tmpdir_count(path, "session.refused"), 2);
+    assert_int_equal(tmpdir_count(path, " suppressed=4 error=\"session 0xffff"), 1);
+    log_open(NULL, LOG_INFO);
+    tmpdir_remove(&dir);
+    close(fd);
+    close(c.fd);
 }
 
 static void a_wrong_version_takes_nothing_up(void **state) {
@@ -567,6 +595,7 @@ int main(void) {
         LONG(only_the_right_token_takes_a_session_up),
         LONG(another_process_does_not_take_a_session_up),
         LONG(another_user_does_not_take_a_session_up),
+        LONG(refused_again_and_again_is_a_line_a_minute),
         LONG(a_wrong_version_takes_nothing_up),
         LONG(a_draining_daemon_takes_old_sessions_up_but_no_new_ones),
         SHORT(after_the_grace_its_pages_come_back),

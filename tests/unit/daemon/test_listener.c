@@ -10,9 +10,37 @@
 #include "tests/unit/daemon/server_rig.h"
 #include "tests/unit/daemon/starve.h"
 
+#include <dirent.h>
+#include <limits.h>
+#include <poll.h>
 #include <stdio.h>
 #include <sys/socket.h>
 #include <unistd.h>
+
+// Until then the listener is as one that NNG has lost: it accepts and greets, but makes no pipe, as the
+// callback of the pipe before does not return. UINT64_MAX: until it is closed, which waits for that.
+static atomic_uint_least64_t deaf_until;
+
+// NOLINTBEGIN(bugprone-reserved-identifier)
+int __real_nng_pipe_get_uint64(nng_pipe pipe, const char *option, uint64_t *ret);
+int __wrap_nng_pipe_get_uint64(nng_pipe pipe, const char *option, uint64_t *ret);
+int __real_nng_listener_close(nng_listener listener);
+int __wrap_nng_listener_close(nng_listener listener);
+
+int __wrap_nng_pipe_get_uint64(nng_pipe pipe, const char *option, uint64_t *ret) {
+    while (uv_hrtime() < atomic_load(&deaf_until)) {
+        usleep(1000);
+    }
+    return __real_nng_pipe_get_uint64(pipe, option, ret);
+}
+
+int __wrap_nng_listener_close(nng_listener listener) {
+    if (atomic_load(&deaf_until) == UINT64_MAX) {
+        atomic_store(&deaf_until, uv_hrtime() + 300000000);
+    }
+    return __real_nng_listener_close(listener);
+}
+// NOLINTEND(bugprone-reserved-identifier)
 
 static void *garbage_main(void *arg) {
     static const uint8_t frames[][32] = {
@@ -103,6 +131,70 @@ static void clients_of_before_go_on_after_a_relisten(void **state) {
     nng_close(socket);
 }
 
+// Without what a probe has for a moment.
+static unsigned open_files(void) {
+    unsigned least = UINT_MAX;
+    for (int i = 0; i < 50; i++) {
+        unsigned n = 0;
+        DIR *dir = opendir("/proc/self/fd");
+        assert_non_null(dir);
+        while (readdir(dir) != NULL) {
+            n++;
+        }
+        closedir(dir);
+        least = n < least ? n : least;
+        run_for(10);
+    }
+    return least;
+}
+
+// Runs the loop until the peer's end has something to read.
+static bool readable(int fd, unsigned ms) {
+    struct pollfd p = {.fd = fd, .events = POLLIN};
+    for (unsigned i = 0; i < ms / 10 && poll(&p, 1, 0) != 1; i++) {
+        run_for(10);
+    }
+    return poll(&p, 1, 0) == 1;
+}
+
+static bool is_greeted(int fd) {
+    uint8_t bytes[sizeof handshake];
+    return readable(fd, 5000) && recv(fd, bytes, sizeof bytes, 0) == (ssize_t)sizeof bytes;
+}
+
+static void what_nng_keeps_of_a_lost_listener_is_counted(void **state) {
+    enum { PEERS = 14 };
+    int fds[PEERS];
+    char byte;
+    (void)state;
+    rig.config.probe_interval_ms = 200;
+    open_server();
+    assert_true(run_until(&rig.pings, 2, 10000));
+    const unsigned before = open_files();
+    for (unsigned round = 1; round <= 2; round++) {
+        atomic_store(&deaf_until, UINT64_MAX);
+        for (int i = 0; i < PEERS; i++) {
+            fds[i] = raw_connect();
+            assert_true(fds[i] >= 0);
+            assert_int_equal(send(fds[i], handshake, sizeof handshake, 0), sizeof handshake);
+            assert_true(is_greeted(fds[i]));
+        }
+        for (int i = 0; i < 1000 && server_relistens(rig.server) < round; i++) {
+            run_for(10);
+        }
+        assert_int_equal(server_relistens(rig.server), round);
+        for (int i = 0; i < PEERS; i++) {
+            assert_true(readable(fds[i], 5000));
+            assert_int_equal(recv(fds[i], &byte, 1, 0), 0); // its end
+            close(fds[i]);
+        }
+        assert_true(run_until(&rig.pings, rig.pings + 3, 10000));
+        const unsigned now = open_files();
+        print_message("NNG keeps %u descriptors\n", now - before);
+        assert_int_equal(server_kept(rig.server), now - before);
+    }
+}
+
 static void a_healthy_listener_is_left_alone(void **state) {
     (void)state;
     rig.config.probe_interval_ms = 50;
@@ -161,6 +253,7 @@ int main(int argc, char **argv) {
         TEST(after_garbage_the_next_probe_makes_it_reachable_again),
         TEST(a_listener_that_is_lost_is_created_again),
         TEST(clients_of_before_go_on_after_a_relisten),
+        TEST(what_nng_keeps_of_a_lost_listener_is_counted),
         TEST(a_healthy_listener_is_left_alone),
         TEST(busy_slots_are_not_taken_for_a_dead_listener),
         TEST(a_probe_interval_that_is_switched_on_later_works),

@@ -147,6 +147,18 @@ static void seal(uint64_t step, uint64_t seq, uint32_t tokens, uint32_t first) {
     assert_int_equal(commit(step), 0);
 }
 
+static void what_nng_keeps_of_listeners_is_leaked(void **state) {
+    (void)state;
+    struct proto_stats s;
+    server_keeps(14);
+    assert_int_equal(client_stats(&fx, &me, &s), 0);
+    assert_int_equal(s.leaked_pipes, 14);
+    scrape();
+    assert_true(value("kvpool_leaked_pipes") == 14);
+    assert_int_equal(dispatch_leaked_pipes(fx.d), 14);
+    server_keeps(0);
+}
+
 static void the_figures_are_those_of_the_work(void **state) {
     (void)state;
     scrape();
@@ -310,6 +322,7 @@ static void pages_that_come_and_go_are_events(void **state) {
 int main(void) {
 #define TEST(name) cmocka_unit_test_setup_teardown(name, setup, teardown)
     const struct CMUnitTest tests[] = {
+        TEST(what_nng_keeps_of_listeners_is_leaked),
         TEST(the_figures_are_those_of_the_work),
         cmocka_unit_test_setup_teardown(steps_that_ended_otherwise_take_no_room_from_others,
                                         setup_few_steps, teardown),

@@ -58,3 +58,13 @@ const char *tmpdir_read(const char *path, char *ret, size_t size) {
     }
     return ret;
 }
+
+unsigned tmpdir_count(const char *path, const char *what) {
+    static char text[65536];
+    unsigned n = 0;
+    for (const char *at = tmpdir_read(path, text, sizeof text); (at = strstr(at, what)) != NULL;
+         at++) {
+        n++;
+    }
+    return n;
+}

@@ -21,5 +21,7 @@ bool tmpdir_write(const struct tmpdir *dir, const char *name, const char *text, 
                   size_t size);
 // The file's text, terminated, at most size - 1 bytes; "" when it cannot be read.
 const char *tmpdir_read(const char *path, char *ret, size_t size);
+// How often `what` is in the file, in its first 64 KiB.
+unsigned tmpdir_count(const char *path, const char *what);
 
 #endif
