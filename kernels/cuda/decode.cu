@@ -86,7 +86,8 @@ bool cuda_decode_takes(const struct cuda_attention *a) {
     if (kv->kv_heads == 0 || kv->kv_heads >= DECODE_MAX_HEADS || a->qo_heads == 0 ||
         a->qo_heads % kv->kv_heads != 0 || a->qo_heads / kv->kv_heads > DECODE_MAX_GROUP)
         return false;
-    if (a->batch.max_q_len > DECODE_MAX_Q_LEN || kv->page_shift < 3 || kv->page_shift > 30)
+    if (a->batch.max_q_len > DECODE_MAX_Q_LEN || kv->page_shift < 3 || kv->page_shift > 30 ||
+        a->soft_cap > CUDA_WIDEST_CAP)
         return false;
     return !a->batch_invariant || items_of(a, DECODE_MAX_Q_LEN) <= DECODE_COUNTERS;
 }

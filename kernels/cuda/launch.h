@@ -29,6 +29,9 @@ extern "C" {
 // kvpool_dtype's values.
 enum { CUDA_FP16 = 1, CUDA_BF16 = 2, CUDA_FP32 = 3, CUDA_E4M3 = 4 };
 
+// Decode and prefill take soft caps up to this: a logit that they cap is off by 2^-22 of the cap.
+enum { CUDA_WIDEST_CAP = 256 };
+
 // What launchers need to know of a device; filled once by cuda_device_init (of the current device).
 struct cuda_device {
     int32_t ordinal;
@@ -97,7 +100,8 @@ struct cuda_attention {
 };
 
 // --- decode: at most 8 query tokens a sequence (decode.cuh) ------------------------------------
-// head_dim 64, 128, 256; group (qo_heads / kv_heads) at most 32; fp16, bf16; kv the same or e4m3.
+// head_dim 64, 128, 256; group (qo_heads / kv_heads) at most 32; fp16, bf16; kv the same or e4m3; soft_cap up
+// to CUDA_WIDEST_CAP.
 bool cuda_decode_takes(const struct cuda_attention *a);
 // batch.n of a launch that it takes at most. A larger batch is several launches over subsets of it, each with a plan
 // of its own; batch-invariant (there is no limit otherwise) the bits are the same, and the workspace is bounded.
@@ -108,7 +112,7 @@ int cuda_decode_plan(const struct cuda_device *d, const struct cuda_attention *a
 int cuda_decode(const struct cuda_device *d, const struct cuda_attention *a, void *stream);
 
 // --- prefill: any number of query tokens (prefill.cuh) -----------------------------------------
-// head_dim 64, 128, 256; any group; fp16, bf16; kv the same or e4m3; soft_cap up to 256.
+// head_dim 64, 128, 256; any group; fp16, bf16; kv the same or e4m3; soft_cap up to CUDA_WIDEST_CAP.
 bool cuda_prefill_takes(const struct cuda_attention *a);
 size_t cuda_prefill_plan_bytes(const struct cuda_device *d, const struct cuda_attention *a);
 size_t cuda_prefill_workspace_bytes(const struct cuda_device *d, const struct cuda_attention *a);

@@ -66,7 +66,7 @@ bool cuda_prefill_takes(const struct cuda_attention *a) {
         (a->kv.dtype != a->dtype && a->kv.dtype != CUDA_E4M3))
         return false;
     if (a->kv.kv_heads == 0 || a->qo_heads == 0 || a->qo_heads % a->kv.kv_heads != 0 ||
-        !rows_aligned(&a->q) || !rows_aligned(&a->out) || a->soft_cap > PREFILL_WIDEST_CAP)
+        !rows_aligned(&a->q) || !rows_aligned(&a->out) || a->soft_cap > CUDA_WIDEST_CAP)
         return false;
     // Rows are counted in 32 bits, and so are the bytes from a page to the next and of a page.
     uint64_t rows = (uint64_t)a->batch.nnz * (a->qo_heads / a->kv.kv_heads);

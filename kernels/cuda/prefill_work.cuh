@@ -26,11 +26,10 @@
 #include "kernels/cuda/start.cuh"
 
 enum {
-    PREFILL_COUNTERS = 4096,  // u32s at the start of a workspace
-    PREFILL_MIN_CHUNK = 512,  // tokens: what is cut off a tile's KV range is at least so long
-    PREFILL_MAX_SPLITS = 64,  // ranges that a tile is cut into: one CTA merges them
-    PREFILL_FAR = 1 << 30,    // more than any position
-    PREFILL_WIDEST_CAP = 256, // a capped logit is off by 2^-22 of the cap
+    PREFILL_COUNTERS = 4096, // u32s at the start of a workspace
+    PREFILL_MIN_CHUNK = 512, // tokens: what is cut off a tile's KV range is at least so long
+    PREFILL_MAX_SPLITS = 64, // ranges that a tile is cut into: one CTA merges them
+    PREFILL_FAR = 1 << 30,   // more than any position
 };
 
 struct __align__(16) prefill_record {

@@ -359,7 +359,7 @@ static void test_alone_and_together(void **state) {
                 c.qo_heads = groups[g];
                 c.kv_dtype = bytes ? CUDA_E4M3 : c.dtype;
                 c.sinks = d == 1;
-                c.soft_cap = d == 2 ? 20 : 0;
+                c.soft_cap = d == 2 ? CUDA_WIDEST_CAP : 0;
                 c.window_left = g == 2 && d == 0 ? 350 : -1;
                 case_add(&c, 1, 50);
                 case_add(&c, 8, 300);
@@ -394,6 +394,7 @@ static void test_refusals(void **state) {
     REFUSED(a.qo_heads = 33 * a.kv.kv_heads);
     REFUSED(a.qo_heads = 5);
     REFUSED(a.batch.max_q_len = 9);
+    REFUSED(a.soft_cap = CUDA_WIDEST_CAP + 1);
     // Batch-invariant, too many items for the counters, whatever max_q_len is.
     REFUSED((a.batch_invariant = true, a.kv.head_dim = 256, a.kv.kv_heads = 8000,
              a.qo_heads = 32 * a.kv.kv_heads));
