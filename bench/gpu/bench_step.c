@@ -278,7 +278,7 @@ static void run(struct bench *b, const struct gpu_shape *s, const struct options
 }
 
 static struct options parse(int argc, char **argv) {
-    struct options o = {.backend = "cuda", .samples = 30};
+    struct options o = {.backend = "cuda", .samples = 120};
     for (int i = 1; i < argc; i++) {
         const char *value = i + 1 < argc ? argv[i + 1] : NULL;
         if (strcmp(argv[i], "--json") == 0)
