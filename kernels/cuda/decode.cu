@@ -141,6 +141,7 @@ int cuda_decode_plan(const struct cuda_device *d, const struct cuda_attention *a
     args.columns = 8 * l.nt;
     args.blocks = l.nt * a->kv.head_dim / 16;
     args.tile_tokens = decode_tile_tokens(a->kv.head_dim, l.kv8);
+    args.least_run = l.kv8 || args.tile_tokens > 16 ? 2 : 4; // measured: docs/kernels.md
     args.window_left = a->window_left;
     args.batch_invariant = a->batch_invariant;
     args.ctas = l.ctas;

@@ -15,8 +15,9 @@ enum { BLOCKS = 20, THREADS = 512, WARPS = THREADS / 32, KEPT = 512 };
 // Threads of a warp's work: one for each of its first tiles, one for where its run goes on, one for each sum.
 enum { ROLE_RUN = DECODE_FIRST, ROLE_MERGES, ROLES = ROLE_MERGES + DECODE_MERGES };
 // Of runs of RUN_LONG tiles the bandwidth matters, not the ends. An item that several CTAs share is cut in runs of
-// RUN_SHARED tiles at least, or in FEW_RUNS where its parts are of FEW_BLOCKS at most: they cost less to sum.
-enum { RUN_LONG = 8, RUN_SHARED = 4, FEW_RUNS = 64, FEW_BLOCKS = 8 };
+// least_run tiles at least. Parts of FEW_BLOCKS at most cost less to sum: up to FEW_RUNS runs of one tile, and of two
+// up to twice as many.
+enum { RUN_LONG = 8, FEW_BLOCKS = 8, FEW_RUNS = 32 };
 
 static constexpr uint32_t ALL = 0xffffffffu;
 
@@ -147,8 +148,10 @@ static __device__ __forceinline__ uint32_t snap(struct decode_run *run) {
 // The runs that an item of so many tiles is cut in, at most.
 static __device__ __forceinline__ uint64_t most_runs(const struct decode_plan_args &a,
                                                      uint64_t tiles) {
-    uint64_t few = a.blocks <= FEW_BLOCKS ? FEW_RUNS : a.cta_warps;
-    return min(tiles, max(few, tiles / RUN_SHARED));
+    uint64_t few = a.cta_warps;
+    if (a.blocks <= FEW_BLOCKS)
+        few = min(max((uint64_t)FEW_RUNS, tiles / 2), (uint64_t)(2 * FEW_RUNS));
+    return min(tiles, max(few, tiles / a.least_run));
 }
 
 // Items of one length each: their number of warps, a power of two or whole CTAs, or the number of whole

@@ -16,6 +16,7 @@ struct decode_plan_args {
     uint32_t columns; // of a block: 8 * NT
     uint32_t blocks;  // of a partial result
     uint32_t tile_tokens;
+    uint32_t least_run; // tiles, where several CTAs share an item
     int32_t window_left;
     bool batch_invariant;
     uint32_t ctas, cta_warps;
