@@ -132,7 +132,8 @@ static void load_unit(const struct wave *wave, const struct unit *u, struct attn
     w->begin = u->begin;
     w->end = u->end;
     w->widen = cpu_cache_is_fp8(c);
-    w->soft_cap = op->soft_cap;
+    w->soft_cap =
+        op->soft_cap > 0 ? fminf(fmaxf(op->soft_cap, ATTN_LEAST_CAP), ATTN_WIDEST_CAP) : 0;
     uint32_t first = op->batch.qo_indptr[u->sequence];
     for (uint32_t head = 0; head < u->heads; head++) {
         struct place at = first_place(wave, u, head);

@@ -49,6 +49,9 @@ static inline vf v_max(vf a, vf b) {
 static inline vf v_min(vf a, vf b) {
     return v_select(a < b, a, b);
 }
+static inline vf v_less(vf a, vf b, vf x, vf y) {
+    return v_select(a < b, x, y);
+}
 static inline vf v_round(vf x) {
     vf magic = v_set1(12582912.0f); // 1.5 * 2^23: the sum has no bits below 1
     return (x + magic) - magic;

@@ -31,6 +31,12 @@ enum {
     ATTN_WORDS = KVPOOL_MAX_HEAD_DIM, // 32-bit words of a row: a multiple of 64
 };
 
+// A soft cap between these, times log2(e), is a normal number, and so is its reciprocal. One beyond is
+// taken for the nearest of them: the widest leaves logits up to 2^112 as they are, as wider ones do;
+// the least leaves nothing of any.
+#define ATTN_LEAST_CAP 0x1p-125f
+#define ATTN_WIDEST_CAP 0x1p125f
+
 struct attn_keys {     // K and V of a layer from the unit's first head on, through a page table
     const char *k;     // K slab of the first head in page 0
     size_t slab_bytes; // from head to head
@@ -45,8 +51,8 @@ struct attn_work {
     struct attn_keys keys;
     uint32_t heads, rows, head_rows; // head_rows: attn_head_rows(rows)
     uint32_t head_dim, begin, end;
-    bool widen; // K and V are e4m3
-    float soft_cap;
+    bool widen;                // K and V are e4m3
+    float soft_cap;            // 0: none; else ATTN_LEAST_CAP to ATTN_WIDEST_CAP
     float sm_scale[ATTN_ROWS]; // of each head
     const void *row_q[ATTN_ROWS];
     uint32_t lo[ATTN_ROWS], hi[ATTN_ROWS]; // of row r of every head; within begin..end, lo <= hi

@@ -6,6 +6,7 @@
 //   ISA_PAIRS               1: bf16 is multiplied in pairs, see below
 //   v_zero v_set1 v_load v_store v_add v_sub v_mul v_div v_fma(a,b,c)=a*b+c
 //   v_max v_min             of (a, b): b where either is NaN
+//   v_less(a, b, x, y)      x where a < b, else y: also where either is NaN
 //   v_round                 to the nearest integer, |x| < 2^22
 //   v_scale2(x, n)          x * 2^n, n whole; 0 for n = V_EXP2_LEAST
 //   v_hsum v_hmax           over the lanes
@@ -80,12 +81,23 @@ ALWAYS vf v_exp2(vf x) {
     return v_scale2(y, n);
 }
 
-// cap * tanh(x * factor / (2 log2 e)), from tanh(y) = 1 - 2 / (e^2y + 1).
+// cap * tanh(x / cap), to a relative error of a few 2^-24; factor = 1 / cap.
 ALWAYS vf v_soft_cap(vf x, float factor, float cap) {
-    vf y = v_mul(x, v_set1(factor));
+    vf u = v_mul(x, v_set1(factor));
+    // |u| < 0.7: x * (tanh(u) / u), a polynomial in u^2 to 2e-8. It is x where u vanishes.
+    vf z = v_mul(u, u);
+    vf g = v_set1(-5.138662859e-03f);
+    g = v_fma(g, z, v_set1(2.009197083e-02f));
+    g = v_fma(g, z, v_set1(-5.355886159e-02f));
+    g = v_fma(g, z, v_set1(1.332911074e-01f));
+    g = v_fma(g, z, v_set1(-3.333318990e-01f));
+    g = v_fma(g, z, v_set1(1.0f));
+    // Else tanh(u) = 1 - 2 / (e^2u + 1), which is +-1 from y = +-40 on.
+    vf y = v_mul(u, v_set1(2 * LOG2E));
     y = v_min(v_set1(40.0f), v_max(v_set1(-40.0f), y));
     vf e = v_add(v_exp2(y), v_set1(1.0f));
-    return v_mul(v_set1(cap), v_sub(v_set1(1.0f), v_div(v_set1(2.0f), e)));
+    vf far = v_mul(v_set1(cap), v_sub(v_set1(1.0f), v_div(v_set1(2.0f), e)));
+    return v_less(z, v_set1(0.49f), v_mul(x, g), far);
 }
 
 ALWAYS size_t clamp(size_t x, size_t low, size_t high) {
@@ -176,9 +188,10 @@ ALWAYS float softmax_step(float *s, size_t a, size_t b, size_t width, float sm_s
                           float soft_cap, float *max, float *sum, bool pairs) {
     float factor = sm_scale * LOG2E;
     if (soft_cap > 0) {
+        float cap = soft_cap * LOG2E;
         for (size_t i = 0; i < width; i += VW)
-            v_store(s + i, v_soft_cap(v_load(s + i), 2 * LOG2E * sm_scale / soft_cap, soft_cap));
-        factor = LOG2E;
+            v_store(s + i, v_soft_cap(v_mul(v_load(s + i), v_set1(factor)), 1 / cap, cap));
+        factor = 1;
     }
     for (size_t i = 0; i < a; i++)
         s[i] = -INFINITY;

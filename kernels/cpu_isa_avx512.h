@@ -44,6 +44,9 @@ static inline vf v_max(vf a, vf b) {
 static inline vf v_min(vf a, vf b) {
     return _mm512_min_ps(a, b);
 }
+static inline vf v_less(vf a, vf b, vf x, vf y) {
+    return _mm512_mask_blend_ps(_mm512_cmp_ps_mask(a, b, _CMP_LT_OQ), y, x);
+}
 static inline vf v_round(vf x) {
     return _mm512_roundscale_ps(x, _MM_FROUND_TO_NEAREST_INT);
 }

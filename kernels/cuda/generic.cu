@@ -216,8 +216,10 @@ __global__ void __launch_bounds__(THREADS, CHUNKS == 1   ? 4
                 x[i] *= logit_scale;
             if (a.soft_cap > 0) {
 #pragma unroll
-                for (uint32_t i = 0; i < KEYS; i++)
-                    x[i] = a.soft_cap * tanhf(x[i] / a.soft_cap);
+                for (uint32_t i = 0; i < KEYS; i++) {
+                    float y = x[i] / a.soft_cap; // small: its own tanh, but for bits that it lost
+                    x[i] = fabsf(y) < 0x1p-13f ? x[i] : a.soft_cap * tanhf(y);
+                }
             }
             float larger = maximum;
 #pragma unroll

@@ -258,6 +258,80 @@ static void test_soft_cap(void **state) {
     }
 }
 
+// They leave the logits as they are.
+static void test_wide_soft_caps(void **state) {
+    (void)state;
+    const float caps[] = {1e4f, 1e6f, 1e10f, 3e38f};
+    for (size_t i = 0; i < sizeof caps / sizeof *caps; i++) {
+        struct attention_case c = base("wide soft cap");
+        c.soft_cap = caps[i];
+        add(&c, 1, 100);
+        add(&c, 33, 133);
+        check(&c);
+    }
+}
+
+// Eight logits to each power of two from 2^-40 to 2^40, of both signs, and a few others.
+enum { LOGITS = 2 * 8 * 80, LOGITS_FEW = 4, LOGITS_ALL = LOGITS + LOGITS_FEW };
+static double logit_at(size_t i) {
+    const double few[LOGITS_FEW] = {INFINITY, -INFINITY, (double)NAN, 0};
+    if (i >= LOGITS)
+        return few[i - LOGITS];
+    size_t pair = i / 2;
+    double x = (double)exp2f((float)pair / 8 - 40);
+    return i % 2 == 0 ? x : -x;
+}
+
+// To a few 2^-24 of it. A cap above 2^125 may be taken for less, which an infinite logit tells.
+static bool is_capped(double x, double cap, double got) {
+    double expected = cap * tanh(x / cap);
+    if (isnan(expected))
+        return isnan(got);
+    if (isinf(x) && cap > 0x1p125)
+        return x * got > 0 && fabs(got) >= 0x1p124 && fabs(got) <= cap;
+    return fabs(got - expected) <= 0x1p-21 * fabs(expected) + 0x1p-124;
+}
+
+// A query that sees one key has its capped logit as lse.
+static void test_soft_cap_of_every_logit(void **state) {
+    (void)state;
+    const float caps[] = {1e-42f, 1e-30f, 0.01f, 1, 30, 1e4f, 1e6f, 1e20f, 1e38f, 3e38f};
+    for (size_t j = 0; j < sizeof caps / sizeof *caps; j++) {
+        struct attention_case c = base("one key");
+        c.dtype = KVPOOL_FP32;
+        c.qo_heads = c.kv_heads = 1;
+        c.head_dim = 8;
+        c.causal = false;
+        c.sm_scale = 0.25f;
+        c.soft_cap = caps[j];
+        add(&c, LOGITS_ALL, 1);
+        add(&c, LOGITS_FEW, 1);
+        struct attention_data *d = attention_data_new(&c);
+        memset(d->k, 0, sizeof *d->k * d->tokens_kv * c.head_dim);
+        memset(d->q, 0, sizeof *d->q * d->tokens_q * c.head_dim);
+        d->k[0] = d->k[c.head_dim] = 2;
+        for (size_t t = 0; t < d->tokens_q; t++)
+            d->q[t * c.head_dim] = 2 * logit_at(t < LOGITS_ALL ? t : t - LOGITS_FEW);
+        for (uint32_t i = 0; i < HARNESS_MAX_ISAS; i++) {
+            if (backends[i] == NULL)
+                continue;
+            size_t bytes;
+            unsigned char *result = attention_run(backends[i], d, 0, c.n, 3, &bytes);
+            const unsigned char *lse =
+                result + (size_t)d->tokens_q * c.head_dim * kv_dtype_size(c.dtype);
+            for (size_t t = 0; t < d->tokens_q; t++) {
+                double x = d->q[t * c.head_dim] / 2;
+                double got = (double)dtype_load(KVPOOL_FP32, lse, t);
+                if (!is_capped(x, (double)caps[j], got))
+                    fail_msg("%s, cap %g: %.9g became %.9g", harness_isas[i], (double)caps[j], x,
+                             got);
+            }
+            free(result);
+        }
+        attention_data_free(d);
+    }
+}
+
 static void test_not_causal(void **state) {
     (void)state;
     struct attention_case c = base("not causal");
@@ -510,6 +584,8 @@ int main(void) {
         cmocka_unit_test(test_sliding_windows),
         cmocka_unit_test(test_window_over_chunks),
         cmocka_unit_test(test_soft_cap),
+        cmocka_unit_test(test_wide_soft_caps),
+        cmocka_unit_test(test_soft_cap_of_every_logit),
         cmocka_unit_test(test_not_causal),
         cmocka_unit_test(test_interleaved_tensors_and_no_lse),
         cmocka_unit_test(test_nan_of_unseen_keys_stays_away),
