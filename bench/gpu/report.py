@@ -90,6 +90,8 @@ def table(head, rows):
         best = f"{us[row['best']]:8.1f} {row['best']:7}" if row["best"] else f"{'-':>8} {'':7}"
         ratio = f"{row['ratio']:8.2f}" if row["ratio"] else f"{'-':>8}"
         verdict = "" if bar is None else f"{bar:8.1f} {'pass' if us['ours'] <= bar else 'FAIL'}"
+        if row.get("served_us"):
+            verdict = f"served {row['served_us']:.0f} us"
         lines.append(
             f"{row['table']:8} {row['shape']:20} {row['limit_us']:8.1f} {us['ours']:8.1f} "
             f"{100 * row['limit_us'] / us['ours']:7.0f}% {best} {ratio} {verdict}"
