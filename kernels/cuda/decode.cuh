@@ -134,14 +134,7 @@ __global__ void __launch_bounds__(DECODE_MAX_WARPS * 32, 1)
         }
 
         float s[C::MT][C::NT][4];
-        times_queries<C>(bytes, lanes, queries, s);
-#pragma unroll
-        for (int mt = 0; mt < C::MT; mt++)
-#pragma unroll
-            for (int nt = 0; nt < C::NT; nt++)
-#pragma unroll
-                for (int j = 0; j < 4; j++)
-                    s[mt][nt][j] *= before;
+        times_queries<C>(bytes, lanes, queries, before, s);
         if (a.soft_cap > 0)
             cap_tile<C>(after, s);
         if (needs_mask<C>(a, place))

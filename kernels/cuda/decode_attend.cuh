@@ -31,10 +31,10 @@ static __device__ __forceinline__ uint32_t odd_bytes(uint32_t x) {
     return e4m3x2_to_fp16x2((x >> 8 & 0xff) | (x >> 16 & 0xff00));
 }
 
-// S = K Q.
+// S = K Q, times the scale.
 template <class C, class Q>
 static __device__ __forceinline__ void
-times_queries(uint32_t stage, const struct decode_lanes &lanes, const Q &queries,
+times_queries(uint32_t stage, const struct decode_lanes &lanes, const Q &queries, float scale,
               float (&s)[C::MT][C::NT][4]) {
     // Independent sums. Not a matter of NT: a column's bits are the same in all instances.
     constexpr int CHAINS = C::MT == 1 ? 2 : 1;
@@ -68,8 +68,9 @@ times_queries(uint32_t stage, const struct decode_lanes &lanes, const Q &queries
         for (int nt = 0; nt < C::NT; nt++)
 #pragma unroll
             for (int i = 0; i < 4; i++)
-                s[mt][nt][i] = CHAINS == 2 ? sum[0][mt][nt][i] + sum[CHAINS - 1][mt][nt][i]
-                                           : sum[0][mt][nt][i];
+                s[mt][nt][i] = (CHAINS == 2 ? sum[0][mt][nt][i] + sum[CHAINS - 1][mt][nt][i]
+                                            : sum[0][mt][nt][i]) *
+                               scale;
 }
 
 // Keys that a column does not see become -infinity.

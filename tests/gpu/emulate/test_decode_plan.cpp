@@ -74,7 +74,9 @@ static division divide(const std::vector<uint32_t> &kv_len, uint32_t heads, uint
     return ret;
 }
 
-static void check_heads(const std::vector<uint32_t> &kv_len, uint32_t heads, const char *what) {
+static void check(const std::vector<uint32_t> &kv_len, const char *what) {
+    static const uint32_t HEADS[] = {8, 4, 8, 2};
+    uint32_t heads = HEADS[kv_len.size() % 4];
     division x = divide(kv_len, heads);
     if (x.tiles != x.all || x.longest > x.shortest + 1)
         fail_msg("%s, %u heads: runs of %u to %u tiles, %lu of %lu tiles", what, heads, x.shortest,
@@ -83,11 +85,6 @@ static void check_heads(const std::vector<uint32_t> &kv_len, uint32_t heads, con
     if (x.longest > 8 && x.runs < x.warps - x.warps / 16)
         fail_msg("%s, %u heads: %u of %u warps have runs of %u tiles, the others none", what, heads,
                  x.runs, x.warps, x.longest);
-}
-
-static void check(const std::vector<uint32_t> &kv_len, const char *what) {
-    static const uint32_t HEADS[] = {8, 4, 8, 2};
-    check_heads(kv_len, HEADS[kv_len.size() % 4], what);
 }
 
 static void test_equal_lengths(void **state) {

@@ -313,7 +313,7 @@ static void a_socket_file_left_over_is_replaced(void **state) {
     close(fd);
 }
 
-static void a_bad_directory_is_closed(void **state) {
+static void a_bad_directory_is_refused(void **state) {
     (void)state;
     char path[200];
     struct err err;
@@ -341,7 +341,7 @@ int main(void) {
         LOGS(peers_that_say_nothing_are_a_line_a_minute),
         LOGS(peers_that_read_nothing_are_a_line_a_minute),
         TEST(a_socket_file_left_over_is_replaced),
-        TEST(a_bad_directory_is_closed),
+        TEST(a_bad_directory_is_refused),
     };
     return cmocka_run_group_tests(tests, NULL, NULL);
 }
